@@ -1,0 +1,12 @@
+"""A compute dial for any pretrained causal LM; importing it registers the classes with transformers."""
+
+from .actions import Action
+from .configuration_anee import AneeConfig
+from .modeling_anee import AneeForCausalLM, register
+from .trace import ExecutionTrace
+
+
+__all__ = ["Action", "AneeConfig", "AneeForCausalLM", "ExecutionTrace"]
+__version__ = "0.1.0"
+
+register()

@@ -1,0 +1,71 @@
+"""What an action costs, as a share of the full model's decoder stack.
+
+Two units: `"flops"` (of the linear maps, per token) and `"bytes"` (of weights read, what decoding at batch 1 pays
+for). Attention scores are left out of both: they depend on the context length and are saved in the same proportion.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .actions import Action
+from .blocks import Block
+
+
+def work(modules: Iterable[nn.Module], unit: str) -> float:
+    """FLOPs per token of the linear maps in `modules`, or bytes of all their parameters."""
+    parameters = [p for module in modules for p in module.parameters()]
+    if unit == "bytes":
+        return float(sum(p.numel() * p.element_size() for p in parameters))
+    return float(sum(2 * p.numel() for p in parameters if p.dim() > 1))
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Costs of one wrapped base.
+
+    Args:
+        layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers sums to 1.
+        head: cost of one more call of the final norm and the head.
+        stack: work of the whole decoder stack in `unit`, by which everything is divided.
+        unit: `"flops"` or `"bytes"`.
+    """
+
+    layers: Tensor
+    head: float
+    stack: float
+    unit: str
+
+    @classmethod
+    def measure(cls, blocks: list[Block], head_modules: list[nn.Module], unit: str) -> "CostTable":
+        """Count the work of every layer of a base."""
+        rows = []
+        for block in blocks:
+            keys_values = work([block.attention_norm], unit) + work(block.qkv.modules, unit) * _keys_values_share(block)
+            process = work([block.attention_norm, block.output, block.feed_forward_norm, block.mlp], unit)
+            process += work(block.qkv.modules, unit)
+            rows.append({Action.PROCESS: process, Action.SKIP: keys_values, Action.EXIT: keys_values})
+        stack = sum(row[Action.PROCESS] for row in rows)
+        layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64)
+        return cls(layers / stack, work(head_modules, unit) / stack, stack, unit)
+
+    @property
+    def stack_share(self) -> float:
+        """Share of the whole model's work, one head call included, that is the decoder stack."""
+        return 1.0 / (1.0 + self.head)
+
+    def of_actions(self, actions: Tensor, first: int = 0) -> Tensor:
+        """Cost of actions [..., n] taken at the n layers from `first` on, float64 [...]."""
+        count = actions.shape[-1]
+        return self.layers[torch.arange(first, first + count), actions.long()].sum(dim=-1)
+
+    def of_module(self, module: nn.Module) -> float:
+        """Cost of one call of a module of ours (a controller, a bridge)."""
+        return work([module], self.unit) / self.stack
+
+
+def _keys_values_share(block: Block) -> float:
+    """Share of the joint projection that keys and values need; a per-head layout runs whole."""
+    return 1.0 if block.per_head else 2 * block.kv_heads / (block.heads + 2 * block.kv_heads)

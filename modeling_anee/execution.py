@@ -1,0 +1,191 @@
+"""The executor: observe, decide and execute, layer by layer, for all tokens of a forward.
+
+Shapes: B rows, T new tokens, L layers, D hidden size, S cached tokens. Decisions and accounts are kept on the CPU:
+one device sync per decision, none per layer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from .actions import Action
+from .base_model import BaseStack, Masks
+from .blocks import Block, Rotation
+from .cache import AneeCache
+from .controllers import Controller, Observation
+from .costs import CostTable
+from .trace import ExecutionTrace
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tokens of one forward.
+
+    Args:
+        budget: float64 [B, T] on the CPU.
+        index: number of real tokens before each one in its row, int64 [B, T] on the CPU.
+        valid: False for padding, bool [B, T] on the CPU.
+        rotation: rotary cos and sin of the positions, or None.
+        masks: attention masks of the base, or None.
+        cache: where keys and values go, or None.
+        past: number of tokens in the cache before.
+    """
+
+    budget: Tensor
+    index: Tensor
+    valid: Tensor
+    rotation: Rotation | None
+    masks: Masks
+    cache: Cache | None
+    past: int
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the tokens of a step, gathered into a rectangle of R rows and at most n tokens each.
+
+    Args:
+        rows: rows with any token, int64 [R].
+        columns: their tokens, int64 [R, n]; short rows are filled up with token 0.
+        real: False for those fillers, bool [R, n].
+    """
+
+    rows: Tensor
+    columns: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, chosen: Tensor, device: torch.device) -> "Subset":
+        """The tokens marked in a mask [B, T] that lies on the CPU."""
+        rows = chosen.any(dim=1).nonzero().squeeze(1)
+        counts = chosen[rows].sum(dim=1)
+        columns = (~chosen[rows]).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
+        real = torch.arange(columns.shape[1]) < counts.unsqueeze(1)
+        return cls(rows.to(device), columns.masked_fill(~real, 0).to(device), real.to(device))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B or 1, T, ...] -> [R, n, ...]."""
+        rows = self.rows if x.shape[0] > 1 else torch.zeros_like(self.rows)
+        return x[rows.unsqueeze(1), self.columns]
+
+    def scatter(self, x: Tensor, part: Tensor) -> Tensor:
+        """A copy of x [B, T, D] with the tokens of the subset taken from `part` [R, n, D]."""
+        rows = self.rows.unsqueeze(1).expand_as(self.columns)[self.real]
+        return x.index_put((rows, self.columns[self.real]), part[self.real])
+
+    def take_rows(self, x: Tensor) -> Tensor:
+        """The rows of x [B, ...] that have any token."""
+        return x if len(self.rows) == x.shape[0] else x.index_select(0, self.rows)
+
+    def mask(self, mask: Tensor | None, step: Step, keys: int) -> Tensor | None:
+        """Rows and queries of an attention mask [B or 1, 1, T, S]; one is made where the base relies on causality."""
+        if mask is None and step.valid.shape[1] == 1:
+            return None
+        if mask is None:
+            last_key = self.columns + step.past
+            return (torch.arange(keys, device=last_key.device) <= last_key.unsqueeze(-1)).unsqueeze(1)
+        return self.gather(mask.transpose(1, 2)).transpose(1, 2)
+
+
+class Executor:
+    """Runs the decoder stack of a base under a controller."""
+
+    def __init__(self, stack: BaseStack, controller: Controller, costs: CostTable) -> None:
+        self.stack = stack
+        self.controller = controller
+        self.costs = costs
+
+    def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
+        """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
+
+        With `keep`, the hidden states that enter each layer are appended to it.
+        """
+        actions = torch.zeros(*hidden.shape[:2], len(self.stack.blocks), dtype=torch.uint8)
+        charges = torch.zeros(hidden.shape[:2], dtype=torch.float64)
+        limited = (step.budget < 1.0) & step.valid
+        done, previous = 0, hidden
+        for segment, (start, _) in enumerate(self.controller.segments if limited.any() else ()):
+            hidden = self._run_layers(hidden, step, actions, range(done, start), keep)
+            self._decide(segment, hidden, previous, step, limited, actions, charges)
+            done, previous = start, hidden
+        hidden = self._run_layers(hidden, step, actions, range(done, len(self.stack.blocks)), keep)
+        cost = (self.costs.of_actions(actions) + charges) * step.valid
+        return hidden, ExecutionTrace(
+            actions, cost.float(), step.valid, self.costs.stack_share, self.controller.floor, self.costs.unit
+        )
+
+    def _decide(
+        self,
+        segment: int,
+        hidden: Tensor,
+        previous: Tensor,
+        step: Step,
+        limited: Tensor,
+        actions: Tensor,
+        charges: Tensor,
+    ) -> None:
+        """Ask the controller about every token that has a limit and has not exited; write actions and charges."""
+        start, stop = self.controller.segments[segment]
+        asked = limited if start == 0 else limited & (actions[..., start - 1] != Action.EXIT)
+        if not asked.any():
+            return
+        if self.controller.needs_hidden:
+            where = asked.to(hidden.device)
+            hidden, previous = hidden[where], previous[where]
+        spent = self.costs.of_actions(actions[..., :start]) + charges
+        seen = Observation(hidden, previous, step.budget[asked], spent[asked], step.index[asked], self.stack.logits)
+        decision = self.controller.decide(segment, seen)
+        exited = (decision.actions == Action.EXIT).cumsum(dim=-1) > 0
+        actions[..., start:stop][asked] = decision.actions.masked_fill(exited, Action.EXIT)
+        charges[asked] += decision.cost
+        if exited.any():
+            leaves = asked.clone()
+            leaves[asked] = exited[:, -1]
+            actions[..., stop:][leaves] = Action.EXIT
+
+    def _run_layers(self, hidden: Tensor, step: Step, actions: Tensor, layers: range, keep: list[Tensor] | None) -> Tensor:
+        """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
+        process = actions[..., layers.start : layers.stop] == Action.PROCESS
+        padding = ~step.valid.unsqueeze(-1)
+        any_token = (process & ~padding).flatten(0, 1).any(dim=0).tolist()
+        all_tokens = (process | padding).flatten(0, 1).all(dim=0).tolist()
+        for i, layer in enumerate(layers):
+            if keep is not None:
+                keep.append(hidden)
+            block = self.stack.blocks[layer]
+            if not any_token[i]:
+                self._skip(layer, block, hidden, step)
+            elif all_tokens[i]:
+                hidden = self._process_all(layer, block, hidden, step)
+            else:
+                chosen = process[..., i] & step.valid
+                hidden = self._process_some(layer, block, hidden, step, Subset.of(chosen, hidden.device))
+        return hidden
+
+    def _skip(self, layer: int, block: Block, hidden: Tensor, step: Step) -> None:
+        """Every token passes: only keys and values are due, and our own cache can wait for them."""
+        if isinstance(step.cache, AneeCache):
+            step.cache.layers[layer].defer(hidden, step.rotation)
+        elif step.cache is not None:
+            step.cache.update(*block.keys_values(hidden, step.rotation), layer)
+
+    def _process_all(self, layer: int, block: Block, hidden: Tensor, step: Step) -> Tensor:
+        """Every token is processed: nothing is gathered."""
+        queries, keys, values = block.queries_keys_values(hidden, step.rotation)
+        if step.cache is not None:
+            keys, values = step.cache.update(keys, values, layer)
+        return block.process(hidden, queries, keys, values, self.stack.mask_of(block, step.masks))
+
+    def _process_some(self, layer: int, block: Block, hidden: Tensor, step: Step, subset: Subset) -> Tensor:
+        """Keys and values of every token; queries, attention and feed-forward of the subset."""
+        keys, values = block.keys_values(hidden, step.rotation)
+        if step.cache is not None:
+            keys, values = step.cache.update(keys, values, layer)
+        part = subset.gather(hidden)
+        rotation = step.rotation and (subset.gather(step.rotation[0]), subset.gather(step.rotation[1]))
+        mask = subset.mask(self.stack.mask_of(block, step.masks), step, keys.shape[2])
+        queries = block.queries(part, rotation)
+        part = block.process(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
+        return subset.scatter(hidden, part)

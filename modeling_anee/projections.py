@@ -1,0 +1,87 @@
+"""Linear maps of a frozen layer, applied with as few kernels as possible.
+
+Projections that share an input run as one: their weights are moved into one storage, of which the base's own
+parameters become views, so memory, values and `state_dict` stay the same. A module that must run itself
+(quantised, offloaded, hooked) is simply called.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether `module` is a linear map whose weights are present and unhooked, so they may be used directly."""
+    if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+        return False
+    return not (hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks or module.weight.is_meta)
+
+
+def out_features(module: nn.Module) -> int:
+    """Output width of a linear-like module."""
+    return module.nf if isinstance(module, Conv1D) else module.out_features
+
+
+class JointLinear:
+    """Linear modules that share an input: [..., in] -> [..., sum of their outputs].
+
+    The weights are joined when first used, and again after the base was moved, cast or copied.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self._ends = torch.tensor([out_features(module) for module in modules]).cumsum(0).tolist()
+        self._pointers: list[int] | None = None
+        self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
+        self._bias: torch.Tensor | None = None  # [out]
+
+    def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
+        if self._weight is None:
+            return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
+        if start == 0 and stop is None:
+            return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
+
+    def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        outputs, begin = [], 0
+        for module, end in zip(self.modules, self._ends, strict=True):
+            if begin < stop and end > start:
+                outputs.append(module(x)[..., max(start - begin, 0) : min(stop, end) - begin])
+            begin = end
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    @torch.no_grad()
+    def _join(self) -> None:
+        self._weight = self._bias = None
+        first = self.modules[0]
+        if len(self.modules) == 1 and is_plain(first):
+            self._weight = first.weight.t() if isinstance(first, Conv1D) else first.weight
+            self._bias = first.bias
+        elif self._can_join():
+            self._weight = _share_storage([module.weight for module in self.modules])
+            if first.bias is not None:
+                self._bias = _share_storage([module.bias for module in self.modules])
+        self._pointers = [module.weight.data_ptr() for module in self.modules]
+
+    def _can_join(self) -> bool:
+        first = self.modules[0]
+        return all(
+            is_plain(module)
+            and isinstance(module, nn.Linear)
+            and module.weight.dtype == first.weight.dtype
+            and module.weight.device == first.weight.device
+            and (module.bias is None) == (first.bias is None)
+            for module in self.modules
+        )
+
+
+def _share_storage(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """Move parameters of shape [out_i, ...] into one tensor [sum of out_i, ...]; they become views of it."""
+    joint = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, joint.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joint

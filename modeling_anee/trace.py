@@ -1,0 +1,104 @@
+"""`ExecutionTrace`: what was done with every token at every layer, and what it cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .actions import Action
+
+
+SYMBOLS = {Action.PROCESS: "█", Action.SKIP: "·", Action.EXIT: " "}
+
+
+@dataclass(frozen=True)
+class ExecutionTrace:
+    """Actions and costs of B rows of T tokens at L layers, on the CPU.
+
+    Args:
+        actions: uint8 [B, T, L], values of `Action`.
+        cost: float32 [B, T], share of the decoder stack's work, controller included; 0 for padding.
+        valid: bool [B, T], False for padding.
+        stack_share: share of the whole model's work that the stack is (the rest is the head).
+        floor: the lowest mean cost that the controller can reach.
+        unit: unit of the costs, `"flops"` or `"bytes"`.
+    """
+
+    actions: Tensor
+    cost: Tensor
+    valid: Tensor
+    stack_share: float
+    floor: float
+    unit: str
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost of a token, as a share of the decoder stack."""
+        return float(self.cost.sum() / self.valid.sum().clamp(min=1))
+
+    @property
+    def mean_cost_of_whole_model(self) -> float:
+        """Mean cost of a token as a share of the whole model, the head included."""
+        return self.mean_cost * self.stack_share + 1.0 - self.stack_share
+
+    @property
+    def row_cost(self) -> Tensor:
+        """Mean cost of each row, float32 [B]."""
+        return self.cost.sum(dim=1) / self.valid.sum(dim=1).clamp(min=1)
+
+    @property
+    def depth(self) -> Tensor:
+        """Number of layers that each token processed, int64 [B, T]."""
+        return (self.actions == Action.PROCESS).sum(dim=-1) * self.valid
+
+    @property
+    def layer_share(self) -> dict[Action, Tensor]:
+        """Per action, the share of the tokens that took it at each layer, float32 [L]."""
+        return {action: (self.actions[self.valid] == action).float().mean(dim=0) for action in Action}
+
+    def rows(self, index: Tensor) -> "ExecutionTrace":
+        """The rows at `index`, in its order."""
+        return self._with(self.actions[index], self.cost[index], self.valid[index])
+
+    def tokens(self, start: int | None, stop: int | None) -> "ExecutionTrace":
+        """The tokens `start:stop` of every row."""
+        return self._with(self.actions[:, start:stop], self.cost[:, start:stop], self.valid[:, start:stop])
+
+    def _with(self, actions: Tensor, cost: Tensor, valid: Tensor) -> "ExecutionTrace":
+        return ExecutionTrace(actions, cost, valid, self.stack_share, self.floor, self.unit)
+
+    @staticmethod
+    def concatenate(traces: Sequence["ExecutionTrace"]) -> "ExecutionTrace":
+        """Traces of the same rows, one after the other in time."""
+        parts = [torch.cat([getattr(t, name) for t in traces], dim=1) for name in ("actions", "cost", "valid")]
+        return traces[-1]._with(*parts)
+
+    def summary(self) -> str:
+        """One line: tokens, mean cost, depth, floor."""
+        depth = self.depth[self.valid].float().mean() if self.valid.any() else 0.0
+        return (
+            f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the decoder stack "
+            f"({self.mean_cost_of_whole_model:.3f} of the whole model, unit {self.unit}, floor {self.floor:.3f}), "
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers"
+        )
+
+    def render(self, row: int = 0, width: int = 100) -> str:
+        """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.
+
+        The right margin has the share of the drawn tokens that each layer processed, the bottom their depth.
+        """
+        actions = self.actions[row][self.valid[row]][-width:]  # [T, L]
+        processed = (actions == Action.PROCESS).float()
+        lines = []
+        for layer in range(actions.shape[1] - 1, -1, -1):
+            symbols = "".join(SYMBOLS[Action(value)] for value in actions[:, layer].tolist())
+            lines.append(f"{layer:4d} |{symbols}| {processed[:, layer].mean():4.0%}")
+        depths = "".join(_tenth(share) for share in processed.mean(dim=1).tolist())
+        legend = "  ".join(f"{symbol!r} {action.name}" for action, symbol in SYMBOLS.items())
+        return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
+
+
+def _tenth(share: float) -> str:
+    """A share as one digit: its tenths, 9 for all."""
+    return str(min(int(share * 10), 9))
