@@ -4,9 +4,9 @@ from .actions import Action
 from .configuration_anee import AneeConfig
 from .modeling_anee import AneeForCausalLM, register
 from .trace import ExecutionTrace
+from .version import __version__
 
 
-__all__ = ["Action", "AneeConfig", "AneeForCausalLM", "ExecutionTrace"]
-__version__ = "0.1.0"
+__all__ = ["Action", "AneeConfig", "AneeForCausalLM", "ExecutionTrace", "__version__"]
 
 register()

@@ -4,7 +4,7 @@ This is the only file that knows where a base keeps its parts; `families.py` has
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .actions import Action, parse_plan
-from .configuration_anee import AneeConfig
+from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
 from .signals import SIGNALS, SignalProbe, state_vector
 
@@ -60,6 +60,8 @@ class Controller(nn.Module):
         self.num_layers = config.num_layers
         self.segments: list[tuple[int, int]] = []
         self.floor = 0.0
+        # Kinds without parameters need a weights file too, and a foreign file must be noticed.
+        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
 
     def bind(self, costs: CostTable) -> None:
         """Take the costs of the attached base; sets `floor`, the lowest mean cost that can be reached."""

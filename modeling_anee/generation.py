@@ -57,12 +57,11 @@ class AneeGenerationMixin(GenerationMixin):
     """Carries budgets through `generate` and collects execution traces."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
-        """As `GenerationMixin.generate`, with two arguments more.
+        """As `GenerationMixin.generate`, with two keyword arguments more.
 
-        Args:
-            energy_budget: share of the decoder stack's work to spend, in [0, 1]: a number or one per row. Default:
-                that of `generation_config`, then that of `config`.
-            prompt_energy_budget: the same for the tokens of the prompt; default: as `energy_budget`.
+        `energy_budget` is the share of the decoder stack's work to spend, in [0, 1]: a number, or one per row. Default:
+        that of `generation_config`, then that of `config`. `prompt_energy_budget` is the same for the tokens of the
+        prompt; default: as `energy_budget`.
 
         Returns:
             token ids, or an output with `.execution` (an `ExecutionTrace`) if `return_dict_in_generate=True`.

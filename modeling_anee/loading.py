@@ -14,6 +14,7 @@ from .fingerprint import fingerprint, same_base
 logger = logging.get_logger(__name__)
 
 SEARCH_PATH_VARIABLE = "ANEE_BASE_PATH"
+CACHE_VARIABLE = "ANEE_CACHE"
 # Keyword arguments of `from_pretrained` that are about the base's weights, not about ours.
 BASE_KWARGS = (
     "dtype",
@@ -34,12 +35,18 @@ BASE_KWARGS = (
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 
 
+def cache_folder() -> Path:
+    """Where bases that `anee` converted are kept: `ANEE_CACHE`, by default `anee` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anee"
+    return Path(os.environ.get(CACHE_VARIABLE) or default)
+
+
 def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str, str | None]:
     """Where the base `name` is: (folder or Hub name, subfolder on the Hub or None).
 
     A name that begins with "." is relative to the artifact, which is a folder or a Hub repository. Any other is
-    looked up in the folders of the environment variable `ANEE_BASE_PATH` (as `org/name`, `org--name` or `name`),
-    then taken as it is.
+    looked up in the folders of the environment variable `ANEE_BASE_PATH` and in `cache_folder()` (as `org/name`,
+    `org--name` or `name`), then taken as it is.
 
     Raises:
         ValueError: a relative name without an artifact, or no name at all.
@@ -54,7 +61,7 @@ def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str
         if os.path.isdir(artifact):
             return str((Path(artifact) / name).resolve()), None
         return str(artifact), name.removeprefix("./")
-    for folder in filter(None, os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep)):
+    for folder in [*filter(None, os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep)), cache_folder()]:
         for spelling in (name, name.replace("/", "--"), name.rsplit("/", 1)[-1]):
             candidate = Path(folder) / spelling
             if (candidate / "config.json").is_file():
@@ -89,7 +96,7 @@ def load_base(config: AneeConfig, artifact: str | os.PathLike | None, revision: 
     except OSError as error:
         raise OSError(
             f"the base model {name!r} can't be loaded (looked at {where!r}): {error}\n"
-            f"Pass base_model_name_or_path=FOLDER to use a local copy, or list folders that hold copies in {SEARCH_PATH_VARIABLE}."
+            f"Pass base_model_name_or_path=FOLDER to use a local copy, or list folders with copies in {SEARCH_PATH_VARIABLE}."
         ) from error
 
 

@@ -102,7 +102,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
         fields |= {"controller": controller, "energy_budget": energy_budget}
         if not isinstance(base, PreTrainedModel):
-            fields.setdefault("base_model_name_or_path", str(base))
+            # A name that begins with "." would mean: relative to the artifact.
+            fields.setdefault("base_model_name_or_path", os.path.abspath(base) if os.path.isdir(base) else str(base))
             fields.setdefault("base_model_revision", revision)
             fields.setdefault("base_gguf_file", gguf_file)
             loaded = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
@@ -116,9 +117,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         else:
             fields.setdefault("base_model_name_or_path", base.name_or_path)
         text_config = base.config.to_dict()
-        text_config.pop("quantization_config", None)
+        for name in ("quantization_config", "_name_or_path"):
+            text_config.pop(name, None)
         with without_base():
             model = cls(AneeConfig(text_config=text_config, **fields))
+        check_fingerprint(model.config, base)
         model.attach_base(base)
         return model.eval()
 
@@ -154,6 +157,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         with without_base():
             model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         base = load_base(model.config, pretrained_model_name_or_path, kwargs.get("revision"), **hub_kwargs, **base_kwargs)
+        check_fingerprint(model.config, base)
         model.attach_base(base)
         return (model, info) if output_loading_info else model
 
@@ -171,7 +175,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if any(wrong.values()):
             details = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in wrong.items() if keys)
             raise ValueError(
-                f"the weights in {str(artifact)!r} don't belong to a {kwargs['config'].controller!r} controller of this base: {details}"
+                f"the weights in {str(artifact)!r} don't belong to a {kwargs['config'].controller!r} controller of this "
+                f"base: {details}"
             )
         return model, info
 
@@ -179,12 +184,13 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         """Hold a base by reference, frozen and in eval mode.
 
         Raises:
-            ValueError: an unknown family, a depth other than the configuration's, or another base with `strict_base=True`.
+            ValueError: an unknown family, or a shape other than the configuration's.
         """
         stack = BaseStack(base)
-        if len(stack.blocks) != self.config.num_layers:
-            raise ValueError(f"the base has {len(stack.blocks)} layers, the configuration {self.config.num_layers}")
-        check_fingerprint(self.config, base)
+        for name in ("num_hidden_layers", "hidden_size"):
+            expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
+            if expected != found:
+                raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
         base.requires_grad_(False)
         base.eval()
         base.config._name_or_path = ""  # a local path would be written into our config.json
@@ -209,8 +215,9 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
         # Values of the artifact's generation config stay; the base's fill in what it leaves open.
-        self.generation_config.update(**base.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        self.generation_config._from_model_config = False
+        defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
+        self.generation_config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        self.generation_config._from_model_config = None
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Controller):

@@ -1,0 +1,1 @@
+"""The `anee` command. Part of the workshop: never shipped in an artifact."""

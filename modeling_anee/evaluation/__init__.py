@@ -1,0 +1,1 @@
+"""Measuring and showing: heatmaps and benchmarks. Part of the workshop: never shipped in an artifact."""
