@@ -30,7 +30,7 @@ def tiny_base(family: str = "llama", attn_implementation: str = "sdpa", seed: in
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
-                parameter.mul_(4.0)
+                parameter.mul_(8.0)
     base.generation_config.pad_token_id = 0
     return base
 
@@ -43,7 +43,10 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
         with torch.no_grad():
             for parameter in model.controller.parameters():
                 parameter.copy_(torch.randn_like(parameter))
-            model.controller.policy[-1].bias[0] += 1.0
+            model.controller.probe.linear.weight.mul_(3.0)
+            model.controller.policy[0].weight[:, :2].mul_(8.0)
+            model.controller.policy[0].bias.sub_(4.0 * model.controller.policy[0].weight[:, :2].sum(dim=1) / 8.0)
+            model.controller.policy[-1].bias.copy_(torch.tensor([2.0, 2.0, -4.0]))
     return model
 
 
