@@ -194,4 +194,9 @@ class AneeCache(Cache):
     """Cache of an `AneeForCausalLM`: one `AneeCacheLayer` per decoder layer, and an `ExecutionLog`."""
 
     def __init__(self, blocks: list[Block]) -> None:
-        super().__init__(layers=[*(AneeCacheLayer(block) for block in blocks), ExecutionLog()])
+        self._own = [AneeCacheLayer(block) for block in blocks]
+        super().__init__(layers=[*self._own, ExecutionLog()])
+
+    def defer(self, hidden: Tensor, rotation: Rotation | None, layer_idx: int) -> None:
+        """Note tokens with hidden states [B, T, D] as pending for a layer that all of them skip."""
+        self._own[layer_idx].defer(hidden, rotation)

@@ -167,7 +167,7 @@ class Executor:
     def _skip(self, layer: int, block: Block, hidden: Tensor, step: Step) -> None:
         """Every token passes: only keys and values are due, and our own cache can wait for them."""
         if isinstance(step.cache, AneeCache):
-            step.cache.layers[layer].defer(hidden, step.rotation)
+            step.cache.defer(hidden, step.rotation, layer)
         elif step.cache is not None:
             step.cache.update(*block.keys_values(hidden, step.rotation), layer)
 

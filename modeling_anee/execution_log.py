@@ -15,8 +15,6 @@ class ExecutionLog(DummyLayer):
     applied when the trace is read, so that a finished beam can still be followed through steps that it has left.
     """
 
-    is_compileable = False  # keeps `generate` from compiling a forward whose control flow depends on the data
-
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[ExecutionTrace] = []
@@ -73,6 +71,8 @@ class ExecutionLog(DummyLayer):
 
 def execution_log(cache: Cache) -> ExecutionLog:
     """The log of any cache; one is added to a cache that has none."""
-    if not (cache.layers and isinstance(cache.layers[-1], ExecutionLog)):
-        cache.layers.append(ExecutionLog())
-    return cache.layers[-1]
+    last = cache.layers[-1] if cache.layers else None
+    if isinstance(last, ExecutionLog):
+        return last
+    cache.layers.append(log := ExecutionLog())
+    return log

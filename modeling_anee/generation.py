@@ -96,14 +96,14 @@ class AneeGenerationMixin(GenerationMixin):
             model_kwargs[name] = getattr(self.config, name) if value is None else value
         return generation_config, model_kwargs
 
-    def _prepare_model_inputs(self, inputs: Tensor | None, bos_token_id: Tensor | None, model_kwargs: dict) -> Any:
+    def _prepare_model_inputs(self, inputs: Tensor | None, bos_token_id: Tensor | None, model_kwargs: dict[str, Any]) -> Any:
         budgets = {name: model_kwargs.pop(name, None) for name in BUDGETS}
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        own: dict[str, Any] = {"prompt_length": inputs.shape[1]}
         for name, value in budgets.items():
             if value is not None:
-                model_kwargs[name] = budget_tensor(value, inputs.shape[0], name)
-        model_kwargs["prompt_length"] = inputs.shape[1]
-        return inputs, input_name, model_kwargs
+                own[name] = budget_tensor(value, inputs.shape[0], name)
+        return inputs, input_name, model_kwargs | own
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -144,11 +144,14 @@ class AneeGenerationMixin(GenerationMixin):
         )
         inputs["energy_budget"] = energy_budget
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        if prompt_energy_budget is not None and past < prompt_length:
+        if prompt_energy_budget is not None and energy_budget is not None and past < prompt_length:
             tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
             in_prompt = torch.arange(past, past + tokens.shape[1]) < prompt_length
             inputs["energy_budget"] = torch.where(in_prompt, prompt_energy_budget[:, None], energy_budget[:, None])
         return inputs
+
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        return False  # control flow depends on the data
 
     def create_masks_for_generate(self, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
         """Keep the 2D mask: the forward makes its own, and needs to know which tokens are padding."""

@@ -61,7 +61,8 @@ def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str
         if os.path.isdir(artifact):
             return str((Path(artifact) / name).resolve()), None
         return str(artifact), name.removeprefix("./")
-    for folder in [*filter(None, os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep)), cache_folder()]:
+    folders = [folder for folder in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if folder]
+    for folder in [*folders, str(cache_folder())]:
         for spelling in (name, name.replace("/", "--"), name.rsplit("/", 1)[-1]):
             candidate = Path(folder) / spelling
             if (candidate / "config.json").is_file():

@@ -57,6 +57,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
     base_model_prefix = "base"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = False
+    config: AneeConfig
+    base: Any  # the causal LM, whose attributes differ between families
     _supports_sdpa = True
     _auto_class = "AutoModelForCausalLM"
 
@@ -163,14 +165,16 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
 
     @classmethod
     def _load_own(cls, artifact: str | os.PathLike, *model_args: Any, **kwargs: Any) -> tuple["AneeForCausalLM", dict]:
+        loaded: Any
         try:
-            model, info = super().from_pretrained(
+            loaded = super().from_pretrained(
                 artifact, *model_args, output_loading_info=True, dtype=torch.float32, use_safetensors=True, **kwargs
             )
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise OSError(f"the weights in {str(artifact)!r} are truncated or not safetensors: {error}") from error
+        model, info = loaded
         wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(wrong.values()):
             details = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in wrong.items() if keys)
@@ -202,7 +206,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.executor = Executor(stack, self.controller, self.costs)
         self._adopt(base)
 
-    def _adopt(self, base: PreTrainedModel) -> None:
+    def _adopt(self, base: Any) -> None:
         """Take over what transformers wants to know of the whole model from the base."""
         self.config._attn_implementation_internal = base.config._attn_implementation
         self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
@@ -295,13 +299,13 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             raise ValueError("output_attentions=True is not supported: skipped layers compute no attention")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        rows, tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         stack = self.stack
         use_cache = stack.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = AneeCache(stack.blocks)
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        rows, tokens = embeddings.shape[:2]
         if position_ids is None:
             position_ids = torch.arange(past, past + tokens, device=embeddings.device).unsqueeze(0)
         hidden = stack.add_positions(embeddings, position_ids)

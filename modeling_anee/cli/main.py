@@ -132,7 +132,7 @@ def load(name: str | None, controller: str | None, dtype: str = "auto", trust_re
     logging.disable_progress_bar()
     with progress_console.status("loading the model"):
         folder = str(smollm2_folder()) if name is None else name
-        fields = BASE_FIELDS if name is None else {}
+        fields: dict[str, Any] = BASE_FIELDS if name is None else {}
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if config.model_type == "anee":
@@ -171,7 +171,7 @@ def run(
     kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
     with ProgressStreamer(max_new_tokens) as streamer:
         begin = time.perf_counter()
-        output = model.generate(
+        output: Any = model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, streamer=streamer, **kwargs
         )
         seconds = time.perf_counter() - begin

@@ -50,7 +50,7 @@ def decode_benchmark(model: AneeForCausalLM, tokenizer: Any, new_tokens: int, re
             if budget is None:
                 model.base.generate(**prompt, **length)
                 return
-            output = model.generate(**prompt, **length, energy_budget=budget, return_dict_in_generate=True)
+            output: Any = model.generate(**prompt, **length, energy_budget=budget, return_dict_in_generate=True)
             costs[name] = output.execution.mean_cost
 
         return call
