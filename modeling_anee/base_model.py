@@ -25,6 +25,7 @@ class BaseStack:
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
+        self.base = base
         self.config = base.config
         family = family_of(base)
         decoder = base.get_submodule(family.decoder)
@@ -36,6 +37,10 @@ class BaseStack:
         self._rotary = decoder.get_submodule(family.rotary) if family.rotary else None
         self._positions = decoder.get_submodule(family.position_embeddings) if family.position_embeddings else None
         self._all_full = all(block.layer_type in (None, "full_attention") for block in self.blocks)
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are taken apart anew from the copied base."""
+        return type(self), (self.base,)
 
     def measure_costs(self, unit: str) -> CostTable:
         """What every action costs at every layer."""
