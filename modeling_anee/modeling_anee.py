@@ -190,6 +190,18 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             )
         return model, info
 
+    def save_pretrained(self, save_directory: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write an artifact: config, our modules (no base weight), the code, generation config and the tokenizer, if given.
+
+        Args:
+            save_directory: folder to write to.
+            tokenizer: saved into the same folder.
+            kwargs: as in `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+
     def attach_base(self, base: PreTrainedModel) -> None:
         """Hold a base by reference, frozen and in eval mode.
 

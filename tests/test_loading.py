@@ -63,6 +63,13 @@ torch.save({"logits": model(ids).logits.detach(), "tokens": tokens}, out)
 """
 
 
+SAVE_AND_LOAD_AGAIN = """
+model.save_pretrained(artifact + "-again")
+again = AutoModelForCausalLM.from_pretrained(artifact + "-again", trust_remote_code=True)
+torch.testing.assert_close(again(ids).logits, model(ids).logits)
+"""
+
+
 def expected_of(model: AneeForCausalLM) -> dict[str, torch.Tensor]:
     ids = torch.arange(3, 15).unsqueeze(0)
     return {"logits": model(ids).logits.detach(), "tokens": model.generate(ids, max_new_tokens=5, do_sample=False)}
@@ -76,7 +83,7 @@ def check_same(file: Path, expected: dict[str, torch.Tensor]) -> None:
 
 def test_fresh_process_without_the_package_loads_a_folder(base_folder, tmp_path):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact")
-    done = in_fresh_process(LOAD_AND_SCORE, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    done = in_fresh_process(LOAD_AND_SCORE + SAVE_AND_LOAD_AGAIN, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
 
@@ -147,6 +154,15 @@ def test_artifact_holds_our_modules_the_code_and_nothing_of_the_base(base_folder
         "AutoModelForCausalLM": "modeling_anee.AneeForCausalLM",
     }
     assert "_name_or_path" not in config["text_config"] and config["format_version"] == 1
+
+
+def test_tokenizer_is_saved_when_given(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    wrap(tiny_base()).save_pretrained(tmp_path, tokenizer=tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path)("b")["input_ids"] == [1]
 
 
 def test_shipped_files_import_stdlib_torch_and_transformers_only():
