@@ -110,13 +110,17 @@ def test_demo_prints_three_budgets_and_draws(as_demo_base, tmp_path):
 
 
 def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
-    done = anee("bench", "--output", tmp_path / "bench.json", "--new-tokens", 4, "--repeats", 2)
+    small = ("--new-tokens", 4, "--repeats", 2, "--batch", 2, "--prefill", 20)
+    done = anee("bench", "--output", tmp_path / "bench.json", *small)
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "bench.json").read_text())
-    rows = {row["case"]: row for row in report["rows"]}
-    assert rows["plain generate"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
-    assert rows["budget 0.5"]["ceiling"] > rows["budget 0.8"]["ceiling"] > 1.0
-    assert "budget 0.6" in done.stdout
+    assert len(report["tables"]) == 3
+    for title, rows in report["tables"].items():
+        rows = {row["case"]: row for row in rows}
+        assert rows["plain"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
+        assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
+        assert title in done.stdout
+    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "confidence"}
 
 
 def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):

@@ -106,6 +106,32 @@ def test_fresh_process_without_the_package_loads_from_a_hub_cache(base_folder, t
     check_same(tmp_path / "out.pt", expected_of(model))
 
 
+def test_revisions_pin_the_artifact_and_not_its_base(base_folder, tmp_path):
+    older, folder = artifact_over(base_folder, tmp_path / "older", base_model_name_or_path="someone/base")
+    newer = wrap(AutoModelForCausalLM.from_pretrained(base_folder), "learned", base_model_name_or_path="someone/base")
+    torch.nn.init.zeros_(newer.controller.policy[-1].weight)
+    newer.save_pretrained(tmp_path / "newer")
+    home = tmp_path / "home"
+    hub_cache(home, "someone/base", base_folder)
+    hub_cache(home, "someone/artifact", tmp_path / "newer")
+    root = home / "hub" / "models--someone--artifact"
+    shutil.copytree(folder, root / "snapshots" / COMMIT.replace("1", "2"))
+    (root / "refs" / "v1").write_text(COMMIT.replace("1", "2"))
+    code = """
+import sys, torch
+from modeling_anee import AneeForCausalLM
+from transformers import AutoModelForCausalLM
+for load in (AneeForCausalLM, AutoModelForCausalLM):
+    model = load.from_pretrained("someone/artifact", revision="v1", energy_budget=0.6)
+    assert model.controller.policy[-1].weight.abs().sum() > 0
+    assert load.from_pretrained("someone/artifact").controller.policy[-1].weight.abs().sum() == 0
+torch.save({"logits": model(torch.arange(3, 15).unsqueeze(0)).logits.detach()}, sys.argv[1])
+"""
+    done = in_fresh_process(code, tmp_path / "out.pt", installed=True, HF_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt")["logits"], expected_of(older)["logits"])
+
+
 def test_base_in_a_subfolder_of_the_artifacts_repository(base_folder, tmp_path):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="./the_base")
     shutil.copytree(base_folder, artifact / "the_base")
