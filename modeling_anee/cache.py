@@ -163,9 +163,12 @@ class AneeCacheLayer(CacheLayerMixin):
         """Make room for more keys and values, at least doubling the storage when it is full."""
         needed = self._written + keys.shape[2]
         capacity = 0 if self._keys is None else self._keys.shape[2]
-        if needed <= capacity:
+        # What was made in inference mode can't be written to outside of it.
+        frozen = self._keys is not None and self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        if needed <= capacity and not frozen:
             return
-        capacity = max(needed, 2 * capacity, MIN_CAPACITY)
+        if needed > capacity:
+            capacity = max(needed, 2 * capacity, MIN_CAPACITY)
         old_keys, old_values = self._keys, self._values
         self._keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
         self._values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))

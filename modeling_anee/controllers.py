@@ -194,7 +194,7 @@ class ConfidenceController(Controller):
         if layers is None:
             layers = {max(config.min_layers, self.num_layers * quarters // 4) for quarters in (2, 3)}
         starts = sorted(layer for layer in layers if layer < self.num_layers)
-        self.segments = list(zip(starts, [*starts[1:], self.num_layers], strict=True))
+        self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric, self.threshold = config.confidence_metric, config.confidence_threshold
 
     def bind(self, costs: CostTable) -> None:
@@ -214,7 +214,7 @@ class ConfidenceController(Controller):
             logits = seen.logits(seen.hidden[affords.to(seen.hidden.device)])
             leaves[affords] = self._is_sure(logits.float()).cpu()
         action = torch.where(leaves, Action.EXIT, Action.PROCESS).to(torch.uint8)
-        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords * self._head)
+        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._head)
 
     def _is_sure(self, logits: Tensor) -> Tensor:
         """Logits [n, V] -> bool [n]."""

@@ -54,6 +54,7 @@ class JointLinear:
             begin = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    @torch.inference_mode(False)  # else a first use in inference mode would make the base's parameters unfit for training
     @torch.no_grad()
     def _join(self) -> None:
         self._weight = self._bias = None
