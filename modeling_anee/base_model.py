@@ -27,6 +27,7 @@ class BaseStack:
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
+        self.base = base
         self.config = base.config
         self.family = family = family_of(base)
         decoder = base.get_submodule(family.decoder)
@@ -46,6 +47,10 @@ class BaseStack:
         self._all_full = all(block.layer_type in (None, "full_attention") for block in self.blocks)
         if self.blocks[0].layer_type is None:
             self._all_full = getattr(base.config, "sliding_window", None) is None
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are taken apart anew from the copied base."""
+        return type(self), (self.base,)
 
     def measure_costs(self, unit: str) -> CostTable:
         """What every action costs at every layer."""

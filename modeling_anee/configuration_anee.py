@@ -48,7 +48,7 @@ class AneeConfig(PreTrainedConfig):
         min_layers (`int`): first layers that are always processed.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
-            their budget is used up (the last layers are then not kept); above it they SKIP.
+            their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
         skip_order (`list[int]`, *optional*): `plan` controller: layers in the order in which they are given up
             as the budget falls, instead of the default (middle layers first).
         plans (`list[str]`, *optional*): `plan` controller: one string per plan, one letter per layer (P, S or

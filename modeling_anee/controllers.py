@@ -144,7 +144,8 @@ class BudgetController(Controller):
     """The heuristic of ANEE v0: process from the bottom while budget remains, then skip or exit.
 
     The first `min_layers` are always processed, and so are the last `keep_last_layers` of tokens that do not exit.
-    Tokens whose budget is at or below `exit_budget_threshold` exit when it is used up, others skip.
+    With an `exit_budget_threshold`, tokens whose budget is at or below it, or too low for the layers that skipping keeps,
+    exit when their budget is used up; all others skip.
     """
 
     needs_hidden = False
@@ -164,14 +165,13 @@ class BudgetController(Controller):
         process = [Action.PROCESS] * everything
         self._skipping, self._exiting = PlanTable([*skipping, process], costs), PlanTable(exiting, costs)
         self.floor = self._exiting.floor if self.threshold else self._skipping.floor
+        self._exit_below = max(self.threshold, self._skipping.floor) if self.threshold else -1.0
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """As many layers as each token's budget affords."""
-        if not self.threshold:
-            return Decision(self._skipping.choose(seen.budget, seen.index))
-        exits = (seen.budget <= self.threshold).unsqueeze(-1)
-        exiting = self._exiting.choose(seen.budget, seen.index)
-        return Decision(torch.where(exits, exiting, self._skipping.choose(seen.budget, seen.index)))
+        exits = (seen.budget <= self._exit_below).unsqueeze(-1)
+        skipping, exiting = (table.choose(seen.budget, seen.index) for table in (self._skipping, self._exiting))
+        return Decision(torch.where(exits, exiting, skipping))
 
     def _skip_after(self, count: int) -> list[Action]:
         skipped = self.num_layers - self.keep_last - count
@@ -273,7 +273,8 @@ class LearnedController(Controller):
         """Unnormalised preferences [N, actions]; what training works on."""
         remaining = (seen.budget - seen.spent).to(seen.hidden.device, torch.float32)
         depth = self.segments[segment][0] / self.num_layers
-        return self.policy(state_vector(self.probe, seen.hidden, seen.previous, depth, remaining))
+        state = state_vector(self.probe, seen.hidden, seen.previous, depth, remaining)
+        return self.policy(state.to(self.policy[0].weight.dtype))
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The preferred action of each token, for all layers of the segment."""

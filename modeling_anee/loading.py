@@ -11,7 +11,7 @@ from .configuration_anee import AneeConfig
 from .fingerprint import fingerprint, same_base
 
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 SEARCH_PATH_VARIABLE = "ANEE_BASE_PATH"
 CACHE_VARIABLE = "ANEE_CACHE"

@@ -33,7 +33,8 @@ class SignalProbe(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [N, D] -> entropy / log(vocabulary) and max probability, [N, 2] in [0, 1]."""
-        return torch.sigmoid(self.linear(nn.functional.rms_norm(hidden, hidden.shape[-1:])))
+        hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:]).to(self.linear.weight.dtype)
+        return torch.sigmoid(self.linear(hidden)).float()
 
 
 def state_vector(probe: SignalProbe, hidden: Tensor, previous: Tensor, depth: float, remaining: Tensor) -> Tensor:

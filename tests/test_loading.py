@@ -1,0 +1,334 @@
+"""Saving and loading: artifacts without base weights, from a folder and a Hub cache, with and without the package."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modeling_anee import AneeConfig, AneeForCausalLM
+from modeling_anee.loading import find_base
+
+from .tiny import CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
+
+
+COMMIT = "0" * 39 + "1"
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    tiny_base().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def artifact_over(base_folder: Path, folder: Path, controller: str = "learned", **fields) -> tuple[AneeForCausalLM, Path]:
+    """A saved artifact whose base lies in `base_folder`."""
+    fields.setdefault("base_model_name_or_path", str(base_folder))
+    model = wrap(AutoModelForCausalLM.from_pretrained(base_folder), controller, energy_budget=0.6, **fields)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def in_fresh_process(code: str, *arguments: object, installed: bool = False, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a new interpreter, by default one that can't import the package."""
+    hide = "" if installed else "import sys; sys.modules['modeling_anee'] = None\n"
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    variables.pop("PYTHONPATH", None)
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", hide + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=environment.get("HF_HOME"), check=False)
+
+
+LOAD_AND_SCORE = """
+import sys, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+artifact, out = sys.argv[1:3]
+model = AutoModelForCausalLM.from_pretrained(artifact, trust_remote_code=True, dtype=torch.float32, device_map="cpu",
+                                             attn_implementation="eager")
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+assert model.base.config._attn_implementation == model.config._attn_implementation == "eager"
+ids = torch.arange(3, 15).unsqueeze(0)
+tokens = model.generate(ids, max_new_tokens=5, do_sample=False)
+config = AutoConfig.from_pretrained(artifact, trust_remote_code=True)
+fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+assert fresh(ids).logits.shape == model(ids).logits.shape
+torch.save({"logits": model(ids).logits.detach(), "tokens": tokens}, out)
+"""
+
+
+def expected_of(model: AneeForCausalLM) -> dict[str, torch.Tensor]:
+    ids = torch.arange(3, 15).unsqueeze(0)
+    return {"logits": model(ids).logits.detach(), "tokens": model.generate(ids, max_new_tokens=5, do_sample=False)}
+
+
+def check_same(file: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = torch.load(file)
+    torch.testing.assert_close(found["logits"], expected["logits"])
+    assert torch.equal(found["tokens"], expected["tokens"])
+
+
+def test_fresh_process_without_the_package_loads_a_folder(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    done = in_fresh_process(LOAD_AND_SCORE, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path / "out.pt", expected_of(model))
+
+
+def hub_cache(home: Path, repository: str, folder: Path) -> None:
+    """Lay a folder out as the Hub client would after a download."""
+    root = home / "hub" / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / COMMIT)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+
+
+def test_fresh_process_without_the_package_loads_from_a_hub_cache(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="someone/base")
+    home = tmp_path / "home"
+    hub_cache(home, "someone/base", base_folder)
+    hub_cache(home, "someone/artifact", artifact)
+    done = in_fresh_process(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt", HF_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path / "out.pt", expected_of(model))
+
+
+def test_base_in_a_subfolder_of_the_artifacts_repository(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="./the_base")
+    shutil.copytree(base_folder, artifact / "the_base")
+    torch.testing.assert_close(AneeForCausalLM.from_pretrained(artifact)(token_ids()).logits, model(token_ids()).logits)
+    home = tmp_path / "home"
+    hub_cache(home, "someone/artifact", artifact)
+    done = in_fresh_process(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt", HF_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path / "out.pt", expected_of(model))
+
+
+def test_installed_package_needs_no_flag(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    loaded = AutoModelForCausalLM.from_pretrained(artifact)
+    assert type(loaded) is AneeForCausalLM and type(AutoConfig.from_pretrained(artifact)) is AneeConfig
+    torch.testing.assert_close(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_of_every_family_and_controller(family, controller, tmp_path):
+    tiny_base(family).save_pretrained(tmp_path / "base")
+    model, artifact = artifact_over(tmp_path / "base", tmp_path / "artifact", controller)
+    loaded = AneeForCausalLM.from_pretrained(artifact)
+    first, second = model(token_ids()), loaded(token_ids())
+    torch.testing.assert_close(first.logits, second.logits)
+    assert torch.equal(first.execution.actions, second.execution.actions)
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in load_file(artifact / "model.safetensors").items())
+
+
+def test_artifact_holds_our_modules_the_code_and_nothing_of_the_base(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    with safe_open(artifact / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names == {f"controller.{name}" for name in model.controller.state_dict()}
+    files = {path.name for path in artifact.iterdir()}
+    package = Path(sys.modules["modeling_anee"].__file__).parent
+    flat = {path.name for path in package.glob("*.py")} - {"__init__.py", "version.py"}
+    assert files == flat | {"config.json", "generation_config.json", "model.safetensors"}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    config = json.loads((artifact / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_anee.AneeConfig",
+        "AutoModelForCausalLM": "modeling_anee.AneeForCausalLM",
+    }
+    assert "_name_or_path" not in config["text_config"] and config["format_version"] == 1
+
+
+def test_shipped_files_import_stdlib_torch_and_transformers_only():
+    package = Path(sys.modules["modeling_anee"].__file__).parent
+    for path in package.glob("*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]) and not line.startswith(" "):
+                root = words[1].split(".")[0]
+                assert root in sys.stdlib_module_names | {"torch", "transformers", ""}, f"{path.name}: {line}"
+                assert not words[1].startswith("..") and words[1] != ".", f"{path.name}: {line}"
+
+
+def test_wrapping_and_training_leave_the_base_bit_identical():
+    base = tiny_base()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    model = wrap(base, "learned", energy_budget=0.5).train()
+    assert not base.training and not any(p.requires_grad for p in base.parameters())
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert trainable and {id(p) for p in trainable} == {id(p) for p in model.controller.parameters()}
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    seen = torch.randn(5, 32)
+    model.controller.probe(seen).sum().backward()
+    optimizer.step()
+    model(token_ids())
+    after = base.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_base_is_held_by_reference_and_memory_does_not_grow():
+    base = tiny_base()
+    size = sum(p.untyped_storage().nbytes() for p in {p.untyped_storage().data_ptr(): p for p in base.parameters()}.values())
+    model = wrap(base)
+    model(token_ids())
+    own = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+    assert model.base is base
+    assert sum(p.untyped_storage().nbytes() for p in own.values()) == size
+
+
+def test_arguments_of_the_base_reach_it(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    model = AneeForCausalLM.from_pretrained(artifact, dtype=torch.bfloat16, device_map="cpu", attn_implementation="eager")
+    assert model.dtype == model.base.dtype == torch.bfloat16
+    assert {p.dtype for p in model.controller.parameters()} == {torch.float32}
+    assert model.base.config._attn_implementation == "eager" and str(model.device) == "cpu"
+    assert model(token_ids()).logits.dtype == torch.bfloat16
+
+
+def test_fields_override_the_artifacts(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    assert AneeForCausalLM.from_pretrained(artifact, energy_budget=0.25).config.energy_budget == 0.25
+    assert AutoModelForCausalLM.from_pretrained(artifact, energy_budget=0.25).config.energy_budget == 0.25
+    with pytest.raises(ValueError, match="energy_budget=2"):
+        AneeForCausalLM.from_pretrained(artifact, energy_budget=2)
+
+
+def test_another_copy_of_the_base_may_stand_in(base_folder, tmp_path, monkeypatch):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="someone/the-base")
+    expected = model(token_ids()).logits
+    loaded = AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(base_folder))
+    torch.testing.assert_close(loaded(token_ids()).logits, expected)
+    for spelling in ("someone/the-base", "someone--the-base", "the-base"):
+        folder = tmp_path / "copies" / spelling.replace("/", "_")
+        shutil.copytree(base_folder, folder / spelling)
+        monkeypatch.setenv("ANEE_BASE_PATH", f"{tmp_path / 'nothing'}{os.pathsep}{folder}")
+        assert find_base("someone/the-base") == (str(folder / spelling), None)
+        torch.testing.assert_close(AneeForCausalLM.from_pretrained(artifact)(token_ids()).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_same_weights_in_another_dtype_are_the_same_base(base_folder, tmp_path, dtype):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact", strict_base=True)
+    AneeForCausalLM.from_pretrained(artifact, dtype=dtype)
+
+
+def test_another_base_warns_or_raises(base_folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    tiny_base(seed=5).save_pretrained(tmp_path / "other")
+    AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"))
+    assert "differ from those that the controllers were made for" in caplog.text
+    with pytest.raises(ValueError, match="strict_base=True"):
+        AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"), strict_base=True)
+
+
+def test_base_of_another_shape_is_refused(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    tiny_base("gpt2").save_pretrained(tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "n_layer": 2}))
+    with pytest.raises(ValueError, match="num_hidden_layers=2"):
+        AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"))
+
+
+def test_missing_base_says_what_to_do(base_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path=str(tmp_path / "gone"))
+    with pytest.raises(OSError, match="base_model_name_or_path=FOLDER"):
+        AneeForCausalLM.from_pretrained(artifact)
+    with pytest.raises(OSError, match="gone"):
+        AneeForCausalLM.from_base(tmp_path / "gone")
+
+
+def test_nameless_base_says_what_to_do(tmp_path):
+    wrap(tiny_base(), base_model_name_or_path="").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="names no base model"):
+        AneeForCausalLM.from_pretrained(tmp_path)
+
+
+def test_truncated_weights_are_refused(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    weights = artifact / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(OSError, match="truncated or not safetensors"):
+        AneeForCausalLM.from_pretrained(artifact)
+    weights.unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        AneeForCausalLM.from_pretrained(artifact)
+
+
+def test_foreign_weights_are_refused(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    weights = artifact / "model.safetensors"
+    tensors = load_file(weights)
+    for wrong in (
+        {"some.weight": torch.zeros(3)},
+        {name: value for name, value in tensors.items() if "policy.0" not in name},
+        {**tensors, "controller.extra": torch.zeros(1)},
+        {**tensors, "controller.policy.0.weight": torch.zeros(3, 3)},
+    ):
+        save_file(wrong, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="don't belong to a 'learned' controller"):
+            AneeForCausalLM.from_pretrained(artifact)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("format_version", 2, "newer than this code"),
+        ("controller", "psychic", "controller='psychic'"),
+        ("plans", ["PPXP"], "unknown actions"),
+        ("plans", ["PPSPP"], "4 letters"),
+    ],
+)
+def test_bad_config_files_are_refused(base_folder, tmp_path, field, value, message):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact", "plan")
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(artifact)
+
+
+def test_newer_format_is_refused_by_shipped_code_too(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps({**config, "format_version": 99}))
+    done = in_fresh_process(LOAD_AND_SCORE, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    assert done.returncode != 0 and "newer than this code" in done.stderr
+
+
+def test_from_base_arguments():
+    base = tiny_base()
+    with pytest.raises(ValueError, match="gguf_file, revision, dtype, device_map"):
+        AneeForCausalLM.from_base(base, dtype="bfloat16")
+    with pytest.raises(ValueError, match="no_such_field"):
+        AneeForCausalLM.from_base(base, no_such_field=1)
+    with pytest.raises(ValueError, match="min_layers=9"):
+        AneeForCausalLM.from_base(base, min_layers=9)
+
+
+def test_unknown_family_is_refused_with_the_known_ones():
+    from transformers import BloomConfig
+
+    bloom = AutoModelForCausalLM.from_config(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64))
+    with pytest.raises(ValueError, match="'bloom'.*gpt2, gpt_neox, llama, qwen2"):
+        AneeForCausalLM.from_base(bloom)
+
+
+def test_from_base_by_folder_remembers_the_base(base_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = AneeForCausalLM.from_base("./base", controller="plan", dtype=torch.float32)
+    model.save_pretrained("artifact")
+    monkeypatch.chdir("/")
+    loaded = AneeForCausalLM.from_pretrained(tmp_path / "artifact")
+    torch.testing.assert_close(loaded(token_ids()).logits, model(token_ids()).logits)
