@@ -79,16 +79,18 @@ class BaseStack:
             embeddings = self._project_in(embeddings)
         return embeddings if self._positions is None else embeddings + self._positions(position_ids)
 
-    def rotations(self, hidden: Tensor, position_ids: Tensor) -> list[Rotation | None]:
-        """Rotary cos and sin of the positions [B or 1, T], for each layer."""
+    def rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Rotation | None:
+        """Rotary cos and sin of the positions [B or 1, T]; with a layer type where they differ by it."""
         if self._rotary is None:
-            return [None] * len(self.blocks)
-        made = {kind: self._rotation(hidden, position_ids, kind) for kind in set(self._rotary_kinds)}
-        return [made[kind] if block.rotates else None for kind, block in zip(self._rotary_kinds, self.blocks, strict=True)]
-
-    def _rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None) -> Rotation:
+            return None
         kind = () if layer_type is None else (layer_type,)
-        return prepare_rotation(*self._rotary(hidden, position_ids, *kind), self.family.rotary_interleaved)
+        cos, sin = self._rotary(hidden, position_ids, *kind)
+        return prepare_rotation(cos, sin, self.family.rotary_interleaved)
+
+    def rotations(self, hidden: Tensor, position_ids: Tensor) -> list[Rotation | None]:
+        """The rotation of each layer."""
+        made = {kind: self.rotation(hidden, position_ids, kind) for kind in set(self._rotary_kinds)}
+        return [made[kind] if block.rotates else None for kind, block in zip(self._rotary_kinds, self.blocks, strict=True)]
 
     def masks(
         self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor

@@ -58,9 +58,10 @@ class Block:
 
         multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
         softcap = getattr(config, family.softcap_field) if family.softcap_field else None
-        norms = norm_function(attention_norm), norm_function(mlp_norm)
-        self._before_attention, self._before_feed_forward = (nn.Identity(), nn.Identity()) if after else norms
-        self._after_attention, self._after_feed_forward = norms
+        self._before_attention = norm_function(None if after else attention_norm)
+        self._before_feed_forward = norm_function(None if after else mlp_norm)
+        self._after_attention = norm_function(attention_norm if after else None)
+        self._after_feed_forward = norm_function(mlp_norm if after else None)
         self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
         self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
         self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
@@ -76,7 +77,7 @@ class Block:
         """Queries [B, H, T, E], keys and values [B, G, T, E] of hidden states [B, T, D]."""
         heads = self._project(hidden, True, True)
         rotated = heads[:, :, : self.heads + self.kv_heads]
-        if self._normalise_queries is not None:
+        if self._normalise_queries is not None and self._normalise_keys is not None:
             queries, keys = rotated.split((self.heads, self.kv_heads), dim=2)
             rotated = torch.cat((self._normalise_queries(queries), self._normalise_keys(keys)), dim=2)
         rotated = self._rotate(rotated, rotation).transpose(1, 2)
