@@ -110,8 +110,8 @@ def tiny_base(family: str = "llama", attn_implementation: str = "sdpa", seed: in
     config = (CONFIGS | VARIANTS)[family]()
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
     with torch.no_grad():
-        for parameter in base.parameters():
-            if parameter.dim() == 1:
+        for name, parameter in base.named_parameters():
+            if parameter.dim() == 1 or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.mul_(8.0)
