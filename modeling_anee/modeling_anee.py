@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .base_model import BaseStack, token_positions
@@ -132,7 +132,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *model_args: Any,
-        config: AneeConfig | None = None,
+        config: AneeConfig | str | os.PathLike | None = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -148,10 +148,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         """
         base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        if config is None or config.model_type != cls.config_class.model_type:
+        own_hub_kwargs = hub_kwargs | {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):  # also of another AneeConfig class: that of shipped code
             source = pretrained_model_name_or_path if config is None else config
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub_kwargs
+            kwargs |= own_hub_kwargs
         if config._attn_implementation is not None:  # AutoModel moves the argument into the config
             base_kwargs.setdefault("attn_implementation", config._attn_implementation)
             config._attn_implementation = None
@@ -189,6 +190,18 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
                 f"base: {details}"
             )
         return model, info
+
+    def save_pretrained(self, save_directory: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write an artifact: config, our modules (no base weight), the code, generation config and the tokenizer, if given.
+
+        Args:
+            save_directory: folder to write to.
+            tokenizer: saved into the same folder.
+            kwargs: as in `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
 
     def attach_base(self, base: PreTrainedModel) -> None:
         """Hold a base by reference, frozen and in eval mode.

@@ -170,7 +170,8 @@ def test_assisted_decoding_gives_greedys_tokens_and_trace(controller):
     model = wrap(base, controller)
     ids = token_ids(1)
     expected = model.generate(ids, energy_budget=0.6, return_dict_in_generate=True, **GREEDY)
-    for helper in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": base}, {"assistant_model": wrap(base, energy_budget=0.5)}):
+    cheap = wrap(base, energy_budget=0.5)
+    for helper in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": base}, {"assistant_model": cheap}):
         output = model.generate(ids, energy_budget=0.6, return_dict_in_generate=True, **helper, **GREEDY)
         assert torch.equal(output.sequences, expected.sequences)
         assert torch.equal(output.execution.actions, expected.execution.actions)

@@ -63,6 +63,13 @@ torch.save({"logits": model(ids).logits.detach(), "tokens": tokens}, out)
 """
 
 
+SAVE_AND_LOAD_AGAIN = """
+model.save_pretrained(artifact + "-again")
+again = AutoModelForCausalLM.from_pretrained(artifact + "-again", trust_remote_code=True)
+torch.testing.assert_close(again(ids).logits, model(ids).logits)
+"""
+
+
 def expected_of(model: AneeForCausalLM) -> dict[str, torch.Tensor]:
     ids = torch.arange(3, 15).unsqueeze(0)
     return {"logits": model(ids).logits.detach(), "tokens": model.generate(ids, max_new_tokens=5, do_sample=False)}
@@ -76,7 +83,7 @@ def check_same(file: Path, expected: dict[str, torch.Tensor]) -> None:
 
 def test_fresh_process_without_the_package_loads_a_folder(base_folder, tmp_path):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact")
-    done = in_fresh_process(LOAD_AND_SCORE, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    done = in_fresh_process(LOAD_AND_SCORE + SAVE_AND_LOAD_AGAIN, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
 
@@ -97,6 +104,32 @@ def test_fresh_process_without_the_package_loads_from_a_hub_cache(base_folder, t
     done = in_fresh_process(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt", HF_HOME=str(home))
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
+
+
+def test_revisions_pin_the_artifact_and_not_its_base(base_folder, tmp_path):
+    older, folder = artifact_over(base_folder, tmp_path / "older", base_model_name_or_path="someone/base")
+    newer = wrap(AutoModelForCausalLM.from_pretrained(base_folder), "learned", base_model_name_or_path="someone/base")
+    torch.nn.init.zeros_(newer.controller.policy[-1].weight)
+    newer.save_pretrained(tmp_path / "newer")
+    home = tmp_path / "home"
+    hub_cache(home, "someone/base", base_folder)
+    hub_cache(home, "someone/artifact", tmp_path / "newer")
+    root = home / "hub" / "models--someone--artifact"
+    shutil.copytree(folder, root / "snapshots" / COMMIT.replace("1", "2"))
+    (root / "refs" / "v1").write_text(COMMIT.replace("1", "2"))
+    code = """
+import sys, torch
+from modeling_anee import AneeForCausalLM
+from transformers import AutoModelForCausalLM
+for load in (AneeForCausalLM, AutoModelForCausalLM):
+    model = load.from_pretrained("someone/artifact", revision="v1", energy_budget=0.6)
+    assert model.controller.policy[-1].weight.abs().sum() > 0
+    assert load.from_pretrained("someone/artifact").controller.policy[-1].weight.abs().sum() == 0
+torch.save({"logits": model(torch.arange(3, 15).unsqueeze(0)).logits.detach()}, sys.argv[1])
+"""
+    done = in_fresh_process(code, tmp_path / "out.pt", installed=True, HF_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt")["logits"], expected_of(older)["logits"])
 
 
 def test_base_in_a_subfolder_of_the_artifacts_repository(base_folder, tmp_path):
@@ -147,6 +180,15 @@ def test_artifact_holds_our_modules_the_code_and_nothing_of_the_base(base_folder
         "AutoModelForCausalLM": "modeling_anee.AneeForCausalLM",
     }
     assert "_name_or_path" not in config["text_config"] and config["format_version"] == 1
+
+
+def test_tokenizer_is_saved_when_given(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    wrap(tiny_base()).save_pretrained(tmp_path, tokenizer=tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path)("b")["input_ids"] == [1]
 
 
 def test_shipped_files_import_stdlib_torch_and_transformers_only():

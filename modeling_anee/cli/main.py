@@ -39,6 +39,7 @@ ModelOption = Annotated[
 ControllerOption = Annotated[
     str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLERS)}. Default: plan.")
 ]
+DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with --model.")]
 
 
@@ -46,19 +47,24 @@ TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow co
 def bench(
     model: ModelOption = None,
     output: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("anee_bench.json"),
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each run decodes.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each case.")] = 7,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each run decodes.")] = 48,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each case.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
+    prefill: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 512,
+    dtype: DtypeOption = "float32",
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
-    from ..evaluation.benchmark import decode_benchmark, table
+    from ..evaluation.benchmark import as_text, benchmark
 
     with plain_errors():
-        loaded, tokenizer = load(model, None if model else "plan", dtype="float32")
+        loaded, tokenizer = load(model, None if model else "plan", dtype=dtype)
+        loaded.to(device)
         with progress_console.status("measuring"):
-            report = decode_benchmark(loaded, tokenizer, new_tokens=new_tokens, repeats=repeats)
-        print(table(report))
+            report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
+        print(as_text(report))
         output.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"figures: {output}")
+        print(f"\nfigures: {output}")
 
 
 @contextlib.contextmanager
@@ -104,7 +110,7 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
     sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for --sample.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")] = "auto",
+    dtype: DtypeOption = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Print speed, cost and floor; draw the execution as text.")] = False,
     heatmap: Annotated[Path | None, typer.Option(help="Write the execution heatmap to this PNG.")] = None,
     trust_remote_code: TrustOption = False,

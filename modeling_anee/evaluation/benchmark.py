@@ -1,24 +1,58 @@
-"""Wall-clock against plain transformers: one process, interleaved runs, medians, ratios.
+"""Wall-clock against plain transformers: one process, runs interleaved, medians, spread, ceilings.
 
-The plain model is the very base that is wrapped, called without us, so both read the same weights.
+The plain model is the very base that is wrapped, called without us, so both read the same weights. Every case runs the
+same number of tokens; `min_new_tokens` keeps the end of sequence from cutting a run short.
 """
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from ..actions import Action
 from ..modeling_anee import AneeForCausalLM
 
 
-BUDGETS = (1.0, 0.8, 0.6, 0.5)
+BUDGETS = (1.0, 0.8, 0.6, 0.5, 0.3)
+KINDS = ("plan", "budget", "learned", "confidence")
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short story about a lighthouse keeper who finds a letter.",
     "List three ways to save energy at home and say why each works.",
+    "Give me a recipe for a simple vegetable soup.",
+    "What is the difference between weather and climate?",
+    "Write a polite letter to a neighbour about a noisy dog.",
+    "Summarise the story of the tortoise and the hare.",
+    "Why do we have leap years?",
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one case.
+
+    Args:
+        case: what was run.
+        tokens_per_second: of all rows of the batch, from the median.
+        ratio: median over the rounds of seconds of plain transformers / seconds of this case.
+        ratio_low: smallest ratio of a round.
+        ratio_high: largest.
+        mean_cost: share of the decoder stack, as the trace has it.
+        weights_read: share of the whole model's weight bytes that decoding still reads (processed layers and head).
+        of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
+    """
+
+    case: str
+    tokens_per_second: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    mean_cost: float
+    weights_read: float | None = None
+    of_ceiling: float | None = None
 
 
 def interleave(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -26,80 +60,156 @@ def interleave(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(repeats + 1):
         for name, case in cases.items():
+            _synchronize()
             begin = time.perf_counter()
             case()
+            _synchronize()
             if round_number:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds
 
 
-def decode_benchmark(model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """Greedy decoding at batch 1, plain `generate` beside ours at several budgets.
-
-    Prompts take turns over the rounds. A case's ratio is the median over the rounds of plain seconds / its seconds.
-    """
+def decode_rows(model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: int, repeats: int) -> list[Row]:
+    """Greedy decoding: plain `generate` beside ours at every budget."""
+    inputs = _chat(tokenizer, PROMPTS[:batch]).to(model.device)
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    inputs = [_chat(tokenizer, prompt) for prompt in PROMPTS]
-    turn = {"plain": 0} | {str(budget): 0 for budget in BUDGETS}
-    costs: dict[str, float] = {}
+    traces: dict[str, Any] = {}
 
-    def case(name: str, budget: float | None) -> Callable[[], None]:
+    def ours(name: str, budget: float) -> Callable[[], None]:
         def call() -> None:
-            prompt = inputs[turn[name] % len(inputs)]
-            turn[name] += 1
-            if budget is None:
-                model.base.generate(**prompt, **length)
-                return
-            output: Any = model.generate(**prompt, **length, energy_budget=budget, return_dict_in_generate=True)
-            costs[name] = output.execution.mean_cost
+            output: Any = model.generate(**inputs, **length, energy_budget=budget, return_dict_in_generate=True)
+            traces[name] = output.execution
 
         return call
 
-    cases = {"plain": case("plain", None)} | {str(budget): case(str(budget), budget) for budget in BUDGETS}
+    cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base.generate(**inputs, **length)}
+    cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
     seconds = interleave(cases, repeats)
-    rows = [_row(name, seconds, new_tokens, costs.get(name, 1.0), model.costs.stack_share) for name in cases]
+    return _rows(model, seconds, traces, batch * new_tokens, with_ceiling=batch == 1)
+
+
+@torch.no_grad()
+def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int) -> list[Row]:
+    """One forward over a prompt, cache and last logits included: the base's beside ours at every budget."""
+    limit = min(tokens, getattr(model.config.text_config, "max_position_embeddings", tokens))
+    ids = torch.randint(3, model.config.text_config.vocab_size, (1, limit), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+    traces: dict[str, Any] = {}
+
+    def ours(name: str, budget: float) -> Callable[[], None]:
+        def call() -> None:
+            traces[name] = model(ids, energy_budget=budget, use_cache=True, logits_to_keep=1).execution
+
+        return call
+
+    cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base(ids, use_cache=True, logits_to_keep=1)}
+    cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
+    return _rows(model, interleave(cases, repeats), traces, limit, with_ceiling=False)
+
+
+def controller_overheads(model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int) -> dict[str, float]:
+    """Share of a decoding step that each kind's decisions add, when they change nothing.
+
+    At a budget just under 1 every kind is asked and answers PROCESS (`learned` is untrained; `confidence` at a
+    threshold that is never passed).
+    """
+    inputs = _chat(tokenizer, PROMPTS[:1]).to(model.device)
+    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    wrapped = {kind: AneeForCausalLM.from_base(model.base, controller=kind, confidence_threshold=0.0) for kind in KINDS}
+    asked = 1.0 - 1e-9
+    cases: dict[str, Callable[[], Any]] = {"dense": lambda: model.generate(**inputs, **length, energy_budget=1.0)}
+    for kind, other in wrapped.items():
+        cases[kind] = lambda other=other: other.generate(**inputs, **length, energy_budget=asked)
+    seconds = interleave(cases, repeats)
+    dense = seconds.pop("dense")
     return {
-        "what": f"greedy decoding, batch 1, {new_tokens} new tokens, {repeats} rounds",
-        "dtype": str(model.dtype),
-        "device": str(model.device),
+        kind: statistics.median(own / other for own, other in zip(times, dense, strict=True)) - 1.0
+        for kind, times in seconds.items()
+    }
+
+
+def benchmark(
+    model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int, batch: int, prefill: int
+) -> dict[str, Any]:
+    """All tables, ready for JSON."""
+    tables = {
+        f"decode, batch 1, {new_tokens} new tokens": decode_rows(model, tokenizer, 1, new_tokens, repeats),
+        f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(model, tokenizer, batch, new_tokens, repeats),
+        f"prefill, {prefill} tokens": prefill_rows(model, prefill, repeats),
+    }
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device),
         "threads": torch.get_num_threads(),
+        "rounds": repeats,
         "controller": model.config.controller,
-        "rows": rows,
+        "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
+        "controller_overhead": controller_overheads(model, tokenizer, new_tokens, repeats),
     }
 
 
-def _row(name: str, seconds: dict[str, list[float]], tokens: int, cost: float, stack_share: float) -> dict[str, Any]:
-    ratios = [plain / own for plain, own in zip(seconds["plain"], seconds[name], strict=True)]
-    return {
-        "case": "plain generate" if name == "plain" else f"budget {name}",
-        "tokens_per_second": tokens / statistics.median(seconds[name]),
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "mean_cost": cost,
-        # Were time only weight bytes: what the whole model reads at this cost, against all of it.
-        "ceiling": 1.0 / (cost * stack_share + 1.0 - stack_share),
-    }
-
-
-def _chat(tokenizer: Any, prompt: str) -> dict[str, torch.Tensor]:
-    if tokenizer.chat_template is None:
-        return tokenizer(prompt, return_tensors="pt")
-    message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as text, one line per case."""
+def as_text(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
     lines = [
-        f"{report['what']}; {report['controller']} controller; "
-        f"{report['dtype']} on {report['device']}, {report['threads']} threads",
-        f"{'case':16s} {'tokens/s':>9s} {'ratio':>6s} {'(min-max)':>13s} {'mean cost':>10s} {'byte ceiling':>13s}",
+        f"{report['dtype']} on {report['device']}, {report['threads']} threads, {report['controller']} controller, medians of "
+        f"{report['rounds']} interleaved rounds; ratio = plain transformers / ours"
     ]
-    for row in report["rows"]:
-        spread = f"({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
-        lines.append(
-            f"{row['case']:16s} {row['tokens_per_second']:9.1f} {row['ratio']:6.2f} {spread:>13s} "
-            f"{row['mean_cost']:10.3f} {row['ceiling']:13.2f}"
+    for title, rows in report["tables"].items():
+        heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'read':>7s}{'of ceiling':>12s}"
+        lines += ["", title, f"{'case':14s}{heads}"]
+        for row in rows:
+            read, ceiling = (f"{row[name]:.2f}" if row[name] is not None else "" for name in ("weights_read", "of_ceiling"))
+            spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
+            lines.append(
+                f"{row['case']:14s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
+                f"{read:>7s}{ceiling:>12s}"
+            )
+    overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
+    return "\n".join([*lines, "", f"what deciding adds to a decoding step: {overheads}"])
+
+
+def _rows(
+    model: AneeForCausalLM, seconds: dict[str, list[float]], traces: dict[str, Any], tokens: int, with_ceiling: bool
+) -> list[Row]:
+    rows = []
+    dense = statistics.median(seconds["budget 1.0"])
+    for name, times in seconds.items():
+        ratios = [plain / own for plain, own in zip(seconds["plain"], times, strict=True)]
+        median = statistics.median(times)
+        read = _weights_read(model, traces[name]) if with_ceiling and name in traces else None
+        rows.append(
+            Row(
+                case=name,
+                tokens_per_second=tokens / median,
+                ratio=statistics.median(ratios),
+                ratio_low=min(ratios),
+                ratio_high=max(ratios),
+                mean_cost=traces[name].mean_cost if name in traces else 1.0,
+                weights_read=read,
+                of_ceiling=None if read is None else dense / median * read,
+            )
         )
-    return "\n".join(lines)
+    return rows
+
+
+def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
+    """Share of the whole model's bytes in the layers that were processed, and in the head; deferred keys cost next to none."""
+    processed = (trace.actions[trace.valid] == Action.PROCESS).double()
+    stack = float((processed * model.costs.layers[:, Action.PROCESS]).sum(dim=-1).mean())
+    return stack * model.costs.stack_share + 1.0 - model.costs.stack_share
+
+
+def _chat(tokenizer: Any, prompts: tuple[str, ...]) -> Any:
+    """A left-padded batch of prompts, in the chat template if there is one."""
+    tokenizer.padding_side = "left"
+    if tokenizer.chat_template is not None:
+        prompts = tuple(
+            tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
+            for p in prompts
+        )
+    return tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=tokenizer.chat_template is None)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

