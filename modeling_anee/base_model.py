@@ -3,40 +3,50 @@
 This is the only file that knows where a base keeps its parts; `families.py` has the names.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from .blocks import Block, Rotation, prepare_rotation
+from .blocks import Block
 from .cache import AneeCache
 from .costs import CostTable
-from .families import family_of
-
-
-Masks = Tensor | dict[str, Tensor | None] | None
+from .families import Family, family_of
+from .rotary import Rotation, prepare_rotation
 
 
 class BaseStack:
     """The parts of a base causal LM, by reference; nothing is copied.
 
     Raises:
-        ValueError: an unknown family or attention implementation.
+        ValueError: an unknown family, or a variant or attention implementation that is not supported.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
         self.config = base.config
-        family = family_of(base)
+        self.family = family = family_of(base)
         decoder = base.get_submodule(family.decoder)
-        layers = decoder.get_submodule(family.layers)
+        layers: Any = decoder.get_submodule(family.layers)
         self.blocks = [Block(layer, family, base.config, index) for index, layer in enumerate(layers)]
         self.embed_tokens = base.get_input_embeddings()
-        self.final_norm = decoder.get_submodule(family.final_norm)
-        self.lm_head = base.get_output_embeddings()
-        self._rotary = decoder.get_submodule(family.rotary) if family.rotary else None
-        self._positions = decoder.get_submodule(family.position_embeddings) if family.position_embeddings else None
+        self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
+        self.final_norm = _in_turn(self._head_modules)
+        self.lm_head = head_function(base.get_output_embeddings(), base.config, family)
+        self._head_modules.append(base.get_output_embeddings())
+        self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
+        self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
+        self._positions = position_function(decoder, family)
+        self._project_in = decoder.get_submodule(family.project_in) if family.project_in else None
+        field = family.embedding_multiplier_field
+        self._embedding_multiplier = getattr(base.config, field) if field else None
         self._all_full = all(block.layer_type in (None, "full_attention") for block in self.blocks)
+        if self.blocks[0].layer_type is None:
+            self._all_full = getattr(base.config, "sliding_window", None) is None
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
@@ -44,40 +54,92 @@ class BaseStack:
 
     def measure_costs(self, unit: str) -> CostTable:
         """What every action costs at every layer."""
-        return CostTable.measure(self.blocks, [self.final_norm, self.lm_head], unit)
+        return CostTable.measure(self.blocks, self._head_modules, unit)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head, [..., D] -> [..., V]."""
         return self.lm_head(self.final_norm(hidden))
+
+    def positions(self, attention_mask: Tensor | None, past: int, tokens: int, device: torch.device) -> Tensor:
+        """Default positions of new tokens, int64 [B or 1, T]."""
+        if self.family.positions_count_tokens and attention_mask is not None and attention_mask.dim() == 2:
+            mask = attention_mask.to(device, torch.long)
+            return (mask.cumsum(dim=1) * mask - 1)[:, -tokens:]
+        return torch.arange(past, past + tokens, device=device).unsqueeze(0)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Token ids [B, T] -> hidden states [B, T, D] that enter the first layer."""
         return self.add_positions(self.embed_tokens(input_ids), position_ids)
 
     def add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
-        """Token embeddings [B, T, D] -> hidden states, for families with learned positions."""
+        """Token embeddings [B, T, D] -> hidden states: scaled, projected, with learned positions, as the family has it."""
+        if self._embedding_multiplier is not None:
+            embeddings = embeddings * self._embedding_multiplier
+        if self._project_in is not None:
+            embeddings = self._project_in(embeddings)
         return embeddings if self._positions is None else embeddings + self._positions(position_ids)
 
-    def rotation(self, hidden: Tensor, position_ids: Tensor) -> Rotation | None:
-        """Rotary cos and sin of the positions [B or 1, T]."""
-        return None if self._rotary is None else prepare_rotation(*self._rotary(hidden, position_ids))
-
-    def masks(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor) -> Masks:
-        """Attention masks, as the base would make them; None where no masking is needed."""
-        if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache) and self._all_full:
+    def rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Rotation | None:
+        """Rotary cos and sin of the positions [B or 1, T]; with a layer type where they differ by it."""
+        if self._rotary is None:
             return None
-        return create_masks_for_generate(
+        kind = () if layer_type is None else (layer_type,)
+        cos, sin = self._rotary(hidden, position_ids, *kind)
+        return prepare_rotation(cos, sin, self.family.rotary_interleaved)
+
+    def rotations(self, hidden: Tensor, position_ids: Tensor) -> list[Rotation | None]:
+        """The rotation of each layer."""
+        made = {kind: self.rotation(hidden, position_ids, kind) for kind in set(self._rotary_kinds)}
+        return [made[kind] if block.rotates else None for kind, block in zip(self._rotary_kinds, self.blocks, strict=True)]
+
+    def masks(
+        self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
+    ) -> list[Tensor | None]:
+        """Attention mask of each layer, [B or 1, 1, T, S], as the base would make it; None where no masking is needed."""
+        if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache) and self._all_full:
+            return [None] * len(self.blocks)
+        masks = create_masks_for_generate(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
             past_key_values=cache,
             position_ids=position_ids,
         )
+        return [masks[block.layer_type] if isinstance(masks, dict) else masks for block in self.blocks]
 
-    def mask_of(self, block: Block, masks: Masks) -> Tensor | None:
-        """The mask of one layer, [B or 1, 1, T, S] or None."""
-        return masks[block.layer_type] if isinstance(masks, dict) else masks
 
+def _in_turn(modules: list[nn.Module]) -> nn.Module:
+    """One module that runs all of them."""
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def position_function(decoder: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
+    """Learned position embeddings, int64 [B or 1, T] -> [B or 1, T, D]."""
+    if family.position_embeddings is None:
+        return None
+    module = decoder.get_submodule(family.position_embeddings)
+    # opt's module takes a mask and a past length first, and needs neither when it is given positions.
+    return partial(module, None, 0) if family.positions_count_tokens else module
+
+
+def head_function(head: nn.Module, config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
+    """The head with what the family does to its logits: [..., D] -> [..., V]."""
+    fields = (family.logit_multiplier_field, family.logit_divisor_field, family.logit_softcap_field)
+    multiplier, divisor, softcap = (getattr(config, field) if field else None for field in fields)
+    if multiplier is None and divisor is None and softcap is None:
+        return head
+    return partial(_scaled_logits, head, multiplier, divisor, softcap)
+
+
+def _scaled_logits(
+    head: nn.Module, multiplier: float | None, divisor: float | None, softcap: float | None, hidden: Tensor
+) -> Tensor:
+    logits = head(hidden)
+    if multiplier is not None:
+        logits = logits * multiplier
+    if divisor is not None:
+        logits = logits / divisor
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def token_positions(attention_mask: Tensor | None, past: int, tokens: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -4,120 +4,195 @@ A block knows its family's anatomy and nothing of actions, budgets or caches.
 Shapes: B rows, T tokens, D hidden size, H query heads, G key/value heads, E head size, S cached tokens.
 """
 
-import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention import attention_function
 from .families import Family
-from .projections import JointLinear, is_plain
+from .projections import GroupedLinear, JointLinear, is_plain
+from .rotary import Rotation, rotate_function
 
 
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
-Rotation = tuple[Tensor, Tensor]  # cos and sin, each [B or 1, T, 1, R]; the first half of sin is negated
+# Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.
+RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3", "Olmo2", "Granite"))
 
 
 class Block:
     """Queries, keys, values, attention and feed-forward of one decoder layer."""
 
     def __init__(self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int) -> None:
-        self.config = config
-        self.attention = layer.get_submodule(family.attention)
-        self.attention_norm = layer.get_submodule(family.attention_norm)
-        self.qkv = JointLinear([self.attention.get_submodule(name) for name in family.qkv])
-        self.output = self.attention.get_submodule(family.output)
-        self.feed_forward_norm = layer.get_submodule(family.feed_forward_norm)
-        self.mlp = layer.get_submodule(family.feed_forward)
-
-        self.heads = config.num_attention_heads
-        self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
-        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.per_head = family.qkv_layout == "per_head"
-        self.parallel = family.parallel
+        attention = layer.get_submodule(family.attention)
         layer_types = getattr(config, "layer_types", None)
         self.layer_type = layer_types[index] if layer_types else None
-        self._normalise_attention = norm_function(self.attention_norm)
-        self._normalise_feed_forward = norm_function(self.feed_forward_norm)
-        self._feed_forward = feed_forward_function(self.mlp, family)
-        self._attend = attention_function(self.attention, config)
+        self.rotates = family.rotary is not None and (
+            family.rotary_switch is None or bool(getattr(attention, family.rotary_switch))
+        )
+        self.parallel = family.parallel
+        after = self._norms_after_residual = family.norm_after_residual
+
+        self.heads = config.num_attention_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        projections = [attention.get_submodule(name) for name in family.qkv]
+        self.kv_heads = (JointLinear(projections).out_features // self.head_size - self.heads) // 2
+        self.grouped = family.qkv_layout == "grouped"
+        self.qkv = GroupedLinear(projections[0], self.kv_heads) if self.grouped else JointLinear(projections)
+        # Outputs of `qkv` (of each group of them, when grouped) that are queries.
+        self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
+        self._rotate = rotate_function(family.rotary_interleaved)
+
+        attention_norm = _find(layer, family.attention_norm)
+        query_norm, key_norm = _find(attention, family.query_norm), _find(attention, family.key_norm)
+        output, output_norm = attention.get_submodule(family.output), _find(layer, family.attention_output_norm)
+        mlp = feed_forward_module(layer, family)
+        mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
+        # What costs: linear maps beside `qkv`, norms of a whole layer, and norms of keys and values alone.
+        self.maps = [output, mlp]
+        self.norms = _present(attention_norm, query_norm, key_norm, output_norm, mlp_norm, mlp_output_norm)
+        self.key_norms = _present(None if after else attention_norm, key_norm)
+
+        multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
+        softcap = getattr(config, family.softcap_field) if family.softcap_field else None
+        self._before_attention = norm_function(None if after else attention_norm)
+        self._before_feed_forward = norm_function(None if after else mlp_norm)
+        self._after_attention = norm_function(attention_norm if after else None)
+        self._after_feed_forward = norm_function(mlp_norm if after else None)
+        self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
+        self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
+        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
+        self._output = branch_function(output, output_norm, multiplier)
+        self._feed_forward = branch_function(feed_forward_function(mlp, family), mlp_output_norm, multiplier)
+
+    @property
+    def keys_values_share(self) -> float:
+        """Share of the work of `qkv` that keys and values alone need."""
+        return self.qkv.share(self._end_of_queries)
 
     def queries_keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, E], keys and values [B, G, T, E] of hidden states [B, T, D]."""
-        heads = self._project(hidden, 0, None)
-        rotated = rotate(heads[:, :, : self.heads + self.kv_heads], rotation).transpose(1, 2)
+        heads = self._project(hidden, True, True)
+        rotated = heads[:, :, : self.heads + self.kv_heads]
+        if self._normalise_queries is not None and self._normalise_keys is not None:
+            queries, keys = rotated.split((self.heads, self.kv_heads), dim=2)
+            rotated = torch.cat((self._normalise_queries(queries), self._normalise_keys(keys)), dim=2)
+        rotated = self._rotate(rotated, rotation).transpose(1, 2)
         values = heads[:, :, self.heads + self.kv_heads :].transpose(1, 2)
         return rotated[:, : self.heads], rotated[:, self.heads :], values
 
     def keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, T, E] of hidden states [B, T, D]; queries are not computed."""
-        keys, values = self._project(hidden, self.heads, None).split(self.kv_heads, dim=2)
-        return rotate(keys, rotation).transpose(1, 2), values.transpose(1, 2)
+        keys, values = self._project(hidden, False, True).split(self.kv_heads, dim=2)
+        if self._normalise_keys is not None:
+            keys = self._normalise_keys(keys)
+        return self._rotate(keys, rotation).transpose(1, 2), values.transpose(1, 2)
 
     def queries(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries [B, H, T, E] of hidden states [B, T, D]."""
-        return rotate(self._project(hidden, 0, self.heads), rotation).transpose(1, 2)
+        queries = self._project(hidden, True, False)
+        if self._normalise_queries is not None:
+            queries = self._normalise_queries(queries)
+        return self._rotate(queries, rotation).transpose(1, 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The attention branch [B, T, D], for keys and values [B, G, S, E] and a mask [B or 1, 1, T, S].
 
         Without a mask a single query sees every key, and several are the last of a causal sequence.
         """
-        return self.output(self._attend(queries, keys, values, mask).flatten(2))
+        return self._output(self._attend(queries, keys, values, mask).flatten(2))
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """The feed-forward branch, [B, T, D] -> [B, T, D]."""
-        return self._feed_forward(self._normalise_feed_forward(hidden))
+        return self._feed_forward(self._before_feed_forward(hidden))
 
     def process(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The whole layer: hidden states [B, T, D] -> [B, T, D]."""
         attended = hidden + self.attend(queries, keys, values, mask)
+        if self._norms_after_residual:
+            attended = self._after_attention(attended)
+            return self._after_feed_forward(attended + self.feed_forward(attended))
         return attended + self.feed_forward(hidden if self.parallel else attended)
 
-    def _project(self, hidden: Tensor, first: int, last: int | None) -> Tensor:
-        """Heads `first:last` of queries, keys and values in this order, [B, T, heads, E]."""
-        x = self._normalise_attention(hidden)
-        if self.per_head:  # [B, T, H * 3 * E] -> [B, T, 3 * H, E]
-            return self.qkv(x).unflatten(-1, (self.heads, 3, self.head_size)).transpose(2, 3).flatten(2, 3)[:, :, first:last]
-        stop = None if last is None else last * self.head_size
-        return self.qkv(x, first * self.head_size, stop).unflatten(-1, (-1, self.head_size))
+    def _project(self, hidden: Tensor, queries: bool, keys_values: bool) -> Tensor:
+        """Heads of queries, keys and values in this order, or only the former or the latter, [B, T, heads, E]."""
+        start, stop = 0 if queries else self._end_of_queries, None if keys_values else self._end_of_queries
+        heads = self.qkv(self._before_attention(hidden), start, stop).unflatten(-1, (-1, self.head_size))
+        if not self.grouped:
+            return heads
+        # [B, T, G, heads of a group, E]; the last two are the keys and the values.
+        parts = [heads[..., : self.heads // self.kv_heads, :].flatten(2, 3)] if queries else []
+        if keys_values:
+            parts += [heads[..., -2, :], heads[..., -1, :]]
+        return torch.cat(parts, dim=2)
 
 
-def prepare_rotation(cos: Tensor, sin: Tensor) -> Rotation:
-    """Bring cos and sin [B, T, R] of a base's rotary embedding into the form that `rotate` takes."""
-    half = sin.shape[-1] // 2
-    sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-    return cos.unsqueeze(2), sin.unsqueeze(2)
+def _find(parent: nn.Module, name: str | None) -> nn.Module | None:
+    return None if name is None else parent.get_submodule(name)
 
 
-def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
-    """Rotary position embedding of the first R of E channels of x [B, T, heads, E] (RoFormer, arXiv:2104.09864)."""
-    if rotation is None:
-        return x
-    cos, sin = rotation
-    size = cos.shape[-1]
-    turned, kept = x[..., :size], x[..., size:]
-    swapped = torch.cat((turned[..., size // 2 :], turned[..., : size // 2]), dim=-1)
-    turned = turned * cos + swapped * sin
-    return turned if size == x.shape[-1] else torch.cat((turned, kept), dim=-1)
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]
 
 
-def norm_function(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`norm` itself, or one fused kernel where torch has one with the same result."""
-    if type(norm).__name__ not in ("LlamaRMSNorm", "Qwen2RMSNorm") or hasattr(norm, "_hf_hook"):
-        return norm
-    eps = norm.variance_epsilon
+def norm_function(norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """`norm` itself, or one fused kernel where torch has one with the same result; nothing without a norm."""
+    if norm is None:
+        return nn.Identity()
+    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and not hasattr(norm, "_hf_hook") else norm
 
-    def rms_norm(x: Tensor) -> Tensor:
-        # In half precision the base rounds before the weight is applied; torch's kernel after.
-        if x.dtype != torch.float32:
-            return norm(x)
-        return F.rms_norm(x, x.shape[-1:], norm.weight, eps)
 
-    return rms_norm
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """Root mean square norm of x [..., D], in one kernel."""
+    # In half precision the base rounds before the weight is applied; torch's kernel after.
+    if x.dtype != torch.float32:
+        return norm(x)
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def head_norm_function(norm: nn.Module | None, layout: str) -> Callable[[Tensor], Tensor] | None:
+    """A norm of queries or keys, [B, T, heads, E] -> the same, whatever layout the base's module takes."""
+    if norm is None:
+        return None
+    function = norm_function(norm)
+    if layout == "heads":
+        return function
+    return partial(_norm_flat if layout == "flat" else _norm_tokens, function)
+
+
+def _norm_flat(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(x.flatten(2)).view_as(x)
+
+
+def _norm_tokens(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def branch_function(
+    function: Callable[[Tensor], Tensor], norm: nn.Module | None, multiplier: float | None
+) -> Callable[[Tensor], Tensor]:
+    """A branch with what follows before it is added to the residual stream: a norm, or a factor."""
+    if norm is not None:
+        return partial(_then, function, norm_function(norm))
+    return function if multiplier is None else partial(_times, function, multiplier)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return second(first(x))
+
+
+def _times(function: Callable[[Tensor], Tensor], multiplier: float, x: Tensor) -> Tensor:
+    return function(x) * multiplier
+
+
+def feed_forward_module(layer: nn.Module, family: Family) -> nn.Module:
+    """The feed-forward network of a layer, as one module."""
+    if isinstance(family.feed_forward, str):
+        return layer.get_submodule(family.feed_forward)
+    return nn.Sequential(*(layer.get_submodule(name) for name in family.feed_forward))
 
 
 def feed_forward_function(mlp: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
@@ -127,44 +202,10 @@ def feed_forward_function(mlp: nn.Module, family: Family) -> Callable[[Tensor], 
     gate, up, down = (mlp.get_submodule(name) for name in family.gated)
     if not (is_plain(gate) and is_plain(up)):
         return mlp
-    gate_up, activation = JointLinear([gate, up]), mlp.get_submodule(family.activation)
-
-    def gated(x: Tensor) -> Tensor:
-        gate, up = gate_up(x).chunk(2, dim=-1)
-        return down(activation(gate) * up)
-
-    return gated
+    return partial(gated, JointLinear([gate, up]), mlp.get_submodule(family.activation), down)
 
 
-def attention_function(attention: nn.Module, config: PreTrainedConfig) -> Callable[..., Tensor]:
-    """The attention kernel of the base's implementation: q, k, v, mask -> [B, T, H, E].
-
-    Raises:
-        ValueError: an implementation that cannot attend with a subset of the queries.
-    """
-    implementation = config._attn_implementation
-    if implementation not in ATTENTION_IMPLEMENTATIONS:
-        allowed = ", ".join(map(repr, ATTENTION_IMPLEMENTATIONS))
-        raise ValueError(f"attn_implementation={implementation!r} is not supported; allowed: {allowed}")
-    scaling = attention.scaling
-    if implementation == "sdpa":
-        return lambda q, k, v, mask: scaled_dot_product(q, k, v, mask, scaling)
-    if getattr(config, "reorder_and_upcast_attn", False):
-        raise ValueError("reorder_and_upcast_attn=True is not supported with attn_implementation='eager'; use 'sdpa'")
-    plain = sys.modules[type(attention).__module__].eager_attention_forward
-    eager = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, plain)
-    return lambda q, k, v, mask: eager(attention, q, k, v, mask, scaling=scaling, dropout=0.0)[0]
-
-
-def scaled_dot_product(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Grouped-query attention, [B, H, T, E] on [B, G, S, E] -> [B, T, H, E]."""
-    rows, heads, tokens, size = queries.shape
-    groups = keys.shape[1]
-    causal = mask is None and tokens > 1
-    if tokens == 1 and heads != groups:
-        # The heads of a group become the queries of one head: no key or value is repeated.
-        queries = queries.reshape(rows, groups, heads // groups, size)
-    out = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=queries.shape[1] != groups
-    )
-    return out.reshape(rows, heads, tokens, size).transpose(1, 2)
+def gated(gate_up: JointLinear, activation: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
+    """A gated feed-forward network, [..., D] -> [..., D]."""
+    gate, up = gate_up(x).chunk(2, dim=-1)
+    return down(activation(gate) * up)

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from .blocks import Block, Rotation
+from .blocks import Block
 from .execution_log import ExecutionLog
+from .rotary import Rotation
 
 
 MIN_CAPACITY = 64

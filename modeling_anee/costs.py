@@ -16,7 +16,7 @@ from .blocks import Block
 
 def work(modules: Iterable[nn.Module], unit: str) -> float:
     """FLOPs per token of the linear maps in `modules`, or bytes of all their parameters."""
-    parameters = [p for module in modules for p in module.parameters()]
+    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
     if unit == "bytes":
         return float(sum(p.numel() * p.element_size() for p in parameters))
     return float(sum(2 * p.numel() for p in parameters if p.dim() > 1))
@@ -43,9 +43,8 @@ class CostTable:
         """Count the work of every layer of a base."""
         rows = []
         for block in blocks:
-            keys_values = work([block.attention_norm], unit) + work(block.qkv.modules, unit) * _keys_values_share(block)
-            process = work([block.attention_norm, block.output, block.feed_forward_norm, block.mlp], unit)
-            process += work(block.qkv.modules, unit)
+            keys_values = work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit)
+            process = work([*block.qkv.modules, *block.maps], unit) + _norm_work(block.norms, unit)
             rows.append({Action.PROCESS: process, Action.SKIP: keys_values, Action.EXIT: keys_values})
         stack = sum(row[Action.PROCESS] for row in rows)
         layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64)
@@ -66,6 +65,6 @@ class CostTable:
         return work([module], self.unit) / self.stack
 
 
-def _keys_values_share(block: Block) -> float:
-    """Share of the joint projection that keys and values need; a per-head layout runs whole."""
-    return 1.0 if block.per_head else 2 * block.kv_heads / (block.heads + 2 * block.kv_heads)
+def _norm_work(norms: Iterable[nn.Module], unit: str) -> float:
+    """Norms are no linear maps, whatever the shape of their weights."""
+    return work(norms, unit) if unit == "bytes" else 0.0

@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import Cache
 
 from .actions import Action
-from .base_model import BaseStack, Masks
-from .blocks import Block, Rotation
+from .base_model import BaseStack
+from .blocks import Block
 from .cache import AneeCache
 from .controllers import Controller, Observation
 from .costs import CostTable
+from .rotary import Rotation
 from .trace import ExecutionTrace
 
 
@@ -27,8 +28,8 @@ class Step:
         budget: float64 [B, T] on the CPU.
         index: number of real tokens before each one in its row, int64 [B, T] on the CPU.
         valid: False for padding, bool [B, T] on the CPU.
-        rotation: rotary cos and sin of the positions, or None.
-        masks: attention masks of the base, or None.
+        rotations: rotary cos and sin of the positions, or None, for each layer.
+        masks: attention mask of the base, or None, for each layer.
         cache: where keys and values go, or None.
         past: number of tokens in the cache before.
     """
@@ -36,8 +37,8 @@ class Step:
     budget: Tensor
     index: Tensor
     valid: Tensor
-    rotation: Rotation | None
-    masks: Masks
+    rotations: list[Rotation | None]
+    masks: list[Tensor | None]
     cache: Cache | None
     past: int
 
@@ -167,25 +168,26 @@ class Executor:
     def _skip(self, layer: int, block: Block, hidden: Tensor, step: Step) -> None:
         """Every token passes: only keys and values are due, and our own cache can wait for them."""
         if isinstance(step.cache, AneeCache):
-            step.cache.defer(hidden, step.rotation, layer)
+            step.cache.defer(hidden, step.rotations[layer], layer)
         elif step.cache is not None:
-            step.cache.update(*block.keys_values(hidden, step.rotation), layer)
+            step.cache.update(*block.keys_values(hidden, step.rotations[layer]), layer)
 
     def _process_all(self, layer: int, block: Block, hidden: Tensor, step: Step) -> Tensor:
         """Every token is processed: nothing is gathered."""
-        queries, keys, values = block.queries_keys_values(hidden, step.rotation)
+        queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
         if step.cache is not None:
             keys, values = step.cache.update(keys, values, layer)
-        return block.process(hidden, queries, keys, values, self.stack.mask_of(block, step.masks))
+        return block.process(hidden, queries, keys, values, step.masks[layer])
 
     def _process_some(self, layer: int, block: Block, hidden: Tensor, step: Step, subset: Subset) -> Tensor:
         """Keys and values of every token; queries, attention and feed-forward of the subset."""
-        keys, values = block.keys_values(hidden, step.rotation)
+        rotation = step.rotations[layer]
+        keys, values = block.keys_values(hidden, rotation)
         if step.cache is not None:
             keys, values = step.cache.update(keys, values, layer)
         part = subset.gather(hidden)
-        rotation = step.rotation and (subset.gather(step.rotation[0]), subset.gather(step.rotation[1]))
-        mask = subset.mask(self.stack.mask_of(block, step.masks), step, keys.shape[2])
+        rotation = rotation and (subset.gather(rotation[0]), subset.gather(rotation[1]))
+        mask = subset.mask(step.masks[layer], step, keys.shape[2])
         queries = block.queries(part, rotation)
         part = block.process(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
         return subset.scatter(hidden, part)

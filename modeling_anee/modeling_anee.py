@@ -326,7 +326,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         rows, tokens = embeddings.shape[:2]
         if position_ids is None:
-            position_ids = torch.arange(past, past + tokens, device=embeddings.device).unsqueeze(0)
+            position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
         hidden = stack.add_positions(embeddings, position_ids)
         index, valid = token_positions(attention_mask, past, tokens, rows)
         budget = budget_tensor(self.config.energy_budget if energy_budget is None else energy_budget, rows)
@@ -334,7 +334,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),
             index=index,
             valid=valid,
-            rotation=stack.rotation(hidden, position_ids),
+            rotations=stack.rotations(hidden, position_ids),
             masks=stack.masks(hidden, attention_mask, past_key_values, position_ids),
             cache=past_key_values,
             past=past,

@@ -13,9 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 def is_plain(module: nn.Module) -> bool:
     """Whether `module` is a linear map whose weights are present and unhooked, so they may be used directly."""
-    if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+    if not (type(module) in (nn.Linear, Conv1D) or _is_plain_falcon(module)) or not module.weight.is_floating_point():
         return False
     return not (hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks or module.weight.is_meta)
+
+
+def _is_plain_falcon(module: nn.Module) -> bool:
+    # With a bias, falcon's own linear class rounds twice in half precision, which one kernel would not.
+    return type(module).__name__ == "FalconLinear" and module.bias is None
 
 
 def out_features(module: nn.Module) -> int:
@@ -36,15 +41,33 @@ class JointLinear:
         self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
         self._bias: torch.Tensor | None = None  # [out]
 
+    @property
+    def out_features(self) -> int:
+        """Width of all outputs."""
+        return self._ends[-1]
+
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
-        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
-            self._join()
+        self._refresh()
         if self._weight is None:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
             return F.linear(x, self._weight, self._bias)
         return F.linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
+
+    def share(self, start: int, stop: int | None = None) -> float:
+        """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
+        stop = self._ends[-1] if stop is None else stop
+        needed, begin = 0, 0
+        for module, end in zip(self.modules, self._ends, strict=True):
+            overlap = max(min(stop, end) - max(start, begin), 0)
+            needed += overlap if is_plain(module) else (end - begin) * (overlap > 0)
+            begin = end
+        return needed / self._ends[-1]
+
+    def _refresh(self) -> None:
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
 
     def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         outputs, begin = [], 0
@@ -72,12 +95,39 @@ class JointLinear:
         first = self.modules[0]
         return all(
             is_plain(module)
-            and isinstance(module, nn.Linear)
+            and not isinstance(module, Conv1D)
             and module.weight.dtype == first.weight.dtype
             and module.weight.device == first.weight.device
             and (module.bias is None) == (first.bias is None)
             for module in self.modules
         )
+
+
+class GroupedLinear(JointLinear):
+    """One linear module whose outputs come in groups: [..., in] -> [..., groups, outputs of a group]."""
+
+    def __init__(self, module: nn.Module, groups: int) -> None:
+        super().__init__([module])
+        self.groups = groups
+
+    def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
+        self._refresh()
+        if self._weight is None or (start == 0 and stop is None):
+            return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
+        # A strided view of the weight, one matrix per group: nothing is copied.
+        weight = self._weight.unflatten(0, (self.groups, -1))[:, start:stop].mT  # [groups, in, outputs]
+        inputs = x.reshape(1, -1, x.shape[-1]).expand(self.groups, -1, -1)  # [groups, N, in]
+        if self._bias is None:
+            out = torch.bmm(inputs, weight)
+        else:
+            out = torch.baddbmm(self._bias.unflatten(0, (self.groups, 1, -1))[..., start:stop], inputs, weight)
+        return out.transpose(0, 1).unflatten(0, x.shape[:-1])
+
+    def share(self, start: int, stop: int | None = None) -> float:
+        """Share of all work that outputs `start:stop` of every group need."""
+        size = self.out_features // self.groups
+        return (min(size if stop is None else stop, size) - start) / size if is_plain(self.modules[0]) else 1.0
 
 
 def _share_storage(parameters: list[nn.Parameter]) -> torch.Tensor:

@@ -1,0 +1,217 @@
+"""Every family and variant against its base: the same logits, whatever is skipped, cached, padded or batched."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, PreTrainedModel
+
+from modeling_anee import AneeForCausalLM
+from modeling_anee.actions import Action
+from modeling_anee.base_model import BaseStack
+from modeling_anee.families import FAMILIES, family_of
+
+from .tiny import CONFIGS, LAYERS, VARIANTS, tiny_base, token_ids, wrap
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+BUDGETS = [0.5, 0.75]  # of the two rows
+TOKENS = 10
+NAMES = [*CONFIGS, *VARIANTS]
+EVERY = [(name, kind) for name in NAMES for kind in ("sdpa", "eager") if (name[:6], kind) != ("gemma2", "sdpa")]
+PLANS = ["PSSP", "SPPS", "PPSE", "SSPP", "PEEE", "SPSP"]
+
+every_base = pytest.mark.parametrize("name, attention", EVERY)
+every_controller = pytest.mark.parametrize("controller", ["plan", "learned"])
+
+
+@functools.cache
+def model_of(name: str, attention: str, controller: str = "plan") -> AneeForCausalLM:
+    fields = {"plans": PLANS} if controller == "plan" else {"min_layers": 0, "keep_last_layers": 0}
+    return wrap(tiny_base(name, attention), controller, **fields)
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def padded(side: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions of two rows, the second shorter than the first."""
+    ids, mask = token_ids(2, TOKENS), torch.ones(2, TOKENS, dtype=torch.long)
+    mask[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
+    return ids.masked_fill(mask == 0, 0), mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+@contextlib.contextmanager
+def layers_of_base(base: PreTrainedModel, actions: Tensor) -> Iterator[None]:
+    """Slow reference: every layer of the base runs on every token, and skipped tokens keep their hidden state."""
+
+    def keep_skipped(layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        entering = args[0] if args else kwargs["hidden_states"]
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = torch.where((actions[..., layer] == Action.PROCESS).unsqueeze(-1), hidden, entering)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    family = family_of(base)
+    layers = base.get_submodule(family.decoder).get_submodule(family.layers)
+    hooks = [
+        layer.register_forward_hook(functools.partial(keep_skipped, index), with_kwargs=True)
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_every_family_and_only_those_are_tested():
+    assert set(CONFIGS) == set(FAMILIES)
+    assert {name.split("-")[0] for name in VARIANTS} <= set(FAMILIES)
+
+
+@every_base
+def test_full_budget_is_the_base(name, attention):
+    model = model_of(name, attention)
+    base, ids = model.base, token_ids(2, TOKENS)
+    torch.testing.assert_close(model(ids).logits, base(ids).logits, **CLOSE)
+    for side in ("left", "right"):
+        ids, mask, positions = padded(side)
+        for given in ({}, {"position_ids": positions}):
+            found, expected = (run(ids, attention_mask=mask, **given).logits[mask.bool()] for run in (model, base))
+            torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@every_base
+def test_full_budget_generates_the_bases_tokens(name, attention):
+    model = model_of(name, attention)
+    for ids, mask in ((token_ids(2, TOKENS), torch.ones(2, TOKENS, dtype=torch.long)), padded("left")[:2]):
+        tokens = [run.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for run in (model, model.base)]
+        assert torch.equal(*tokens)
+
+
+@every_controller
+@every_base
+def test_skipped_tokens_keep_their_state_and_give_keys_and_values(name, attention, controller):
+    model = model_of(name, attention, controller)
+    for side in ("left", "right"):
+        ids, mask, positions = padded(side)
+        inputs = {"attention_mask": mask, "position_ids": positions}
+        output = model(ids, energy_budget=BUDGETS, **inputs)
+        real, actions = mask.bool(), output.execution.actions
+        assert {*actions[real].flatten().tolist()} >= {Action.PROCESS, Action.SKIP}
+        with layers_of_base(model.base, actions):
+            expected = model.base(ids, **inputs).logits
+        torch.testing.assert_close(output.logits[real], expected[real], **CLOSE)
+
+
+@every_controller
+@every_base
+def test_scoring_is_decoding(name, attention, controller):
+    """Token by token and in chunks, with our cache and with those that a user brings."""
+    model, ids = model_of(name, attention, controller), token_ids(2, TOKENS)
+    whole = model(ids, energy_budget=BUDGETS)
+    config = model.config.get_text_config()
+    for cuts in ([1] * TOKENS, [3, 1, TOKENS - 4]):
+        for cache in (None, DynamicCache(config=config), DynamicCache()):
+            logits = []
+            for part in ids.split(cuts, dim=1):
+                output = model(part, past_key_values=cache, energy_budget=BUDGETS)
+                cache = output.past_key_values
+                logits.append(output.logits)
+            torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, **CLOSE)
+
+
+@every_controller
+@every_base
+def test_a_row_depends_neither_on_its_batch_nor_on_padding(name, attention, controller):
+    model = model_of(name, attention, controller)
+    for side in ("left", "right"):
+        ids, mask, positions = padded(side)
+        batch = model(ids, attention_mask=mask, position_ids=positions, energy_budget=BUDGETS)
+        for row, budget in enumerate(BUDGETS):
+            real = mask[row].bool()
+            alone = model(ids[row : row + 1, real], energy_budget=budget)
+            assert torch.equal(batch.execution.actions[row, real], alone.execution.actions[0])
+            torch.testing.assert_close(batch.logits[row, real], alone.logits[0], **CLOSE)
+
+
+def flops(function, *args) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function(*args)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_are_what_blocks_run(name):
+    base = tiny_base(name, "eager")
+    stack, tokens = BaseStack(base), 5
+    costs = stack.measure_costs("flops")
+    hidden = torch.randn(1, tokens, base.config.hidden_size)
+    rotations = stack.rotations(hidden, torch.arange(tokens).unsqueeze(0))
+    for block, rotation, modelled in zip(stack.blocks, rotations, costs.layers * costs.stack * tokens, strict=True):
+        assert flops(block.keys_values, hidden, rotation) == pytest.approx(float(modelled[Action.SKIP]))
+        inputs = block.queries_keys_values(hidden, rotation)
+        scores = 2 * 2 * tokens**2 * block.heads * block.head_size  # queries by keys, weights by values
+        process = flops(block.queries_keys_values, hidden, rotation) + flops(block.process, hidden, *inputs, None) - scores
+        assert process == pytest.approx(float(modelled[Action.PROCESS]))
+        both = flops(block.queries, hidden, rotation) + flops(block.keys_values, hidden, rotation)
+        if base.config.model_type != "falcon" or not base.config.bias:  # such a module runs whole, twice
+            assert both == flops(block.queries_keys_values, hidden, rotation)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_those_of_the_decoder_layers(name):
+    base = tiny_base(name, "eager")
+    family = family_of(base)
+    layers = base.get_submodule(family.decoder).get_submodule(family.layers)
+    costs = BaseStack(base).measure_costs("bytes")
+    assert costs.stack == sum(p.numel() * p.element_size() for p in layers.parameters())
+    assert len(costs.layers) == LAYERS and (costs.layers[:, Action.SKIP] < costs.layers[:, Action.PROCESS]).all()
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt_neox-sequential", "falcon", "falcon-per_head"])
+def test_keys_and_values_of_a_grouped_projection_are_the_same_bits_of_weights(name):
+    """They come from a view of the base's weight: nothing is copied, and a change of the weight is seen."""
+    base = tiny_base(name)
+    block = BaseStack(base).blocks[0]
+    hidden = torch.randn(2, 3, 32)
+    whole = block.queries_keys_values(hidden, None)
+    torch.testing.assert_close((block.queries(hidden, None), *block.keys_values(hidden, None)), whole, **CLOSE)
+    for parameter in block.qkv.modules[0].parameters():
+        parameter.zero_()
+    assert all((part == 0).all() for part in block.keys_values(hidden, None))
+
+
+REFUSED = [
+    ("falcon", "alibi", True),
+    ("falcon", "parallel_attn", False),
+    ("falcon-multi_query", "num_ln_in_parallel_attn", 2),
+    ("gemma2", "use_bidirectional_attention", True),
+    ("gemma3_text", "use_bidirectional_attention", True),
+    ("llama", "is_causal", False),
+    ("gpt2", "add_cross_attention", True),
+    ("gpt2", "reorder_and_upcast_attn", True),
+]
+
+
+@pytest.mark.parametrize("name, field, value", REFUSED)
+def test_a_variant_that_cannot_be_exact_is_refused(name, field, value):
+    base = tiny_base(name, "eager")
+    setattr(base.config, field, value)
+    # A value can be allowed by itself and not together with another field, which is then named.
+    with pytest.raises(ValueError, match=f"({field}={value}|new_decoder_architecture=False).*(allowed|use)"):
+        AneeForCausalLM.from_base(base)
+
+
+def test_soft_caps_are_refused_where_the_kernel_has_none():
+    base = tiny_base("gemma2", "eager")
+    base.config._attn_implementation_internal = "sdpa"
+    with pytest.raises(ValueError, match="attn_implementation='sdpa'.*allowed: 'eager'"):
+        AneeForCausalLM.from_base(base)
