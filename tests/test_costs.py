@@ -15,7 +15,7 @@ from modeling_anee.costs import CostTable, work
 from .tiny import FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
-LINEAR_MAPS = (torch.ops.aten.mm, torch.ops.aten.addmm)
+LINEAR_MAPS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
 def measured(function, *args, **kwargs) -> int:
