@@ -53,7 +53,7 @@ def _sample(parameter: torch.Tensor, number: int) -> str:
         return MISSING
     place = [(size * (2 * number + 1) // (2 * SAMPLED_TENSORS)) % size for size in parameter.shape]
     value = parameter.detach()[tuple(place)].to("cpu", torch.bfloat16)
-    return f"{value.view(torch.int16).item() & 0xFFFF:04x}"
+    return f"{int(value.view(torch.int16)) & 0xFFFF:04x}"
 
 
 def _words(samples: str) -> list[str]:
