@@ -21,6 +21,43 @@ from .rotary import Rotation
 MIN_CAPACITY = 64
 
 
+class GrowingTensor:
+    """A tensor [B, G, n, E] that is appended to along n; its storage at least doubles when it is full."""
+
+    def __init__(self) -> None:
+        self._storage: Tensor | None = None  # [B, G, capacity, E]
+
+    def append(self, length: int, new: Tensor) -> Tensor:
+        """Put `new` [B, G, T, E] after the first `length`; return the first length + T."""
+        end = length + new.shape[2]
+        storage = self._reserve(length, new)
+        storage[:, :, length:end] = new
+        return storage[:, :, :end]
+
+    def first(self, length: int) -> Tensor | None:
+        """The first `length`, None when nothing was ever appended."""
+        return None if self._storage is None else self._storage[:, :, :length]
+
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a change of rows."""
+        if self._storage is not None:
+            self._storage = change(self._storage)
+
+    def _reserve(self, length: int, new: Tensor) -> Tensor:
+        old, needed = self._storage, length + new.shape[2]
+        capacity = 0 if old is None else old.shape[2]
+        # What was made in inference mode can't be written to outside of it.
+        frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
+        if old is not None and needed <= capacity and not frozen:
+            return old
+        if needed > capacity:
+            capacity = max(needed, 2 * capacity, MIN_CAPACITY)
+        self._storage = new.new_empty((*new.shape[:2], capacity, new.shape[3]))
+        if old is not None:
+            self._storage[:, :, :length] = old[:, :, :length]
+        return self._storage
+
+
 @dataclass(frozen=True)
 class Pending:
     """Tokens that all skipped a layer: hidden states [B, T, D] and the rotation of their positions."""
@@ -45,6 +82,23 @@ class Pending:
         rotation = self.rotation and (self.rotation[0][:, :count], self.rotation[1][:, :count])
         return Pending(self.hidden[:, :count], rotation)
 
+    @staticmethod
+    def concatenate(parts: list["Pending"]) -> "Pending":
+        """Pending tokens of the same rows, one after the other in time."""
+        if len(parts) == 1:
+            return parts[0]
+        rotations = [part.rotation for part in parts if part.rotation is not None]
+        rotation = None
+        if rotations:
+            rotation = (_cat_in_time([cos for cos, _ in rotations]), _cat_in_time([sin for _, sin in rotations]))
+        return Pending(torch.cat([part.hidden for part in parts], dim=1), rotation)
+
+
+def _cat_in_time(parts: list[Tensor]) -> Tensor:
+    """Concatenate cos or sin [B or 1, T, 1, R] in time."""
+    rows = max(part.shape[0] for part in parts)
+    return torch.cat([part.expand(rows, -1, -1, -1) for part in parts], dim=1)
+
 
 class AneeCacheLayer(CacheLayerMixin):
     """Keys and values [B, G, S, E] of one layer: a written part, then pending tokens."""
@@ -56,10 +110,14 @@ class AneeCacheLayer(CacheLayerMixin):
     def __init__(self, block: Block) -> None:
         # The parent's __init__ would assign `keys` and `values`, which are computed here.
         self._block = _Shared(block)
-        self._keys: Tensor | None = None  # [B, G, capacity, E]
-        self._values: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every token; the storage is released."""
+        self._keys, self._values = GrowingTensor(), GrowingTensor()
         self._written = 0
         self._pending: list[Pending] = []
+        self._pending_length = 0
 
     @property
     def is_initialized(self) -> bool:
@@ -70,31 +128,32 @@ class AneeCacheLayer(CacheLayerMixin):
     def keys(self) -> Tensor | None:
         """Keys of every token, [B, G, S, E]."""
         self._align()
-        return None if self._keys is None else self._keys[:, :, : self._written]
+        return self._keys.first(self._written)
 
     @property
     def values(self) -> Tensor | None:
         """Values of every token, [B, G, S, E]."""
         self._align()
-        return None if self._values is None else self._values[:, :, : self._written]
+        return self._values.first(self._written)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the shape of the first keys and values."""
-        self._reserve(key_states, value_states)
+        self._keys.append(0, key_states[:, :, :0])
+        self._values.append(0, value_states[:, :, :0])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, G, T, E]; return those of every token."""
         self._align()
-        self._append(key_states, value_states)
-        return self._keys[:, :, : self._written], self._values[:, :, : self._written]
+        return self._append(key_states, value_states)
 
     def defer(self, hidden: Tensor, rotation: Rotation | None) -> None:
         """Note tokens with hidden states [B, T, D] as pending."""
         self._pending.append(Pending(hidden, rotation))
+        self._pending_length += hidden.shape[1]
 
     def get_seq_length(self) -> int:
         """Number of tokens held, the pending ones included."""
-        return self._written + sum(part.length for part in self._pending)
+        return self._written + self._pending_length
 
     def get_max_length(self) -> int:
         """No limit."""
@@ -108,18 +167,15 @@ class AneeCacheLayer(CacheLayerMixin):
         """Forget the last `-tokens_to_remove` tokens."""
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove={tokens_to_remove} is not allowed: it must be 0 or negative")
-        surplus = min(-tokens_to_remove, self.get_seq_length())
-        while surplus and self._pending:
+        left = max(self.get_seq_length() + tokens_to_remove, 0)
+        self._written = min(self._written, left)
+        while self.get_seq_length() > left:
             last = self._pending.pop()
-            if last.length > surplus:
-                self._pending.append(last.first(last.length - surplus))
-            surplus -= min(surplus, last.length)
-        self._written -= surplus
-
-    def reset(self) -> None:
-        """Forget every token; the storage is released."""
-        self._keys = self._values = None
-        self._written, self._pending = 0, []
+            self._pending_length -= last.length
+            kept = left - self.get_seq_length()
+            if kept > 0:
+                part = last.first(kept)
+                self.defer(part.hidden, part.rotation)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows at `beam_idx`."""
@@ -134,45 +190,26 @@ class AneeCacheLayer(CacheLayerMixin):
         self._map_rows(lambda x: x[indices])
 
     def offload(self) -> None:
-        """Not needed: the storage follows the model."""
+        """Refused: the storage follows the model."""
         raise NotImplementedError("AneeCache does not offload; use cache_implementation='offloaded' in generate")
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self._keys is not None:
-            self._keys, self._values = change(self._keys), change(self._values)
-        self._pending = [part.map_rows(change) for part in self._pending]
+        self._keys.map_rows(change)
+        self._values.map_rows(change)
+        if self._pending:
+            self._pending = [Pending.concatenate(self._pending).map_rows(change)]
 
     def _align(self) -> None:
         """Write the keys and values of all pending tokens."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        hidden = torch.cat([part.hidden for part in pending], dim=1)
-        rotation = None
-        if pending[0].rotation is not None:
-            rotation = tuple(_cat_rotation([part.rotation[i] for part in pending]) for i in (0, 1))
-        self._append(*self._block.value.keys_values(hidden, rotation))
+        if self._pending:
+            pending = Pending.concatenate(self._pending)
+            self._append(*self._block.value.keys_values(pending.hidden, pending.rotation))
+            self._pending, self._pending_length = [], 0
 
-    def _append(self, keys: Tensor, values: Tensor) -> None:
-        self._reserve(keys, values)
-        end = self._written + keys.shape[2]
-        self._keys[:, :, self._written : end] = keys
-        self._values[:, :, self._written : end] = values
-        self._written = end
-
-    def _reserve(self, keys: Tensor, values: Tensor) -> None:
-        """Make room for more keys and values, at least doubling the storage when it is full."""
-        needed = self._written + keys.shape[2]
-        capacity = 0 if self._keys is None else self._keys.shape[2]
-        if needed <= capacity:
-            return
-        capacity = max(needed, 2 * capacity, MIN_CAPACITY)
-        old_keys, old_values = self._keys, self._values
-        self._keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
-        self._values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
-        if old_keys is not None:
-            self._keys[:, :, : self._written] = old_keys[:, :, : self._written]
-            self._values[:, :, : self._written] = old_values[:, :, : self._written]
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        appended = self._keys.append(self._written, keys), self._values.append(self._written, values)
+        self._written += keys.shape[2]
+        return appended
 
 
 class _Shared:
@@ -183,12 +220,6 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict) -> "_Shared":
         return self
-
-
-def _cat_rotation(parts: list[Tensor]) -> Tensor:
-    """Concatenate cos or sin [B or 1, T, 1, R] in time."""
-    rows = max(part.shape[0] for part in parts)
-    return torch.cat([part.expand(rows, -1, -1, -1) for part in parts], dim=1)
 
 
 class AneeCache(Cache):

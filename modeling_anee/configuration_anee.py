@@ -95,6 +95,8 @@ class AneeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in defaults and check every field."""
         self._check_version()
+        if not isinstance(self.text_config, dict | PreTrainedConfig | None):
+            raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
         if self.controller_hidden_sizes is None:
             self.controller_hidden_sizes = [32]
         super().__post_init__(**kwargs)
@@ -109,19 +111,28 @@ class AneeConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Check every field; call it again after changing one by hand."""
+        self._check_strings()
         self._check_choices()
         self._check_numbers()
         self._check_layers()
 
     def _check_version(self) -> None:
         version = self.format_version
-        if not isinstance(version, int) or version < 1:
+        if not _is_whole(version) or version < 1:
             raise ValueError(f"format_version={version!r} is not allowed: it must be an integer from 1")
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version={version} is newer than this code, which knows versions up to {FORMAT_VERSION}: "
                 "update modeling-anee, or load with trust_remote_code=True in a process where it is not installed"
             )
+
+    def _check_strings(self) -> None:
+        for name in ("base_model_name_or_path", "base_fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string")
+        for name in ("base_model_revision", "base_gguf_file"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
 
     def _check_choices(self) -> None:
         _one_of("controller", self.controller, CONTROLLERS)
@@ -139,7 +150,7 @@ class AneeConfig(PreTrainedConfig):
         _whole("min_layers", self.min_layers, 0, self.num_layers)
         _whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
         sizes = self.controller_hidden_sizes
-        if not isinstance(sizes, list | tuple) or not all(isinstance(size, int) and size > 0 for size in sizes):
+        if not isinstance(sizes, list | tuple) or not all(_is_whole(size) and size > 0 for size in sizes):
             raise ValueError(f"controller_hidden_sizes={sizes!r} is not allowed: it must be a list of positive integers")
 
     def _check_layers(self) -> None:
@@ -147,7 +158,7 @@ class AneeConfig(PreTrainedConfig):
             layers = getattr(self, name)
             if layers is None:
                 continue
-            known = isinstance(layers, list | tuple) and all(isinstance(i, int) for i in layers)
+            known = isinstance(layers, list | tuple) and all(map(_is_whole, layers))
             if not known or len(set(layers)) != len(layers) or not set(layers) <= set(range(self.num_layers)):
                 raise ValueError(
                     f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
@@ -164,11 +175,16 @@ class AneeConfig(PreTrainedConfig):
             parse_plan(plan)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _one_of(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
+    # 1 == True, but only one of them is a bool.
+    if type(value) is not type(allowed[0]) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}")
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if not _is_whole(value) or not low <= value <= high:
         raise ValueError(f"{name}={value!r} is not allowed: it must be an integer from {low} to {high}")

@@ -7,6 +7,7 @@ nor on how a sequence was cut into steps. Tokens with a budget of 1 are never as
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -190,11 +191,10 @@ class ConfidenceController(Controller):
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
-        layers = config.exit_layers
-        if layers is None:
-            layers = {max(config.min_layers, self.num_layers * quarters // 4) for quarters in (2, 3)}
+        default = {max(config.min_layers, self.num_layers * quarters // 4) for quarters in (2, 3)}
+        layers = default if config.exit_layers is None else config.exit_layers
         starts = sorted(layer for layer in layers if layer < self.num_layers)
-        self.segments = list(zip(starts, [*starts[1:], self.num_layers], strict=True))
+        self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric, self.threshold = config.confidence_metric, config.confidence_threshold
 
     def bind(self, costs: CostTable) -> None:
@@ -214,7 +214,7 @@ class ConfidenceController(Controller):
             logits = seen.logits(seen.hidden[affords.to(seen.hidden.device)])
             leaves[affords] = self._is_sure(logits.float()).cpu()
         action = torch.where(leaves, Action.EXIT, Action.PROCESS).to(torch.uint8)
-        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords * self._head)
+        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._head)
 
     def _is_sure(self, logits: Tensor) -> Tensor:
         """Logits [n, V] -> bool [n]."""
@@ -237,7 +237,7 @@ class LearnedController(Controller):
         end = self.num_layers - config.keep_last_layers
         self.segments = [(start, min(start + config.decision_interval, end)) for start in starts]
         self.probe = SignalProbe(config.text_config.hidden_size)
-        sizes = [len(SIGNALS), *config.controller_hidden_sizes]
+        sizes = [len(SIGNALS), *(config.controller_hidden_sizes or ())]
         layers: list[nn.Module] = []
         for width, next_width in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Linear(width, next_width), nn.GELU()]
@@ -250,7 +250,7 @@ class LearnedController(Controller):
         for layer in self.policy:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-        last = self.policy[-1]
+        last: Any = self.policy[-1]
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.zero_()[Action.PROCESS] = 1.0
@@ -274,7 +274,7 @@ class LearnedController(Controller):
         remaining = (seen.budget - seen.spent).to(seen.hidden.device, torch.float32)
         depth = self.segments[segment][0] / self.num_layers
         state = state_vector(self.probe, seen.hidden, seen.previous, depth, remaining)
-        return self.policy(state.to(self.policy[0].weight.dtype))
+        return self.policy(state.to(next(self.policy.parameters()).dtype))
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The preferred action of each token, for all layers of the segment."""

@@ -132,7 +132,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *model_args: Any,
-        config: AneeConfig | str | os.PathLike | None = None,
+        config: Any = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:

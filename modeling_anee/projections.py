@@ -5,13 +5,15 @@ parameters become views, so memory, values and `state_dict` stay the same. A mod
 (quantised, offloaded, hooked) is simply called.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether `module` is a linear map whose weights are present and unhooked, so they may be used directly."""
     if not (type(module) in (nn.Linear, Conv1D) or _is_plain_falcon(module)) or not module.weight.is_floating_point():
         return False
@@ -23,7 +25,7 @@ def _is_plain_falcon(module: nn.Module) -> bool:
     return type(module).__name__ == "FalconLinear" and module.bias is None
 
 
-def out_features(module: nn.Module) -> int:
+def out_features(module: Any) -> int:
     """Output width of a linear-like module."""
     return module.nf if isinstance(module, Conv1D) else module.out_features
 
@@ -34,7 +36,7 @@ class JointLinear:
     The weights are joined when first used, and again after the base was moved, cast or copied.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: list[Any]) -> None:
         self.modules = modules
         self._ends = torch.tensor([out_features(module) for module in modules]).cumsum(0).tolist()
         self._pointers: list[int] | None = None
@@ -77,6 +79,7 @@ class JointLinear:
             begin = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    @torch.inference_mode(False)  # else a first use in inference mode would make the base's parameters unfit for training
     @torch.no_grad()
     def _join(self) -> None:
         self._weight = self._bias = None

@@ -94,11 +94,11 @@ class ExecutionTrace:
         for layer in range(actions.shape[1] - 1, -1, -1):
             symbols = "".join(SYMBOLS[Action(value)] for value in actions[:, layer].tolist())
             lines.append(f"{layer:4d} |{symbols}| {processed[:, layer].mean():4.0%}")
-        depths = "".join(_tenth(share) for share in processed.mean(dim=1).tolist())
+        depths = "".join(_tenth(int(count), actions.shape[1]) for count in processed.sum(dim=1).tolist())
         legend = "  ".join(f"{symbol!r} {action.name}" for action, symbol in SYMBOLS.items())
         return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
 
 
-def _tenth(share: float) -> str:
+def _tenth(count: int, total: int) -> str:
     """A share as one digit: its tenths, 9 for all."""
-    return str(min(int(share * 10), 9))
+    return str(min(10 * count // total, 9))

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, new_tokens: int
     asked = 1.0 - 1e-9
     cases: dict[str, Callable[[], Any]] = {"dense": lambda: model.generate(**inputs, **length, energy_budget=1.0)}
     for kind, other in wrapped.items():
-        cases[kind] = lambda other=other: other.generate(**inputs, **length, energy_budget=asked)
+        cases[kind] = partial(other.generate, **inputs, **length, energy_budget=asked)
     seconds = interleave(cases, repeats)
     dense = seconds.pop("dense")
     return {

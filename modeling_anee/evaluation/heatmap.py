@@ -37,7 +37,8 @@ def draw_heatmap(
     Args:
         trace: what was done.
         path: file to write.
-        tokens: text of each token, for the ticks; padding included.
+        tokens: text of each token, for the ticks; padding included. The last token of `generate`, which was not
+            run, may be among them.
         row: which row of the batch.
         prompt_length: draw a line after this many tokens.
         title: text above.
@@ -46,9 +47,9 @@ def draw_heatmap(
         ValueError: a number of tokens that is not the trace's.
     """
     valid = trace.valid[row]
-    if tokens is not None and len(tokens) < len(valid):
+    if tokens is not None and len(tokens) - len(valid) not in (0, 1):
         raise ValueError(f"tokens has {len(tokens)} entries, but the trace has {len(valid)} tokens")
-    skipped = int((~valid).sum())
+    skipped = int((~valid[:prompt_length]).sum())
     actions = trace.actions[row][valid][:MAX_TOKENS].T  # [L, T]
     cost = trace.cost[row][valid][:MAX_TOKENS]
     layers, count = actions.shape

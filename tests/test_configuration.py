@@ -1,0 +1,197 @@
+"""Every field is checked, and a configuration survives being written, copied and changed."""
+
+import copy
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from modeling_anee import AneeConfig
+from modeling_anee.configuration_anee import CONFIDENCE_METRICS, CONTROLLERS, COST_UNITS, FORMAT_VERSION, check_budget
+
+from .tiny import CONFIGS, FAMILIES, LAYERS
+
+
+TEXT_CONFIGS = {family: CONFIGS[family]().to_dict() for family in FAMILIES}
+NUMBER = "number between 0 and 1"
+LAYER_LIST = f"list of different layers from 0 to {LAYERS - 1}"
+BAD_BUDGETS = (-0.01, 1.01, float("nan"), float("inf"), "0.5", True, [0.5])
+BAD_LAYERS = (5, "12", [0, 0], [LAYERS], [-1], [1.0], ["1"], [True], [[1]])
+BAD_COUNTS = (-1, LAYERS + 1, 1.0, "1", True, None)
+
+# What every field refuses, and what its message must say is allowed.
+BAD = {
+    "text_config": ((3, "llama", [1]), "dict"),
+    "base_model_name_or_path": ((3, None, ["a"]), "string"),
+    "base_model_revision": ((3, ["main"], True), "string"),
+    "base_gguf_file": ((3, ["a.gguf"]), "string"),
+    "base_fingerprint": ((3, None), "string"),
+    "strict_base": (("yes", None, 2, 1, 0), "True, False"),
+    "energy_budget": ((*BAD_BUDGETS, None), NUMBER),
+    "prompt_energy_budget": (BAD_BUDGETS, NUMBER),
+    "controller": (("plans", "", None, 3, ["plan"]), ", ".join(map(repr, CONTROLLERS))),
+    "cost_unit": (("joule", None, 1), ", ".join(map(repr, COST_UNITS))),
+    "decision_interval": ((0, *BAD_COUNTS), f"integer from 1 to {LAYERS}"),
+    "min_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
+    "keep_last_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
+    "exit_budget_threshold": ((*BAD_BUDGETS, None), NUMBER),
+    "skip_order": (BAD_LAYERS, LAYER_LIST),
+    "plans": (([], "P" * LAYERS, 3, ["P"], ["P" * (LAYERS + 1)], ["P" * LAYERS, 3], [["P"] * LAYERS]), "must be a"),
+    "exit_layers": (BAD_LAYERS, LAYER_LIST),
+    "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
+    "confidence_threshold": ((*BAD_BUDGETS, None), NUMBER),
+    "controller_hidden_sizes": ((8, "8", [0], [-1], [8.0], [True], [None]), "list of positive integers"),
+    "format_version": ((0, -1, "1", 1.5, None, True), "integer from 1"),
+}
+CASES = [(field, value, allowed) for field, (values, allowed) in BAD.items() for value in values]
+
+
+def config(family: str = "llama", **fields) -> AneeConfig:
+    return AneeConfig(**({"text_config": TEXT_CONFIGS[family]} | fields))
+
+
+def fields_of(configuration: AneeConfig) -> dict:
+    return {name: getattr(configuration, name) for name in BAD if name != "text_config"}
+
+
+@st.composite
+def good_fields(draw) -> dict:
+    budget = st.floats(0, 1, allow_subnormal=False)
+    layers = st.lists(st.integers(0, LAYERS - 1), unique=True)
+    plan = st.text(alphabet="PS", min_size=LAYERS, max_size=LAYERS)
+    choices = {
+        "base_model_name_or_path": st.sampled_from(["", "org/name", "./base", "/tmp/ä b"]),
+        "base_model_revision": st.sampled_from([None, "main"]),
+        "base_gguf_file": st.sampled_from([None, "a.gguf"]),
+        "base_fingerprint": st.sampled_from(["", "0123-4567"]),
+        "strict_base": st.booleans(),
+        "energy_budget": budget,
+        "prompt_energy_budget": st.none() | budget,
+        "controller": st.sampled_from(CONTROLLERS),
+        "cost_unit": st.sampled_from(COST_UNITS),
+        "decision_interval": st.integers(1, LAYERS),
+        "min_layers": st.integers(0, LAYERS),
+        "keep_last_layers": st.integers(0, LAYERS),
+        "exit_budget_threshold": budget,
+        "skip_order": st.none() | layers,
+        "plans": st.none() | st.lists(plan, min_size=1, max_size=3),
+        "exit_layers": st.none() | layers,
+        "confidence_metric": st.sampled_from(CONFIDENCE_METRICS),
+        "confidence_threshold": budget,
+        "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
+        "format_version": st.just(FORMAT_VERSION),
+    }
+    return {name: draw(strategy) for name, strategy in choices.items()}
+
+
+def test_the_table_of_bad_values_covers_every_field():
+    assert set(BAD) == {name for name in AneeConfig.__annotations__ if not name.startswith("_")} - {
+        "keys_to_ignore_at_inference"
+    }
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), CASES, ids=[f"{field}={value!r}" for field, value, _ in CASES])
+def test_a_bad_value_is_named_with_what_is_allowed(field, value, allowed):
+    with pytest.raises(ValueError) as caught:
+        config(**{field: value})
+    message = str(caught.value)
+    bad = value[-1] if field == "plans" and isinstance(value, list) and value else value
+    assert field in message and repr(bad) in message and allowed in message, message
+
+
+@pytest.mark.parametrize(("plan", "reason"), [("PXPP", "unknown actions"), ("PEPP", "goes on after EXIT")])
+def test_a_bad_plan_is_named(plan, reason):
+    with pytest.raises(ValueError, match=f"plan '{plan}'.*{reason}"):
+        config(plans=["P" * LAYERS, plan])
+
+
+@pytest.mark.parametrize("field", [name for name in BAD if name not in ("text_config", "format_version")])
+def test_check_finds_what_was_changed_by_hand(field):
+    configuration = config()
+    setattr(configuration, field, BAD[field][0][0])
+    with pytest.raises(ValueError, match=field):
+        configuration.check()
+
+
+def test_a_newer_format_is_refused_before_anything_else():
+    with pytest.raises(ValueError, match=f"format_version={FORMAT_VERSION + 1} is newer.*update"):
+        config(format_version=FORMAT_VERSION + 1, controller="of the future", energy_budget="of the future")
+
+
+def test_a_newer_format_is_refused_when_loading(tmp_path):
+    config().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["format_version"] == FORMAT_VERSION
+    (tmp_path / "config.json").write_text(json.dumps(written | {"format_version": FORMAT_VERSION + 1}))
+    for loader in (AneeConfig, AutoConfig):
+        with pytest.raises(ValueError, match="is newer than this code"):
+            loader.from_pretrained(tmp_path)
+
+
+@given(good_fields())
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_good_fields_survive_dict_json_pickle_and_copies(fields):
+    configuration = config(**fields)
+    assert fields_of(configuration) == fields
+    copies = [
+        AneeConfig.from_dict(configuration.to_dict()),
+        AneeConfig(**configuration.to_dict()),
+        AneeConfig.from_dict(json.loads(configuration.to_json_string())),
+        AneeConfig.from_dict(json.loads(configuration.to_json_string(use_diff=False))),
+        pickle.loads(pickle.dumps(configuration)),
+        copy.deepcopy(configuration),
+    ]
+    for twin in copies:
+        assert fields_of(twin) == fields
+        assert twin.text_config.to_dict() == configuration.text_config.to_dict()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_and_load(family, tmp_path):
+    saved = config(family, controller="plan", plans=["PSSP", "PSEE"], energy_budget=0.4, exit_layers=[2, 1])
+    saved.save_pretrained(tmp_path)
+    for loader in (AneeConfig, AutoConfig):
+        loaded = loader.from_pretrained(tmp_path)
+        assert type(loaded) is AneeConfig and fields_of(loaded) == fields_of(saved)
+        assert type(loaded.text_config) is type(saved.text_config)
+        assert loaded.text_config.to_dict() == saved.text_config.to_dict()
+        assert loaded.num_layers == saved.num_layers == LAYERS
+
+
+def test_arguments_override_what_is_saved_and_are_checked(tmp_path):
+    config(energy_budget=0.4).save_pretrained(tmp_path)
+    assert AneeConfig.from_pretrained(tmp_path, energy_budget=0.7).energy_budget == 0.7
+    with pytest.raises(ValueError, match="energy_budget=7 is not allowed"):
+        AneeConfig.from_pretrained(tmp_path, energy_budget=7).check()
+
+
+def test_text_config_may_be_a_config_and_is_not_shared_by_copies():
+    configuration = AneeConfig(text_config=CONFIGS["qwen2"]())
+    twin = copy.deepcopy(configuration)
+    twin.text_config.hidden_size = 99
+    assert configuration.text_config.model_type == "qwen2" and configuration.text_config.hidden_size == 32
+
+
+def test_defaults_are_not_shared():
+    first, second = config(), config()
+    first.controller_hidden_sizes.append(8)
+    assert second.controller_hidden_sizes == [32]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_are_the_base_s_own_answer(tied):
+    assert config(text_config=TEXT_CONFIGS["llama"] | {"tie_word_embeddings": tied}).tie_word_embeddings is tied
+
+
+@given(st.floats(0, 1) | st.sampled_from([0, 1]))
+def test_check_budget_returns_a_float(value):
+    checked = check_budget(value)
+    assert isinstance(checked, float) and checked == value
+
+
+def test_check_budget_names_the_field():
+    with pytest.raises(ValueError, match="prompt_energy_budget=2 is not allowed"):
+        check_budget(2, "prompt_energy_budget")

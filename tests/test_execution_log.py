@@ -1,0 +1,155 @@
+"""The log of a cache tells the same as lists of tokens on which the same was done."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from modeling_anee.execution_log import ExecutionLog, execution_log
+from modeling_anee.trace import ExecutionTrace
+
+
+LAYERS = 3
+Token = tuple[tuple[int, ...], float, bool]
+
+operations = st.one_of(
+    st.tuples(st.just("append"), st.integers(1, 4)),
+    st.tuples(st.just("reorder"), st.integers(0, 2**31)),
+    st.tuples(st.just("crop"), st.integers(0, 5)),
+    st.tuples(st.just("repeat"), st.integers(1, 2)),
+    st.tuples(st.just("select"), st.integers(1, 2**31)),
+    st.tuples(st.just("select by mask"), st.integers(1, 2**31)),
+    st.tuples(st.just("read"), st.just(0)),
+    st.tuples(st.just("copy"), st.just(0)),
+    st.tuples(st.just("reset"), st.just(0)),
+)
+
+
+class ListsOfTokens:
+    """What the log must tell, kept in the plainest way; `log` and this take the same operations."""
+
+    def __init__(self, rows: int) -> None:
+        self.log = ExecutionLog()
+        self.rows: list[list[Token]] = [[] for _ in range(rows)]
+        self.generator = torch.Generator().manual_seed(0)
+
+    def do(self, name: str, number: int) -> None:
+        count = len(self.rows)
+        seeded = torch.Generator().manual_seed(number)
+        if name == "append":
+            trace = random_trace(count, number, self.generator)
+            self.log.append(trace)
+            for row, tokens in zip(self.rows, tokens_of(trace), strict=True):
+                row += tokens
+        elif name == "reorder":
+            order = torch.randint(0, count, (count,), generator=seeded)
+            self.log.reorder_cache(order)
+            self.rows = [list(self.rows[i]) for i in order.tolist()]
+        elif name == "crop":
+            self.log.crop(-number)
+            self.rows = [row[: max(len(row) - number, 0)] for row in self.rows]
+        elif name == "repeat" and count * number <= 6:
+            self.log.batch_repeat_interleave(number)
+            self.rows = [list(row) for row in self.rows for _ in range(number)]
+        elif name == "select":
+            index = torch.randperm(count, generator=seeded)[: 1 + number % count]
+            self.log.batch_select_indices(index)
+            self.rows = [list(self.rows[i]) for i in index.tolist()]
+        elif name == "select by mask":
+            mask = torch.tensor([i == number % count or bool(number >> i & 1) for i in range(count)])
+            self.log.batch_select_indices(mask)
+            self.rows = [row for row, kept in zip(self.rows, mask.tolist(), strict=True) if kept]
+        elif name == "copy":
+            self.log = copy.deepcopy(self.log)
+        elif name == "reset":
+            self.log.reset()
+            self.rows = [[] for _ in self.rows]
+        elif name == "read":
+            self.check()
+
+    def check(self) -> None:
+        trace = self.log.trace
+        if trace is None:
+            assert self.rows == [[] for _ in self.rows]
+        else:
+            assert tokens_of(trace) == self.rows
+
+
+def random_trace(rows: int, tokens: int, generator: torch.Generator) -> ExecutionTrace:
+    actions = torch.randint(0, 3, (rows, tokens, LAYERS), generator=generator, dtype=torch.uint8)
+    cost = torch.rand(rows, tokens, generator=generator)
+    return ExecutionTrace(actions, cost, cost > 0.2, 0.8, 0.1, "bytes")
+
+
+def tokens_of(trace: ExecutionTrace) -> list[list[Token]]:
+    rows, tokens = trace.cost.shape
+    return [
+        [(tuple(trace.actions[b, t].tolist()), float(trace.cost[b, t]), bool(trace.valid[b, t])) for t in range(tokens)]
+        for b in range(rows)
+    ]
+
+
+@given(st.integers(1, 4), st.lists(operations, max_size=14))
+@settings(deadline=None, derandomize=True, max_examples=150)
+def test_any_program_gives_the_trace_of_lists_of_tokens(rows, program):
+    lists = ListsOfTokens(rows)
+    for name, number in program:
+        lists.do(name, number)
+    lists.check()
+    lists.check()  # reading changes nothing
+
+
+def test_reorders_leave_the_steps_as_they_were_run():
+    log, generator = ExecutionLog(), torch.Generator().manual_seed(0)
+    steps = [random_trace(3, 1, generator) for _ in range(4)]
+    for step in steps:
+        log.append(step)
+        log.reorder_cache(torch.tensor([2, 0, 0]))
+    assert [id(step) for step in log.steps] == [id(step) for step in steps]
+
+
+def test_a_copy_goes_its_own_way():
+    lists = ListsOfTokens(2)
+    lists.do("append", 3)
+    twin = copy.deepcopy(lists.log)
+    lists.do("crop", 2)
+    lists.do("append", 1)
+    assert twin.trace.cost.shape == (2, 3)
+    lists.check()
+
+
+def test_an_empty_log_takes_every_operation():
+    log = ExecutionLog()
+    log.reorder_cache(torch.tensor([1, 0]))
+    log.batch_repeat_interleave(2)
+    log.batch_select_indices(torch.tensor([0]))
+    log.crop(-3)
+    log.reset()
+    assert log.trace is None and log.steps == []
+
+
+def test_one_log_is_added_to_any_cache_and_follows_it():
+    cache, generator = DynamicCache(), torch.Generator().manual_seed(0)
+    keys = torch.rand(2, 1, 5, 4)
+    for layer in range(2):
+        cache.update(keys, keys, layer)
+    trace = random_trace(2, 5, generator)
+    log = execution_log(cache)
+    assert execution_log(cache) is log and len(cache.layers) == 3
+    log.append(trace)
+    cache.crop(-2)
+    cache.batch_repeat_interleave(2)
+    cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert tokens_of(log.trace) == [row[:3] for row in reversed(tokens_of(trace))]
+    assert cache.get_seq_length() == 3 and not cache.is_compileable
+    cache.reset()
+    assert log.trace is None
+
+
+def test_a_log_holds_no_keys():
+    with pytest.raises(NotImplementedError):
+        ExecutionLog().update(torch.zeros(1), torch.zeros(1))

@@ -1,0 +1,122 @@
+"""Numbers and drawings of a trace, compared with loops over its tokens."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_anee.actions import Action
+from modeling_anee.trace import SYMBOLS, ExecutionTrace
+
+
+def random_trace(rows: int, tokens: int, layers: int, seed: int) -> ExecutionTrace:
+    generator = torch.Generator().manual_seed(seed)
+    actions = torch.randint(0, len(Action), (rows, tokens, layers), generator=generator, dtype=torch.uint8)
+    valid = torch.rand(rows, tokens, generator=generator) < 0.8
+    cost = torch.rand(rows, tokens, generator=generator) * valid
+    return ExecutionTrace(actions, cost, valid, stack_share=0.75, floor=0.25, unit="bytes")
+
+
+def one_row(columns: list[list[Action]], valid: list[bool] | None = None) -> ExecutionTrace:
+    """A trace of one row from the actions of each token."""
+    actions = torch.tensor([columns], dtype=torch.uint8)
+    mask = torch.ones(1, len(columns), dtype=torch.bool) if valid is None else torch.tensor([valid])
+    return ExecutionTrace(actions, mask.float(), mask, 0.75, 0.25, "flops")
+
+
+def same(first: ExecutionTrace, second: ExecutionTrace) -> bool:
+    parts = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("actions", "cost", "valid"))
+    return parts and (first.stack_share, first.floor, first.unit) == (second.stack_share, second.floor, second.unit)
+
+
+traces = st.builds(random_trace, st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31))
+relaxed = settings(deadline=None, derandomize=True, max_examples=50)
+
+
+@given(traces)
+@relaxed
+def test_means_and_depths_are_those_of_the_real_tokens(trace):
+    rows, tokens, _ = trace.actions.shape
+    real = [[t for t in range(tokens) if trace.valid[b, t]] for b in range(rows)]
+    costs = [[float(trace.cost[b, t]) for t in real[b]] for b in range(rows)]
+    count = sum(map(len, real))
+    assert trace.mean_cost == pytest.approx(sum(map(sum, costs)) / max(count, 1))
+    assert trace.row_cost.tolist() == pytest.approx([sum(row) / max(len(row), 1) for row in costs])
+    for b in range(rows):
+        for t in range(tokens):
+            expected = trace.actions[b, t].tolist().count(Action.PROCESS) if t in real[b] else 0
+            assert int(trace.depth[b, t]) == expected
+    if count:
+        share = trace.layer_share
+        torch.testing.assert_close(sum(share.values()), torch.ones(trace.actions.shape[2]))
+        taken = [trace.actions[b, t].tolist() for b in range(rows) for t in real[b]]
+        for action in Action:
+            expected = [sum(token[layer] == action for token in taken) / count for layer in range(len(taken[0]))]
+            assert share[action].tolist() == pytest.approx(expected)
+
+
+@given(traces, st.data())
+@relaxed
+def test_cutting_and_joining_in_time_changes_nothing(trace, data):
+    tokens = trace.cost.shape[1]
+    cuts = sorted(data.draw(st.lists(st.integers(0, tokens), max_size=4)))
+    parts = [trace.tokens(a, b) for a, b in zip([0, *cuts], [*cuts, tokens], strict=True)]
+    assert same(ExecutionTrace.concatenate(parts), trace)
+
+
+@given(traces, st.data())
+@relaxed
+def test_rows_are_taken_in_order(trace, data):
+    index = data.draw(st.lists(st.integers(0, len(trace.cost) - 1), min_size=1, max_size=6))
+    taken = trace.rows(torch.tensor(index))
+    for new, old in enumerate(index):
+        assert same(taken.rows(torch.tensor([new])), trace.rows(torch.tensor([old])))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.25, 1.0])
+def test_cost_of_the_whole_model_adds_the_head(mean):
+    trace = ExecutionTrace(
+        torch.zeros(1, 4, 2, dtype=torch.uint8), torch.full((1, 4), mean), torch.ones(1, 4, dtype=torch.bool), 0.8, 0.0, "flops"
+    )
+    stack, head = 8.0, 2.0
+    assert trace.mean_cost_of_whole_model == pytest.approx((mean * stack + head) / (stack + head))
+
+
+def test_summary_says_what_was_spent():
+    trace = one_row([[Action.PROCESS] * 4, [Action.PROCESS, Action.SKIP, Action.SKIP, Action.EXIT], [Action.SKIP] * 4])
+    trace = ExecutionTrace(trace.actions, torch.tensor([[1.0, 0.4, 0.1]]), trace.valid, 0.75, 0.25, "flops")
+    assert trace.summary() == (
+        "3 tokens, mean cost 0.500 of the decoder stack (0.625 of the whole model, unit flops, floor 0.250), "
+        "mean depth 1.7 of 4 layers"
+    )
+
+
+def test_an_empty_trace_can_be_summarised_and_drawn():
+    empty = random_trace(2, 5, 3, 0).tokens(0, 0)
+    assert empty.mean_cost == 0.0 and empty.row_cost.tolist() == [0.0, 0.0]
+    assert empty.summary().startswith("0 tokens, mean cost 0.000")
+    padding = one_row([[Action.PROCESS] * 3] * 2, valid=[False, False])
+    assert "0 tokens" in padding.summary() and len(padding.render().splitlines()) == 3 + 2
+
+
+@given(traces, st.integers(1, 12))
+@relaxed
+def test_the_drawing_has_every_action_of_the_last_tokens(trace, width):
+    lines = trace.render(row=0, width=width).splitlines()
+    tokens = [t for t in range(trace.cost.shape[1]) if trace.valid[0, t]][-width:]
+    layers = trace.actions.shape[2]
+    assert len(lines) == layers + 2
+    for line, layer in zip(lines, reversed(range(layers)), strict=False):
+        number, drawn, share = line.split("|")
+        taken = trace.actions[0, tokens, layer].tolist()
+        assert int(number) == layer and drawn == "".join(SYMBOLS[Action(value)] for value in taken)
+        if tokens:
+            assert share.strip() == f"{taken.count(Action.PROCESS) / len(taken):.0%}"
+    assert all(action.name in lines[-1] and repr(symbol) in lines[-1] for action, symbol in SYMBOLS.items())
+
+
+@pytest.mark.parametrize("layers", [1, 3, 10, 30])
+def test_depths_are_drawn_in_whole_tenths(layers):
+    columns = [[Action.PROCESS] * count + [Action.SKIP] * (layers - count) for count in range(layers + 1)]
+    drawn = one_row(columns).render().splitlines()[-2].split("|")[1]
+    assert drawn == "".join(str(min(10 * count // layers, 9)) for count in range(layers + 1))
