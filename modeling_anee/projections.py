@@ -50,7 +50,8 @@ class JointLinear:
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
-        self._refresh()
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
         if self._weight is None:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
@@ -66,10 +67,6 @@ class JointLinear:
             needed += overlap if is_plain(module) else (end - begin) * (overlap > 0)
             begin = end
         return needed / self._ends[-1]
-
-    def _refresh(self) -> None:
-        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
-            self._join()
 
     def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         outputs, begin = [], 0
@@ -114,7 +111,8 @@ class GroupedLinear(JointLinear):
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
-        self._refresh()
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
         if self._weight is None or (start == 0 and stop is None):
             return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
         # A strided view of the weight, one matrix per group: nothing is copied.

@@ -27,7 +27,7 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     size = cos.shape[-1]
     turned, kept = x[..., :size], x[..., size:]
     swapped = torch.cat((turned[..., size // 2 :], turned[..., : size // 2]), dim=-1)
-    turned = turned * cos + swapped * sin
+    turned = (turned * cos + swapped * sin).to(x.dtype)  # olmo2's cos and sin are float32
     return turned if size == x.shape[-1] else torch.cat((turned, kept), dim=-1)
 
 

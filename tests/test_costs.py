@@ -74,7 +74,7 @@ def test_the_trace_tells_the_flops_of_a_forward(family, plan):
     assert found / whole == pytest.approx(trace.mean_cost_of_whole_model)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_trace_tells_the_flops_where_tokens_differ(family):
     model = wrap(tiny_base(family), cost_unit="flops")
     ids = token_ids(rows=1)
