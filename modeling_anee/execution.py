@@ -12,12 +12,16 @@ from transformers import Cache
 
 from .actions import Action
 from .base_model import BaseStack
-from .blocks import Block
 from .cache import AneeCache
 from .controllers import Controller, Observation
 from .costs import CostTable
 from .rotary import Rotation
 from .trace import ExecutionTrace
+
+
+# Arithmetic that a device does in the time that gathering and scattering a subset takes: on the CPU a layer of
+# SmolLM2-135M (7 MFLOP a token) broke even at about 3 tokens left out; accelerators are limited by kernel launches.
+GATHERING_FLOPS = {"cpu": 2e7, "cuda": 2e10}
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,21 @@ class Subset:
         return self.gather(mask.transpose(1, 2)).transpose(1, 2)
 
 
+@dataclass
+class Ledger:
+    """What is decided and spent in the course of a step; on the CPU.
+
+    Args:
+        actions: uint8 [B, T, L]; PROCESS until something else is decided.
+        charges: what deciding cost, float64 [B, T].
+        ran_anyway: skipped layers that were run because gathering would not pay, int64 [B, T], None for none.
+    """
+
+    actions: Tensor
+    charges: Tensor
+    ran_anyway: Tensor | None = None
+
+
 class Executor:
     """Runs the decoder stack of a base under a controller."""
 
@@ -97,91 +116,100 @@ class Executor:
         self.stack = stack
         self.controller = controller
         self.costs = costs
+        flops = stack.measure_costs("flops")
+        self._flops = (flops.layers[:, Action.PROCESS] * flops.stack).tolist()  # of each layer, per token
 
     def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
         """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
 
         With `keep`, the hidden states that enter each layer are appended to it.
         """
-        actions = torch.zeros(*hidden.shape[:2], len(self.stack.blocks), dtype=torch.uint8)
-        charges = torch.zeros(hidden.shape[:2], dtype=torch.float64)
+        layers = len(self.stack.blocks)
+        ledger = Ledger(
+            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8),
+            charges=torch.zeros(hidden.shape[:2], dtype=torch.float64),
+        )
         limited = (step.budget < 1.0) & step.valid
         done, previous = 0, hidden
         for segment, (start, _) in enumerate(self.controller.segments if limited.any() else ()):
-            hidden = self._run_layers(hidden, step, actions, range(done, start), keep)
-            self._decide(segment, hidden, previous, step, limited, actions, charges)
+            hidden = self._run_layers(hidden, step, ledger, range(done, start), keep)
+            self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
-        hidden = self._run_layers(hidden, step, actions, range(done, len(self.stack.blocks)), keep)
-        cost = (self.costs.of_actions(actions) + charges) * step.valid
+        hidden = self._run_layers(hidden, step, ledger, range(done, layers), keep)
+        cost = (self.costs.of_actions(ledger.actions) + ledger.charges) * step.valid
         return hidden, ExecutionTrace(
-            actions, cost.float(), step.valid, self.costs.stack_share, self.controller.floor, self.costs.unit
+            actions=ledger.actions,
+            cost=cost.float(),
+            valid=step.valid,
+            stack_share=self.costs.stack_share,
+            floor=self.controller.floor,
+            unit=self.costs.unit,
+            ran_anyway=ledger.ran_anyway,
         )
 
-    def _decide(
-        self,
-        segment: int,
-        hidden: Tensor,
-        previous: Tensor,
-        step: Step,
-        limited: Tensor,
-        actions: Tensor,
-        charges: Tensor,
-    ) -> None:
-        """Ask the controller about every token that has a limit and has not exited; write actions and charges."""
+    def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
+        """Ask the controller about every token that has a limit and has not exited; write its answer down."""
         start, stop = self.controller.segments[segment]
+        actions = ledger.actions
         asked = limited if start == 0 else limited & (actions[..., start - 1] != Action.EXIT)
         if not asked.any():
             return
         if self.controller.needs_hidden:
             where = asked.to(hidden.device)
             hidden, previous = hidden[where], previous[where]
-        spent = self.costs.of_actions(actions[..., :start]) + charges
+        spent = self.costs.of_actions(actions[..., :start]) + ledger.charges
         seen = Observation(hidden, previous, step.budget[asked], spent[asked], step.index[asked], self.stack.logits)
         decision = self.controller.decide(segment, seen)
         exited = (decision.actions == Action.EXIT).cumsum(dim=-1) > 0
         actions[..., start:stop][asked] = decision.actions.masked_fill(exited, Action.EXIT)
-        charges[asked] += decision.cost
+        ledger.charges[asked] += decision.cost
         if exited.any():
             leaves = asked.clone()
             leaves[asked] = exited[:, -1]
             actions[..., stop:][leaves] = Action.EXIT
 
-    def _run_layers(self, hidden: Tensor, step: Step, actions: Tensor, layers: range, keep: list[Tensor] | None) -> Tensor:
+    def _run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None) -> Tensor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
-        process = actions[..., layers.start : layers.stop] == Action.PROCESS
+        process = ledger.actions[..., layers.start : layers.stop] == Action.PROCESS
         padding = ~step.valid.unsqueeze(-1)
         any_token = (process & ~padding).flatten(0, 1).any(dim=0).tolist()
         all_tokens = (process | padding).flatten(0, 1).all(dim=0).tolist()
         for i, layer in enumerate(layers):
             if keep is not None:
                 keep.append(hidden)
-            block = self.stack.blocks[layer]
             if not any_token[i]:
-                self._skip(layer, block, hidden, step)
+                self._skip(layer, hidden, step)
             elif all_tokens[i]:
-                hidden = self._process_all(layer, block, hidden, step)
+                hidden = self._process_all(layer, hidden, step)
             else:
-                chosen = process[..., i] & step.valid
-                hidden = self._process_some(layer, block, hidden, step, Subset.of(chosen, hidden.device))
+                hidden = self._process_some(layer, hidden, step, process[..., i] & step.valid, ledger)
         return hidden
 
-    def _skip(self, layer: int, block: Block, hidden: Tensor, step: Step) -> None:
+    def _skip(self, layer: int, hidden: Tensor, step: Step) -> None:
         """Every token passes: only keys and values are due, and our own cache can wait for them."""
+        rotation = step.rotations[layer]
         if isinstance(step.cache, AneeCache):
-            step.cache.defer(hidden, step.rotations[layer], layer)
+            step.cache.defer(hidden, rotation, layer)
         elif step.cache is not None:
-            step.cache.update(*block.keys_values(hidden, step.rotations[layer]), layer)
+            step.cache.update(*self.stack.blocks[layer].keys_values(hidden, rotation), layer)
 
-    def _process_all(self, layer: int, block: Block, hidden: Tensor, step: Step) -> Tensor:
+    def _process_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
         """Every token is processed: nothing is gathered."""
+        block = self.stack.blocks[layer]
         queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
         if step.cache is not None:
             keys, values = step.cache.update(keys, values, layer)
         return block.process(hidden, queries, keys, values, step.masks[layer])
 
-    def _process_some(self, layer: int, block: Block, hidden: Tensor, step: Step, subset: Subset) -> Tensor:
-        """Keys and values of every token; queries, attention and feed-forward of the subset."""
-        rotation = step.rotations[layer]
+    def _process_some(self, layer: int, hidden: Tensor, step: Step, chosen: Tensor, ledger: Ledger) -> Tensor:
+        """Keys and values of every token; queries, attention and feed-forward of those chosen in a mask [B, T]."""
+        passed = step.valid & ~chosen
+        if not self._gathering_pays(layer, int(passed.sum()), hidden.device):
+            ledger.ran_anyway = passed.long() if ledger.ran_anyway is None else ledger.ran_anyway + passed
+            processed = self._process_all(layer, hidden, step)
+            return torch.where(chosen.to(hidden.device).unsqueeze(-1), processed, hidden)
+        block, rotation = self.stack.blocks[layer], step.rotations[layer]
+        subset = Subset.of(chosen, hidden.device)
         keys, values = block.keys_values(hidden, rotation)
         if step.cache is not None:
             keys, values = step.cache.update(keys, values, layer)
@@ -191,3 +219,7 @@ class Executor:
         queries = block.queries(part, rotation)
         part = block.process(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
         return subset.scatter(hidden, part)
+
+    def _gathering_pays(self, layer: int, saved_tokens: int, device: torch.device) -> bool:
+        """Whether leaving tokens out of a layer saves more arithmetic than gathering the others costs."""
+        return saved_tokens * self._flops[layer] >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])

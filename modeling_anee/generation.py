@@ -180,6 +180,5 @@ def beam_trace(steps: list[ExecutionTrace], beam_indices: Tensor) -> ExecutionTr
     parts = [steps[0].rows(rows[:, 0])]
     for token in range(1, rows.shape[1]):
         part = steps[token].tokens(-1, None).rows(rows[:, token])
-        valid = part.valid & used[:, token : token + 1]
-        parts.append(part._with(part.actions, part.cost * valid, valid))
+        parts.append(part.keep(used[:, token : token + 1]))
     return ExecutionTrace.concatenate(parts)

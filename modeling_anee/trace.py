@@ -1,7 +1,8 @@
 """`ExecutionTrace`: what was done with every token at every layer, and what it cost."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class ExecutionTrace:
         stack_share: share of the whole model's work that the stack is (the rest is the head).
         floor: the lowest mean cost that the controller can reach.
         unit: unit of the costs, `"flops"` or `"bytes"`.
+        ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
+            the other tokens would have taken longer; not in `cost`. Default: none.
     """
 
     actions: Tensor
@@ -31,6 +34,13 @@ class ExecutionTrace:
     stack_share: float
     floor: float
     unit: str
+    ran_anyway: Tensor | None = None
+
+    @property
+    def share_run_anyway(self) -> float:
+        """Share of the skipped (token, layer) pairs that were run anyway."""
+        skipped = int((self.actions[self.valid] != Action.PROCESS).sum())
+        return 0.0 if self.ran_anyway is None else int(self.ran_anyway[self.valid].sum()) / max(skipped, 1)
 
     @property
     def mean_cost(self) -> float:
@@ -59,28 +69,39 @@ class ExecutionTrace:
 
     def rows(self, index: Tensor) -> "ExecutionTrace":
         """The rows at `index`, in its order."""
-        return self._with(self.actions[index], self.cost[index], self.valid[index])
+        return self._map(lambda x: x[index])
 
     def tokens(self, start: int | None, stop: int | None) -> "ExecutionTrace":
         """The tokens `start:stop` of every row."""
-        return self._with(self.actions[:, start:stop], self.cost[:, start:stop], self.valid[:, start:stop])
+        return self._map(lambda x: x[:, start:stop])
 
-    def _with(self, actions: Tensor, cost: Tensor, valid: Tensor) -> "ExecutionTrace":
-        return ExecutionTrace(actions, cost, valid, self.stack_share, self.floor, self.unit)
+    def keep(self, kept: Tensor) -> "ExecutionTrace":
+        """The same with everything but the tokens in `kept`, bool [B, T], as padding."""
+        return replace(self, cost=self.cost * kept, valid=self.valid & kept)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
+        ran = None if self.ran_anyway is None else change(self.ran_anyway)
+        return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), ran_anyway=ran)
 
     @staticmethod
     def concatenate(traces: Sequence["ExecutionTrace"]) -> "ExecutionTrace":
         """Traces of the same rows, one after the other in time."""
-        parts = [torch.cat([getattr(t, name) for t in traces], dim=1) for name in ("actions", "cost", "valid")]
-        return traces[-1]._with(*parts)
+        parts: dict[str, Any] = {
+            name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in ("actions", "cost", "valid")
+        }
+        ran = [torch.zeros_like(t.valid, dtype=torch.int64) if t.ran_anyway is None else t.ran_anyway for t in traces]
+        any_ran = any(t.ran_anyway is not None for t in traces)
+        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None)
 
     def summary(self) -> str:
         """One line: tokens, mean cost, depth, floor."""
         depth = self.depth[self.valid].float().mean() if self.valid.any() else 0.0
+        share = self.share_run_anyway
+        anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the decoder stack "
             f"({self.mean_cost_of_whole_model:.3f} of the whole model, unit {self.unit}, floor {self.floor:.3f}), "
-            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers"
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{anyway}"
         )
 
     def render(self, row: int = 0, width: int = 100) -> str:

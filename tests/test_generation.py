@@ -203,9 +203,7 @@ def test_budget_comes_from_the_argument_then_generation_config_then_config():
     base, ids = tiny_base(), token_ids(1)
     mode = {**GREEDY, "return_dict_in_generate": True}
     model = wrap(base, energy_budget=0.9)
-    cost = {
-        budget: model.generate(ids, energy_budget=budget, **mode).execution.mean_cost for budget in (0.9, 0.7, 0.5)
-    }
+    cost = {budget: model.generate(ids, energy_budget=budget, **mode).execution.mean_cost for budget in (0.9, 0.7, 0.5)}
     assert cost[0.9] > cost[0.7] > cost[0.5]
     assert model.generate(ids, **mode).execution.mean_cost == cost[0.9]
     assert model.generate(ids, generation_config=GenerationConfig(energy_budget=0.7), **mode).execution.mean_cost == cost[0.7]

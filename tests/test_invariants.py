@@ -185,9 +185,7 @@ def test_7_a_lower_budget_never_costs_more_and_is_kept(family, controller):
         for budget, cost in zip(budgets, costs, strict=True):
             assert abs(cost - max(budget, traces[0].floor)) <= 0.02
     if controller == "confidence":
-        assert all(
-            (trace.cost <= max(budget, trace.floor) + 1e-6).all() for budget, trace in zip(budgets, traces, strict=True)
-        )
+        assert all((trace.cost <= max(budget, trace.floor) + 1e-6).all() for budget, trace in zip(budgets, traces, strict=True))
 
 
 def test_9_no_randomness_of_our_own():
