@@ -48,6 +48,8 @@ class GrowingTensor:
         capacity = 0 if old is None else old.shape[2]
         # What was made in inference mode can't be written to outside of it.
         frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
+        if old is not None and length == 0 and len(old) != len(new):  # emptied, and begun again with other rows
+            old, capacity = None, 0
         if old is not None and needed <= capacity and not frozen:
             return old
         if needed > capacity:

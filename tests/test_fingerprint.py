@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_anee.fingerprint import SAMPLED_TENSORS, fingerprint, same_base
+from modeling_anee.fingerprint import fingerprint, same_base
 
 from .tiny import FAMILIES, tiny_base, token_ids, wrap
 
@@ -92,7 +92,7 @@ def test_it_changes_nothing_and_wrapping_does_not_change_it(family):
 def test_meta_tensors_compare_by_shape_alone():
     base = tiny_base()
     text, meta = fingerprint(base), fingerprint(tiny_base().to("meta"))
-    assert meta.split("-")[1:] == ["none"] * SAMPLED_TENSORS
+    assert set(meta.split("-")[1].split("none")) == {""} and len(meta) == len(text)
     assert same_base(text, meta) and same_base(meta, text)
     assert not same_base(fingerprint(tiny_base("gpt2")), meta)
 
