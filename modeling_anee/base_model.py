@@ -3,6 +3,7 @@
 This is the only file that knows where a base keeps its parts; `families.py` has the names.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,9 +45,9 @@ class BaseStack:
         self._project_in = decoder.get_submodule(family.project_in) if family.project_in else None
         field = family.embedding_multiplier_field
         self._embedding_multiplier = getattr(base.config, field) if field else None
-        self._all_full = all(block.layer_type in (None, "full_attention") for block in self.blocks)
-        if self.blocks[0].layer_type is None:
-            self._all_full = getattr(base.config, "sliding_window", None) is None
+        types = {block.layer_type for block in self.blocks}
+        slides = "sliding_attention" in types or (types == {None} and getattr(base.config, "sliding_window", None) is not None)
+        self._window = base.config.sliding_window if slides else math.inf  # keys that every layer sees
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
@@ -96,8 +97,9 @@ class BaseStack:
         self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
     ) -> list[Tensor | None]:
         """Attention mask of each layer, [B or 1, 1, T, S], as the base would make it; None where no masking is needed."""
-        if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache) and self._all_full:
-            return [None] * len(self.blocks)
+        if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache):
+            if cache.get_seq_length() < self._window:
+                return [None] * len(self.blocks)
         masks = create_masks_for_generate(
             config=self.config,
             inputs_embeds=hidden,

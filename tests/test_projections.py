@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from modeling_anee.projections import JointLinear, is_plain, out_features
+from modeling_anee.projections import GroupedLinear, JointLinear, is_plain, out_features
 
 from .tiny import FAMILIES, tiny_base, token_ids, wrap
 
@@ -239,3 +239,36 @@ def test_gradients_reach_the_input_in_training():
     again = x.detach().clone().requires_grad_()
     (outputs(modules, again)[..., 2:8] ** 2).sum().backward()
     torch.testing.assert_close(x.grad, again.grad)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from(["linear", "no bias", "conv1d", "runs itself"]), st.data())
+@relaxed
+def test_any_slice_of_groups_is_that_of_the_module(groups, size, kind, data):
+    torch.manual_seed(0)
+    if kind == "conv1d":
+        module = Conv1D(groups * size, WIDTH)
+    else:
+        module = (Doubled if kind == "runs itself" else nn.Linear)(WIDTH, groups * size, bias=kind != "no bias")
+    grouped = GroupedLinear(module.requires_grad_(False), groups)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.none() | st.integers(start + 1, size))
+    x = torch.randn(2, 3, WIDTH)
+    torch.testing.assert_close(grouped(x, start, stop), module(x).unflatten(-1, (groups, size))[..., start:stop])
+    needed = 1.0 if kind == "runs itself" else ((size if stop is None else stop) - start) / size
+    assert grouped.share(start, stop) == pytest.approx(needed)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=4), st.data())
+@relaxed
+def test_share_counts_whole_modules_where_they_run_themselves(modules, data):
+    """Work is counted by output; a module that runs itself runs whole when any of its outputs is asked for."""
+    width = sum(size for size, _ in modules)
+    start = data.draw(st.integers(0, width - 1))
+    stop = data.draw(st.none() | st.integers(start + 1, width))
+    asked, begin, needed = range(width)[start:stop], 0, 0
+    for size, runs_itself in modules:
+        own = [output for output in range(begin, begin + size) if output in asked]
+        needed += size if runs_itself and own else len(own)
+        begin += size
+    joint = JointLinear([(Doubled if runs_itself else nn.Linear)(WIDTH, size) for size, runs_itself in modules])
+    assert joint.share(start, stop) == pytest.approx(needed / width)

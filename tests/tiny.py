@@ -36,6 +36,7 @@ GROUPED = {**COMMON, **SHAPE, "num_key_value_heads": 2}
 WINDOW = 4  # shorter than the sequences of the tests
 MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0] * 4}
 GEMMA = {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": WINDOW, "layer_types": MIXED}
 FALCON = {**COMMON, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
 OPT = {**FALCON, "ffn_dim": 48, "max_position_embeddings": 128}
@@ -76,6 +77,9 @@ VARIANTS = {
     "gemma2-uncapped": lambda: Gemma2Config(**GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None),
     "phi-qk_layernorm": lambda: PhiConfig(**COMMON, **SHAPE, rope_parameters=PARTIAL, qk_layernorm=True),
     "phi3-full": lambda: Phi3Config(**COMMON, **SHAPE),
+    "phi3-longrope": lambda: Phi3Config(
+        **GROUPED, rope_parameters=LONG, max_position_embeddings=128, original_max_position_embeddings=64
+    ),
     "gpt2-inverse_layer_idx": lambda: GPT2Config(
         **COMMON, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=128, scale_attn_by_inverse_layer_idx=True
     ),
