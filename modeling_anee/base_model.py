@@ -17,6 +17,7 @@ from .blocks import Block
 from .cache import AneeCache
 from .costs import CostTable
 from .families import Family, family_of
+from .projections import JointLinear, is_plain
 from .rotary import Rotation, prepare_rotation
 
 
@@ -124,17 +125,18 @@ def position_function(decoder: nn.Module, family: Family) -> Callable[[Tensor], 
     return partial(module, None, 0) if family.positions_count_tokens else module
 
 
-def head_function(head: nn.Module, config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
+def head_function(head: Any, config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
     """The head with what the family does to its logits: [..., D] -> [..., V]."""
     fields = (family.logit_multiplier_field, family.logit_divisor_field, family.logit_softcap_field)
     multiplier, divisor, softcap = (getattr(config, field) if field else None for field in fields)
+    head = JointLinear([head]) if is_plain(head) else head
     if multiplier is None and divisor is None and softcap is None:
         return head
     return partial(_scaled_logits, head, multiplier, divisor, softcap)
 
 
 def _scaled_logits(
-    head: nn.Module, multiplier: float | None, divisor: float | None, softcap: float | None, hidden: Tensor
+    head: Callable[[Tensor], Tensor], multiplier: float | None, divisor: float | None, softcap: float | None, hidden: Tensor
 ) -> Tensor:
     logits = head(hidden)
     if multiplier is not None:

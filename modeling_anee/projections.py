@@ -8,9 +8,10 @@ parameters become views, so memory, values and `state_dict` stay the same. A mod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from .kernels import linear
 
 
 def is_plain(module: Any) -> bool:
@@ -55,8 +56,8 @@ class JointLinear:
         if self._weight is None:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
-            return F.linear(x, self._weight, self._bias)
-        return F.linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
+            return linear(x, self._weight, self._bias)
+        return linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
 
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
@@ -131,8 +132,25 @@ class GroupedLinear(JointLinear):
 
 
 def _share_storage(parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Move parameters of shape [out_i, ...] into one tensor [sum of out_i, ...]; they become views of it."""
+    """Move parameters of shape [out_i, ...] into one tensor [sum of out_i, ...]; they become views of it.
+
+    Where they are that already, since another wrapper holds the same base, nothing is moved.
+    """
+    first = parameters[0].data
+    total = sum(len(parameter) for parameter in parameters)
+    if _are_adjacent(parameters):
+        return first.as_strided((total, *first.shape[1:]), first.stride())
     joint = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, joint.split([len(p) for p in parameters]), strict=True):
         parameter.data = part
     return joint
+
+
+def _are_adjacent(parameters: list[nn.Parameter]) -> bool:
+    """Whether parameters follow each other in one storage."""
+    storage, place = parameters[0].untyped_storage().data_ptr(), parameters[0].data_ptr()
+    for parameter in parameters:
+        if not parameter.is_contiguous() or parameter.untyped_storage().data_ptr() != storage or parameter.data_ptr() != place:
+            return False
+        place += parameter.numel() * parameter.element_size()
+    return True

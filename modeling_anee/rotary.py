@@ -26,7 +26,7 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     cos, sin = rotation
     size = cos.shape[-1]
     turned, kept = x[..., :size], x[..., size:]
-    swapped = torch.cat((turned[..., size // 2 :], turned[..., : size // 2]), dim=-1)
+    swapped = turned.roll(size // 2, dims=-1)
     turned = (turned * cos + swapped * sin).to(x.dtype)  # olmo2's cos and sin are float32
     return turned if size == x.shape[-1] else torch.cat((turned, kept), dim=-1)
 

@@ -272,3 +272,13 @@ def test_share_counts_whole_modules_where_they_run_themselves(modules, data):
         begin += size
     joint = JointLinear([(Doubled if runs_itself else nn.Linear)(WIDTH, size) for size, runs_itself in modules])
     assert joint.share(start, stop) == pytest.approx(needed / width)
+
+
+def test_two_wrappers_of_one_base_share_its_storage():
+    base, ids = tiny_base(), token_ids()
+    first, second = wrap(base), wrap(base)
+    first(ids)
+    before = [parameter.data_ptr() for parameter in base.parameters()]
+    expected = second(ids).logits
+    torch.testing.assert_close(first(ids).logits, expected)
+    assert [parameter.data_ptr() for parameter in base.parameters()] == before
