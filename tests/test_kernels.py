@@ -46,7 +46,7 @@ def test_other_dtypes_layouts_and_gradients_take_the_ordinary_kernel(onednn_call
     linear(torch.randn(1, 32), torch.randn(32, WIDE).t(), None)
     x = torch.randn(1, 32, requires_grad=True)
     linear(x, weight, None).sum().backward()
-    torch.testing.assert_close(x.grad, weight.sum(dim=0, keepdim=True))
+    torch.testing.assert_close(x.grad, weight.sum(dim=0, keepdim=True), atol=1e-3, rtol=1e-4)
     assert not onednn_calls
     with torch.no_grad():
         linear(x, weight, None)
