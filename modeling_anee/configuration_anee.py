@@ -44,7 +44,7 @@ class AneeConfig(PreTrainedConfig):
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
         controller (`str`): `"budget"`, `"confidence"`, `"learned"` or `"plan"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
-        decision_interval (`int`): layers that one decision of a `learned` controller covers.
+        decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
         min_layers (`int`): first layers that are always processed.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
@@ -80,7 +80,7 @@ class AneeConfig(PreTrainedConfig):
     prompt_energy_budget: float | None = None
     controller: str = "budget"
     cost_unit: str = "bytes"
-    decision_interval: int = 1
+    decision_interval: int = 8
     min_layers: int = 1
     keep_last_layers: int = 1
     exit_budget_threshold: float = 0.0
@@ -146,7 +146,7 @@ class AneeConfig(PreTrainedConfig):
             self.prompt_energy_budget = check_budget(self.prompt_energy_budget, "prompt_energy_budget")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
-        _whole("decision_interval", self.decision_interval, 1, self.num_layers)
+        _whole("decision_interval", self.decision_interval, 1)
         _whole("min_layers", self.min_layers, 0, self.num_layers)
         _whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
         sizes = self.controller_hidden_sizes
@@ -185,6 +185,7 @@ def _one_of(name: str, value: Any, allowed: tuple) -> None:
         raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}")
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if not _is_whole(value) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be an integer from {low} to {high}")
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if not _is_whole(value) or value < low or (high is not None and value > high):
+        limit = "" if high is None else f" to {high}"
+        raise ValueError(f"{name}={value!r} is not allowed: it must be an integer from {low}{limit}")

@@ -240,7 +240,7 @@ class LearnedController(Controller):
         sizes = [len(SIGNALS), *(config.controller_hidden_sizes or ())]
         layers: list[nn.Module] = []
         for width, next_width in zip(sizes[:-1], sizes[1:], strict=True):
-            layers += [nn.Linear(width, next_width), nn.GELU()]
+            layers += [nn.Linear(width, next_width), nn.ReLU()]
         self.policy = nn.Sequential(*layers, nn.Linear(sizes[-1], len(Action)))
         self.reset_parameters()
 

@@ -6,6 +6,7 @@ for). Attention scores are left out of both: they depend on the context length a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,12 @@ class CostTable:
 
     def of_actions(self, actions: Tensor, first: int = 0) -> Tensor:
         """Cost of actions [..., n] taken at the n layers from `first` on, float64 [...]."""
-        count = actions.shape[-1]
-        return self.layers[torch.arange(first, first + count), actions.long()].sum(dim=-1)
+        return torch.take(self.layers, self._rows[first : first + actions.shape[-1]] + actions).sum(dim=-1)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """Place of each layer's first entry in the flat table."""
+        return torch.arange(len(self.layers)) * self.layers.shape[1]
 
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""

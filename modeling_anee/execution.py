@@ -100,12 +100,12 @@ class Ledger:
 
     Args:
         actions: uint8 [B, T, L]; PROCESS until something else is decided.
-        charges: what deciding cost, float64 [B, T].
+        spent: cost of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: skipped layers that were run because gathering would not pay, int64 [B, T], None for none.
     """
 
     actions: Tensor
-    charges: Tensor
+    spent: Tensor
     ran_anyway: Tensor | None = None
 
 
@@ -127,7 +127,7 @@ class Executor:
         layers = len(self.stack.blocks)
         ledger = Ledger(
             actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8),
-            charges=torch.zeros(hidden.shape[:2], dtype=torch.float64),
+            spent=torch.zeros(hidden.shape[:2], dtype=torch.float64),
         )
         limited = (step.budget < 1.0) & step.valid
         done, previous = 0, hidden
@@ -136,10 +136,9 @@ class Executor:
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
         hidden = self._run_layers(hidden, step, ledger, range(done, layers), keep)
-        cost = (self.costs.of_actions(ledger.actions) + ledger.charges) * step.valid
         return hidden, ExecutionTrace(
             actions=ledger.actions,
-            cost=cost.float(),
+            cost=(ledger.spent * step.valid).float(),
             valid=step.valid,
             stack_share=self.costs.stack_share,
             floor=self.controller.floor,
@@ -154,23 +153,26 @@ class Executor:
         asked = limited if start == 0 else limited & (actions[..., start - 1] != Action.EXIT)
         if not asked.any():
             return
+        who = None if asked.all() else asked  # indices cost more than all else here, and mostly nobody is left out
         if self.controller.needs_hidden:
-            where = asked.to(hidden.device)
-            hidden, previous = hidden[where], previous[where]
-        spent = self.costs.of_actions(actions[..., :start]) + ledger.charges
-        seen = Observation(hidden, previous, step.budget[asked], spent[asked], step.index[asked], self.stack.logits)
-        decision = self.controller.decide(segment, seen)
-        exited = (decision.actions == Action.EXIT).cumsum(dim=-1) > 0
-        actions[..., start:stop][asked] = decision.actions.masked_fill(exited, Action.EXIT)
-        ledger.charges[asked] += decision.cost
-        if exited.any():
+            hidden, previous = _pick(hidden, who), _pick(previous, who)
+        budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.index))
+        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, self.stack.logits))
+        chosen, exits = decision.actions, decision.actions == Action.EXIT
+        if exits.any():
+            exited = exits.cumsum(dim=-1) > 0
+            chosen = chosen.masked_fill(exited, Action.EXIT)
             leaves = asked.clone()
             leaves[asked] = exited[:, -1]
             actions[..., stop:][leaves] = Action.EXIT
+        _put(actions[..., start:stop], who, chosen)
+        _put(ledger.spent, who, spent + decision.cost)
 
     def _run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None) -> Tensor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
-        process = ledger.actions[..., layers.start : layers.stop] == Action.PROCESS
+        actions = ledger.actions[..., layers.start : layers.stop]
+        ledger.spent += self.costs.of_actions(actions, layers.start)
+        process = actions == Action.PROCESS
         padding = ~step.valid.unsqueeze(-1)
         any_token = (process & ~padding).flatten(0, 1).any(dim=0).tolist()
         all_tokens = (process | padding).flatten(0, 1).all(dim=0).tolist()
@@ -223,3 +225,16 @@ class Executor:
     def _gathering_pays(self, layer: int, saved_tokens: int, device: torch.device) -> bool:
         """Whether leaving tokens out of a layer saves more arithmetic than gathering the others costs."""
         return saved_tokens * self._flops[layer] >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+
+
+def _pick(x: Tensor, who: Tensor | None) -> Tensor:
+    """The tokens of x [B, T, ...] marked in a mask [B, T] that lies on the CPU, or all of them, [N, ...]."""
+    return x.flatten(0, 1) if who is None else x[who.to(x.device)]
+
+
+def _put(x: Tensor, who: Tensor | None, part: Tensor) -> None:
+    """Write [N, ...] to the tokens of x [B, T, ...] that `_pick` takes."""
+    if who is None:
+        x.copy_(part.view_as(x))
+    else:
+        x[who] = part

@@ -15,6 +15,9 @@ SIGNALS = (
 )
 
 
+SMALLEST = 1e-6  # of norms, before a logarithm or a division
+
+
 class SignalProbe(nn.Module):
     """Estimates the entropy and the max probability of the next token from a hidden state, without the head.
 
@@ -31,14 +34,19 @@ class SignalProbe(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [N, D] -> entropy / log(vocabulary) and max probability, [N, 2] in [0, 1]."""
-        hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:]).to(self.linear.weight.dtype)
-        return torch.sigmoid(self.linear(hidden)).float()
+    def forward(self, hidden: Tensor, rms: Tensor | None = None) -> Tensor:
+        """Hidden states [N, D], root mean squares [N, 1] if known -> entropy / log(vocabulary), max probability, [N, 2]."""
+        rms = hidden.float().square().mean(dim=-1, keepdim=True).sqrt().clamp(min=SMALLEST) if rms is None else rms
+        # Linear in the hidden state over its root mean square; dividing two numbers is cheaper than dividing D.
+        weight, bias = self.linear.weight, self.linear.bias
+        return torch.sigmoid(nn.functional.linear(hidden.to(weight.dtype), weight) / rms + bias).float()
 
 
 def state_vector(probe: SignalProbe, hidden: Tensor, previous: Tensor, depth: float, remaining: Tensor) -> Tensor:
     """The signals of N tokens, float32 [N, 7] in the order of `SIGNALS`, each of the order of one.
+
+    Norms are root mean squares, so that they mean the same in models of any width; the hidden state's norm and variance
+    are logarithms, the delta is relative to the hidden state. Few kernels: a decision must not cost what it saves.
 
     Args:
         probe: estimates the first two.
@@ -48,16 +56,11 @@ def state_vector(probe: SignalProbe, hidden: Tensor, previous: Tensor, depth: fl
         remaining: budget not yet spent, float [N].
     """
     hidden, previous = hidden.float(), previous.float()
-    norm = hidden.norm(dim=-1)
-    delta = (hidden - previous).norm(dim=-1) / norm.clamp(min=1e-6)
-    scalars = torch.stack(
-        (
-            norm.clamp(min=1e-6).log() / 10,
-            delta,
-            hidden.var(dim=-1).clamp(min=1e-12).log() / 10,
-            torch.full_like(norm, depth),
-            remaining.to(norm),
-        ),
-        dim=-1,
-    )
-    return torch.cat((probe(hidden), scalars), dim=-1)
+    variance, mean = torch.var_mean(torch.stack((hidden, hidden - previous)), dim=-1, correction=0, keepdim=True)
+    rms = torch.addcmul(variance, mean, mean).sqrt_()  # [2, N, 1]: of the state, of the delta
+    rms[0].clamp_(min=SMALLEST)
+    constant = rms.new_full((1, 1), depth).expand(len(hidden), 1)
+    parts = (probe(hidden, rms[0]), rms[0], rms[1] / rms[0], variance[0], constant, remaining.to(rms).unsqueeze(-1))
+    signals = torch.cat(parts, dim=-1)
+    signals[:, 2:5:2].clamp_(min=SMALLEST**2).log_()
+    return signals

@@ -120,7 +120,7 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
         assert rows["plain"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
         assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
         assert title in done.stdout
-    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "confidence"}
+    assert set(report["controller_overhead"]) == {"plan", "budget", "learned"}
 
 
 def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ BAD = {
     "prompt_energy_budget": (BAD_BUDGETS, NUMBER),
     "controller": (("plans", "", None, 3, ["plan"]), ", ".join(map(repr, CONTROLLERS))),
     "cost_unit": (("joule", None, 1), ", ".join(map(repr, COST_UNITS))),
-    "decision_interval": ((0, *BAD_COUNTS), f"integer from 1 to {LAYERS}"),
+    "decision_interval": ((0, -1, 1.0, "1", True, None), "integer from 1"),
     "min_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
     "keep_last_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
     "exit_budget_threshold": ((*BAD_BUDGETS, None), NUMBER),

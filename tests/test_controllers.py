@@ -361,6 +361,7 @@ def test_segments_of_learned_cover_the_layers_between_the_kept_ones_once(layers,
 def test_learned_is_untrained_at_first_and_after_a_reset(sizes):
     costs = random_costs(6)
     fields = {"text_config": text_config(6), "controller": "learned", "controller_hidden_sizes": sizes}
+    fields["decision_interval"] = 1
     controller = build_controller(AneeConfig(**fields))
     controller.bind(costs)
     budget = torch.linspace(0, 0.999, 200, dtype=torch.float64)

@@ -95,7 +95,7 @@ def test_bytes_are_those_of_the_parameters(family):
     outside = {id(parameter) for module in embeddings for parameter in module.parameters()}
     layers = [parameter for parameter in base.parameters() if id(parameter) not in outside]
     assert costs.stack == sum(parameter.numel() * parameter.element_size() for parameter in layers)
-    head = [*stack.final_norm.parameters(), *stack.lm_head.parameters()]
+    head = [*stack.final_norm.parameters(), *stack.base.get_output_embeddings().parameters()]
     assert costs.head * costs.stack == pytest.approx(sum(p.numel() * p.element_size() for p in head))
 
 

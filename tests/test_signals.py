@@ -34,11 +34,11 @@ def test_there_are_seven_signals_in_order():
     named = dict(zip(SIGNALS, vector.unbind(dim=1), strict=True))
     for token in range(5):
         h, p = hidden[token].double(), previous[token].double()
-        norm, mean = math.sqrt(sum(h**2)), sum(h) / HIDDEN
+        rms, mean = math.sqrt(sum(h**2) / HIDDEN), sum(h) / HIDDEN
         expected = {
-            "hidden_norm": math.log(norm) / 10,
-            "delta_norm": math.sqrt(sum((h - p) ** 2)) / norm,
-            "activation_variance": math.log(sum((h - mean) ** 2) / (HIDDEN - 1)) / 10,
+            "hidden_norm": math.log(rms),
+            "delta_norm": math.sqrt(sum((h - p) ** 2) / HIDDEN) / rms,
+            "activation_variance": math.log(sum((h - mean) ** 2) / HIDDEN),
             "relative_depth": 0.5,
             "remaining_budget": float(remaining[token]),
         }

@@ -125,6 +125,7 @@ def tiny_base(family: str = "llama", attn_implementation: str = "sdpa", seed: in
 
 def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields) -> AneeForCausalLM:
     """Wrap a base; a learned controller gets random weights, so that its actions differ from token to token."""
+    fields.setdefault("decision_interval", 1)
     model = AneeForCausalLM.from_base(base or tiny_base(), controller=controller, **fields)
     if controller == "learned":
         torch.manual_seed(1)

@@ -18,7 +18,7 @@ from ..modeling_anee import AneeForCausalLM
 
 
 BUDGETS = (1.0, 0.8, 0.6, 0.5, 0.3)
-KINDS = ("plan", "budget", "learned", "confidence")
+KINDS = ("plan", "budget", "learned")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short story about a lighthouse keeper who finds a letter.",
@@ -111,12 +111,11 @@ def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int) -> list[Row]
 def controller_overheads(model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int) -> dict[str, float]:
     """Share of a decoding step that each kind's decisions add, when they change nothing.
 
-    At a budget just under 1 every kind is asked and answers PROCESS (`learned` is untrained; `confidence` at a
-    threshold that is never passed).
+    At a budget just under 1 every kind is asked and answers PROCESS; `learned` is untrained.
     """
     inputs = _chat(tokenizer, PROMPTS[:1]).to(model.device)
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    wrapped = {kind: AneeForCausalLM.from_base(model.base, controller=kind, confidence_threshold=0.0) for kind in KINDS}
+    wrapped = {kind: AneeForCausalLM.from_base(model.base, controller=kind) for kind in KINDS}
     asked = 1.0 - 1e-9
     cases: dict[str, Callable[[], Any]] = {"dense": lambda: model.generate(**inputs, **length, energy_budget=1.0)}
     for kind, other in wrapped.items():
