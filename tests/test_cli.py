@@ -120,6 +120,8 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
         assert rows["plain"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
         assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
         assert title in done.stdout
+    assert set(report["peak_memory"]) == {"plain", "budget 1.0", "budget 0.5"}
+    assert "peak memory" in done.stdout
     assert set(report["controller_overhead"]) == {"plan", "budget", "learned"}
 
 

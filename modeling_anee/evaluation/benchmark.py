@@ -4,7 +4,9 @@ The plain model is the very base that is wrapped, called without us, so both rea
 same number of tokens; `min_new_tokens` keeps the end of sequence from cutting a run short.
 """
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from ..actions import Action
+from ..loading import find_base
 from ..modeling_anee import AneeForCausalLM
 
 
@@ -85,6 +88,7 @@ def decode_rows(model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: 
 
     cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base.generate(**inputs, **length)}
     cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
+    cases["half the layers"] = ours("half the layers", _budget_of_half_the_layers(model))
     seconds = interleave(cases, repeats)
     return _rows(model, seconds, traces, batch * new_tokens, with_ceiling=batch == 1)
 
@@ -128,6 +132,18 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, new_tokens: int
     }
 
 
+def peak_memories(model: AneeForCausalLM) -> dict[str, int]:
+    """Peak bytes of fresh processes on the CPU; empty where the base is not a folder or the system does not tell."""
+    where, _ = find_base(model.config.base_model_name_or_path)
+    if sys.platform == "win32" or model.device.type != "cpu" or not os.path.isdir(where):
+        return {}
+    from .memory import peak_memory
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    cases = {"plain": None, "budget 1.0": 1.0, "budget 0.5": 0.5}
+    return {name: peak_memory(where, budget, dtype) for name, budget in cases.items()}
+
+
 def benchmark(
     model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int, batch: int, prefill: int
 ) -> dict[str, Any]:
@@ -145,6 +161,7 @@ def benchmark(
         "controller": model.config.controller,
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
         "controller_overhead": controller_overheads(model, tokenizer, new_tokens, repeats),
+        "peak_memory": peak_memories(model),
     }
 
 
@@ -156,16 +173,21 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     for title, rows in report["tables"].items():
         heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'read':>7s}{'of ceiling':>12s}"
-        lines += ["", title, f"{'case':14s}{heads}"]
+        lines += ["", title, f"{'case':16s}{heads}"]
         for row in rows:
             read, ceiling = (f"{row[name]:.2f}" if row[name] is not None else "" for name in ("weights_read", "of_ceiling"))
             spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
             lines.append(
-                f"{row['case']:14s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
+                f"{row['case']:16s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
                 f"{read:>7s}{ceiling:>12s}"
             )
     overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
-    return "\n".join([*lines, "", f"what deciding adds to a decoding step: {overheads}"])
+    lines += ["", f"what deciding adds to a decoding step: {overheads}"]
+    plain = report["peak_memory"].get("plain")
+    if plain:
+        more = ", ".join(f"{n} {b / plain - 1:+.1%}" for n, b in report["peak_memory"].items() if n != "plain")
+        lines.append(f"peak memory of a process: plain {plain / 2**20:.0f} MiB, {more}")
+    return "\n".join(lines)
 
 
 def _rows(
@@ -190,6 +212,13 @@ def _rows(
             )
         )
     return rows
+
+
+def _budget_of_half_the_layers(model: AneeForCausalLM) -> float:
+    """Cost of processing as many of the layers as not; they are all alike."""
+    process, skip = (float(model.costs.layers[:, action].mean()) for action in (Action.PROCESS, Action.SKIP))
+    layers = len(model.costs.layers)
+    return process * (layers - layers // 2) + skip * (layers // 2)
 
 
 def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
