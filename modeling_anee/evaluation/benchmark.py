@@ -161,6 +161,7 @@ def benchmark(
         "controller": model.config.controller,
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
         "controller_overhead": controller_overheads(model, tokenizer, new_tokens, repeats),
+        "head_share": model.costs.head * model.costs.stack_share,
         "peak_memory": peak_memories(model),
     }
 
@@ -182,7 +183,8 @@ def as_text(report: dict[str, Any]) -> str:
                 f"{read:>7s}{ceiling:>12s}"
             )
     overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
-    lines += ["", f"what deciding adds to a decoding step: {overheads}"]
+    question = f"{report['head_share']:+.0%} for each question of confidence (the head, by its share of the work)"
+    lines += ["", f"what deciding adds to a decoding step: {overheads}; {question}"]
     plain = report["peak_memory"].get("plain")
     if plain:
         more = ", ".join(f"{n} {b / plain - 1:+.1%}" for n, b in report["peak_memory"].items() if n != "plain")
