@@ -12,12 +12,13 @@ from transformers import DynamicCache
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 
-from .tiny import CONTROLLERS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
+from .tiny import CONFIGS, CONTROLLERS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-few = settings(max_examples=25, deadline=None)
+ALL_FAMILIES = sorted(CONFIGS)
+few = settings(max_examples=60, deadline=None)
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def model_of(family: str, controller: str) -> AneeForCausalLM:
     return wrap(tiny_base(family), controller, **fields)
 
 
-every_model = pytest.mark.parametrize("family, controller", [(f, c) for f in FAMILIES for c in CONTROLLERS])
+every_model = pytest.mark.parametrize("family, controller", [(f, c) for f in ALL_FAMILIES for c in CONTROLLERS])
 
 
 @every_model
@@ -54,7 +55,7 @@ def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller)
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     for layer, block in enumerate(model.stack.blocks):
         entering = output.hidden_states[layer]
-        keys, values = block.keys_values(entering, model.stack.rotation(entering, positions))
+        keys, values = block.keys_values(entering, model.stack.rotations(entering, positions)[layer])
         torch.testing.assert_close(output.past_key_values.layers[layer].keys, keys, **CLOSE)
         torch.testing.assert_close(output.past_key_values.layers[layer].values, values, **CLOSE)
 
@@ -63,7 +64,7 @@ def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller)
 @given(data=st.data())
 def test_3_scoring_is_decoding(data):
     """Any cut of a sequence into steps gives the logits, actions and costs of one forward, with any cache."""
-    model = model_of(data.draw(st.sampled_from(FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
+    model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
     ids = token_ids(2, 10, seed=data.draw(st.integers(0, 50)))
     whole = model(ids, energy_budget=budget, use_cache=False)
@@ -83,7 +84,7 @@ def test_3_scoring_is_decoding(data):
 @few
 @given(data=st.data())
 def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
-    model = model_of(data.draw(st.sampled_from(FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
+    model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     lengths = data.draw(st.lists(st.integers(1, 8), min_size=2, max_size=4))
     budgets = [data.draw(st.sampled_from(BUDGETS)) for _ in lengths]
     left = data.draw(st.booleans())
@@ -105,9 +106,10 @@ def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
 @given(data=st.data())
 def test_5_cache_operations_keep_everything_true(data):
     """After any program of cache operations, going on equals scoring the rows that the cache then holds."""
-    model = model_of(data.draw(st.sampled_from(FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
+    model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
-    cache = None if data.draw(st.booleans()) else DynamicCache(config=model.config.get_text_config())
+    # Without a config: transformers' sliding layers can't be cropped once their window is full.
+    cache = None if data.draw(st.booleans()) else DynamicCache()
     rows = token_ids(2, 5, seed=data.draw(st.integers(0, 50)))
     cache = model(rows, past_key_values=cache, energy_budget=budget).past_key_values
     for number in range(data.draw(st.integers(1, 5))):
@@ -152,7 +154,8 @@ def test_6_costs_add_up(family, controller):
     assert questions.min() >= 0 and 0 < questions.max() <= len(model.controller.segments)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# gemma2 has no sdpa: its attention scores are matrix products that this count can't tell from linear maps.
+@pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family != "gemma2"])
 @pytest.mark.parametrize("steps", [1, 12])
 def test_6_skipped_work_is_not_run(family, steps):
     """The FLOPs of linear maps that run are those that the trace claims: nothing is computed and thrown away."""

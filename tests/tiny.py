@@ -108,9 +108,10 @@ FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2")  # enough where a test is not 
 CONTROLLERS = ("budget", "confidence", "learned", "plan")
 
 
-def tiny_base(family: str = "llama", attn_implementation: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+def tiny_base(family: str = "llama", attn_implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
     """A random base in eval mode whose norms and biases matter, and whose logits are far apart."""
     torch.manual_seed(seed)
+    attn_implementation = attn_implementation or ("eager" if family == "gemma2" else "sdpa")
     config = (CONFIGS | VARIANTS)[family]()
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
     with torch.no_grad():
