@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 
-from .tiny import CONFIGS, CONTROLLERS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
+from .tiny import CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
 
 
 BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
