@@ -78,7 +78,8 @@ def draw_heatmap(
     top.axhline(float(cost.mean()), color=INK, linewidth=0.8)
     top.set_ylim(0, max(1.05, float(cost.max()) * 1.05))
     top.set_ylabel("cost")
-    top.set_title(title or f"mean cost {float(cost.mean()):.3f} of the decoder stack", fontsize=10, loc="left")
+    cut = "" if count == int(valid.sum()) else f" (first {count} of {int(valid.sum())} tokens)"
+    top.set_title((title or f"mean cost {float(cost.mean()):.3f} of the decoder stack") + cut, fontsize=10, loc="left")
     top.tick_params(labelbottom=False)
 
     side = figure.add_subplot(grid[1, 1], sharey=main)
