@@ -151,9 +151,10 @@ class Executor:
         start, stop = self.controller.segments[segment]
         actions = ledger.actions
         asked = limited if start == 0 else limited & (actions[..., start - 1] != Action.EXIT)
-        if not asked.any():
+        count = int(asked.sum())
+        if count == 0:
             return
-        who = None if asked.all() else asked  # indices cost more than all else here, and mostly nobody is left out
+        who = None if count == asked.numel() else asked  # indices are slow, and mostly nobody is left out
         if self.controller.needs_hidden:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
         budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.index))
@@ -172,19 +173,18 @@ class Executor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
-        process = actions == Action.PROCESS
-        padding = ~step.valid.unsqueeze(-1)
-        any_token = (process & ~padding).flatten(0, 1).any(dim=0).tolist()
-        all_tokens = (process | padding).flatten(0, 1).all(dim=0).tolist()
+        process = (actions == Action.PROCESS) & step.valid.unsqueeze(-1)
+        counts = process.flatten(0, 1).sum(dim=0).tolist()
+        everyone = int(step.valid.sum())
         for i, layer in enumerate(layers):
             if keep is not None:
                 keep.append(hidden)
-            if not any_token[i]:
+            if counts[i] == 0:
                 self._skip(layer, hidden, step)
-            elif all_tokens[i]:
+            elif counts[i] == everyone:
                 hidden = self._process_all(layer, hidden, step)
             else:
-                hidden = self._process_some(layer, hidden, step, process[..., i] & step.valid, ledger)
+                hidden = self._process_some(layer, hidden, step, process[..., i], ledger)
         return hidden
 
     def _skip(self, layer: int, hidden: Tensor, step: Step) -> None:
