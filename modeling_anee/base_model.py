@@ -69,10 +69,6 @@ class BaseStack:
             return (mask.cumsum(dim=1) * mask - 1)[:, -tokens:]
         return torch.arange(past, past + tokens, device=device).unsqueeze(0)
 
-    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Token ids [B, T] -> hidden states [B, T, D] that enter the first layer."""
-        return self.add_positions(self.embed_tokens(input_ids), position_ids)
-
     def add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
         """Token embeddings [B, T, D] -> hidden states: scaled, projected, with learned positions, as the family has it."""
         if self._embedding_multiplier is not None:
