@@ -13,7 +13,7 @@ test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest
 
 slow: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow -rP
 
 quality: $(VENV)/ready
 	$(VENV)/bin/ruff check .

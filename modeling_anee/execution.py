@@ -5,6 +5,7 @@ one device sync per decision, none per layer.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ class Step:
     masks: list[Tensor | None]
     cache: Cache | None
     past: int
+
+    @cached_property
+    def real_tokens(self) -> int:
+        """Number of tokens that are not padding."""
+        return int(self.valid.sum())
 
 
 @dataclass(frozen=True)
@@ -175,13 +181,12 @@ class Executor:
         ledger.spent += self.costs.of_actions(actions, layers.start)
         process = (actions == Action.PROCESS) & step.valid.unsqueeze(-1)
         counts = process.flatten(0, 1).sum(dim=0).tolist()
-        everyone = int(step.valid.sum())
         for i, layer in enumerate(layers):
             if keep is not None:
                 keep.append(hidden)
             if counts[i] == 0:
                 self._skip(layer, hidden, step)
-            elif counts[i] == everyone:
+            elif counts[i] == step.real_tokens:
                 hidden = self._process_all(layer, hidden, step)
             else:
                 hidden = self._process_some(layer, hidden, step, process[..., i], ledger)

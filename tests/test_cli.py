@@ -76,6 +76,7 @@ def test_sampling_is_seeded(base_folder):
         (["generate", "--prompt", "w5", "--energy-budget", "1.5"], 1, "energy_budget=1.5"),
         (["generate", "--prompt", "w5", "--controller", "psychic"], 1, "controller='psychic'"),
         (["generate", "--prompt", "w5", "--heatmap", "no/such/folder/map.png"], 1, "no/such/folder"),
+        (["bench", "--output", "no/such/folder/bench.json"], 1, "--output no/such/folder"),
         (["generate", "--energy-budget", "0.5"], 2, "--prompt"),
         (["generate", "--prompt", "w5", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["frobnicate"], 2, "frobnicate"),

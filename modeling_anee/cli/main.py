@@ -58,6 +58,7 @@ def bench(
     from ..evaluation.benchmark import as_text, benchmark
 
     with plain_errors():
+        check_folder("--output", output)
         loaded, tokenizer = load(model, None if model else "plan", dtype=dtype)
         loaded.to(device)
         with progress_console.status("measuring"):
@@ -117,8 +118,8 @@ def generate(
 ) -> None:
     """Generate text under an energy budget."""
     with plain_errors():
-        if heatmap is not None and not heatmap.parent.is_dir():
-            raise OSError(f"--heatmap {heatmap}: the folder {heatmap.parent} does not exist")
+        if heatmap is not None:
+            check_folder("--heatmap", heatmap)
         loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
         inputs = encode(tokenizer, prompt, chat)
         set_seed(seed)
@@ -131,6 +132,16 @@ def generate(
             from ..evaluation.heatmap import draw_heatmap
 
             draw_heatmap(done.trace, heatmap, done.tokens, prompt_length=done.prompt_length)
+
+
+def check_folder(option: str, file: Path) -> None:
+    """Notice a file that can't be written before the work for it is done.
+
+    Raises:
+        OSError: its folder does not exist.
+    """
+    if not file.parent.is_dir():
+        raise OSError(f"{option} {file}: the folder {file.parent} does not exist")
 
 
 def load(name: str | None, controller: str | None, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
