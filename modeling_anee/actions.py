@@ -10,18 +10,21 @@ class Action(IntEnum):
     """Action of one token at one decoder layer; the value is what an `ExecutionTrace` stores (uint8).
 
     - `PROCESS`: attention and feed-forward run.
-    - `SKIP`: only the layer's keys and values are written; the hidden state passes on.
-    - `EXIT`: SKIP this and every deeper layer, then leave through the final norm and the head.
+    - `SKIP`: only the layer's keys and values are written; the hidden state passes on, over a bridge if there is one.
+    - `EXIT`: write the keys and values of this and every deeper layer, then leave through this layer's exit translator,
+      if there is one, the final norm and the head.
+    - `SKIP_FFN`: attention runs; the feed-forward is left out, with a bridge in its place if there is one.
     """
 
     PROCESS = 0
     SKIP = 1
     EXIT = 2
+    SKIP_FFN = 3
 
     @property
     def letter(self) -> str:
-        """One upper-case letter, as written in `AneeConfig.plans`."""
-        return self.name[0]
+        """One upper-case letter, as written in `AneeConfig.plans`; F is for the feed-forward that is left out."""
+        return "F" if self is Action.SKIP_FFN else self.name[0]
 
 
 ACTION_OF_LETTER = {action.letter: action for action in Action}

@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from .blocks import Block
+from .bridges import Bridges
 from .cache import AneeCache
 from .costs import CostTable
 from .families import Family, family_of
@@ -54,9 +55,9 @@ class BaseStack:
         """Copies and pickles are taken apart anew from the copied base."""
         return type(self), (self.base,)
 
-    def measure_costs(self, unit: str) -> CostTable:
-        """What every action costs at every layer."""
-        return CostTable.measure(self.blocks, self._head_modules, unit)
+    def measure_costs(self, unit: str, bridges: Bridges | None = None) -> CostTable:
+        """What every action costs at every layer, the bridges included."""
+        return CostTable.measure(self.blocks, self._head_modules, unit, bridges)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head, [..., D] -> [..., V]."""

@@ -51,10 +51,11 @@ class Block:
         output, output_norm = attention.get_submodule(family.output), _find(layer, family.attention_output_norm)
         mlp = feed_forward_module(layer, family)
         mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
-        # What costs: linear maps beside `qkv`, norms of a whole layer, and norms of keys and values alone.
-        self.maps = [output, mlp]
-        self.norms = _present(attention_norm, query_norm, key_norm, output_norm, mlp_norm, mlp_output_norm)
+        # What costs, beside `qkv`: output and feed-forward; norms of attention, of keys and values alone, of the feed-forward.
+        self.output, self.mlp = output, mlp
+        self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
         self.key_norms = _present(None if after else attention_norm, key_norm)
+        self.mlp_norms = _present(mlp_norm, mlp_output_norm)
 
         multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
         softcap = getattr(config, family.softcap_field) if family.softcap_field else None
@@ -109,13 +110,13 @@ class Block:
         """The feed-forward branch, [B, T, D] -> [B, T, D]."""
         return self._feed_forward(self._before_feed_forward(hidden))
 
-    def process(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The whole layer: hidden states [B, T, D] -> [B, T, D]."""
-        attended = hidden + self.attend(queries, keys, values, mask)
-        if self._norms_after_residual:
-            attended = self._after_attention(attended)
-            return self._after_feed_forward(attended + self.feed_forward(attended))
-        return attended + self.feed_forward(hidden if self.parallel else attended)
+    def add_attention(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The first half of the layer: hidden states [B, T, D] -> attended [B, T, D]."""
+        return self._after_attention(hidden + self.attend(queries, keys, values, mask))
+
+    def add_feed_forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The second half: hidden states that entered the layer, and attended, [..., D] -> [..., D]."""
+        return self._after_feed_forward(attended + self.feed_forward(hidden if self.parallel else attended))
 
     def _project(self, hidden: Tensor, queries: bool, keys_values: bool) -> Tensor:
         """Heads of queries, keys and values in this order, or only the former or the latter, [B, T, heads, E]."""

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .actions import parse_plan
+from .actions import Action, parse_plan
 
 
 FORMAT_VERSION = 1
 CONTROLLERS = ("budget", "confidence", "learned", "plan")
 COST_UNITS = ("flops", "bytes")
+BUDGET_MODES = ("average", "strict")
+CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
 CONFIDENCE_METRICS = ("entropy", "max_probability")
 
 
@@ -45,19 +47,35 @@ class AneeConfig(PreTrainedConfig):
         controller (`str`): `"budget"`, `"confidence"`, `"learned"` or `"plan"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
         decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
+        budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
+            at or under it (down to the floor).
+        keep_first_tokens (`int`): first tokens of a sequence that are always processed in full, except in strict mode:
+            attention sinks with massive activations, which nothing small stands in for (arXiv:2402.17762).
         min_layers (`int`): first layers that are always processed.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
             their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
         skip_order (`list[int]`, *optional*): `plan` controller: layers in the order in which they are given up
             as the budget falls, instead of the default (middle layers first).
-        plans (`list[str]`, *optional*): `plan` controller: one string per plan, one letter per layer (P, S or
-            E). A budget uses the two plans whose costs are nearest to it. Replaces `skip_order`.
+        plans (`list[str]`, *optional*): `plan` controller: one string per plan, one letter per layer (P, S, F or
+            E, see `actions.py`). A budget uses the two plans whose costs are nearest to it. Replaces `skip_order`.
+        bridge_rank (`int`): inner width of the bridges that stand for skipped layers; 0: no bridges.
+        bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
+        ffn_bridge_rank (`int`): the same for skipped feed-forwards.
+        ffn_bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
+        exit_translator_rank (`int`): inner width of the exit translators, at the `exit_layers`; 0: none.
         exit_layers (`list[int]`, *optional*): `confidence` controller: layers before which the head is asked;
-            default: at 1/2 and 3/4 of the depth.
+            default: at 1/2 and 3/4 of the depth. Exit translators stand before the same layers; default: every layer.
         confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
             or `"max_probability"` (EXIT above it).
         confidence_threshold (`float`): in [0, 1].
+        controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS;
+            default: SKIP, SKIP_FFN and EXIT.
+        calibration (`dict`, *optional*): the measured dial: lists of equal length `budgets` (ascending) and, for kinds
+            that need one, `settings` (price of a `learned` controller, threshold of `confidence`); and what was measured
+            there: `cost`, `perplexity_ratio`, `standard_error`.
+        budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
+            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring.
         controller_hidden_sizes (`list[int]`, *optional*): widths of the `learned` MLP's hidden layers; default [32].
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
@@ -81,14 +99,24 @@ class AneeConfig(PreTrainedConfig):
     controller: str = "budget"
     cost_unit: str = "bytes"
     decision_interval: int = 8
+    budget_mode: str = "average"
+    keep_first_tokens: int = 1
     min_layers: int = 1
     keep_last_layers: int = 1
     exit_budget_threshold: float = 0.0
     skip_order: list[int] | None = None
     plans: list[str] | None = None
+    bridge_rank: int = 0
+    bridge_layers: list[int] | None = None
+    ffn_bridge_rank: int = 0
+    ffn_bridge_layers: list[int] | None = None
+    exit_translator_rank: int = 0
     exit_layers: list[int] | None = None
     confidence_metric: str = "entropy"
     confidence_threshold: float = 0.3
+    controller_actions: list[str] | None = None
+    calibration: dict | None = None
+    budget_feedback: float = 0.0
     controller_hidden_sizes: list[int] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -99,6 +127,8 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
         if self.controller_hidden_sizes is None:
             self.controller_hidden_sizes = [32]
+        if self.controller_actions is None:
+            self.controller_actions = [action.name for action in Action if action is not Action.PROCESS]
         super().__post_init__(**kwargs)
         # One answer for tied weights and tokens: the base's own.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
@@ -115,6 +145,8 @@ class AneeConfig(PreTrainedConfig):
         self._check_choices()
         self._check_numbers()
         self._check_layers()
+        self._check_actions()
+        self._check_calibration()
 
     def _check_version(self) -> None:
         version = self.format_version
@@ -137,6 +169,7 @@ class AneeConfig(PreTrainedConfig):
     def _check_choices(self) -> None:
         _one_of("controller", self.controller, CONTROLLERS)
         _one_of("cost_unit", self.cost_unit, COST_UNITS)
+        _one_of("budget_mode", self.budget_mode, BUDGET_MODES)
         _one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
         _one_of("strict_base", self.strict_base, (True, False))
 
@@ -144,9 +177,12 @@ class AneeConfig(PreTrainedConfig):
         self.energy_budget = check_budget(self.energy_budget)
         if self.prompt_energy_budget is not None:
             self.prompt_energy_budget = check_budget(self.prompt_energy_budget, "prompt_energy_budget")
+        self.budget_feedback = check_budget(self.budget_feedback, "budget_feedback")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         _whole("decision_interval", self.decision_interval, 1)
+        for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
+            _whole(name, getattr(self, name), 0)
         _whole("min_layers", self.min_layers, 0, self.num_layers)
         _whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
         sizes = self.controller_hidden_sizes
@@ -154,7 +190,7 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"controller_hidden_sizes={sizes!r} is not allowed: it must be a list of positive integers")
 
     def _check_layers(self) -> None:
-        for name in ("skip_order", "exit_layers"):
+        for name in ("skip_order", "exit_layers", "bridge_layers", "ffn_bridge_layers"):
             layers = getattr(self, name)
             if layers is None:
                 continue
@@ -163,6 +199,31 @@ class AneeConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
                 )
+        self._check_plans()
+
+    def _check_actions(self) -> None:
+        allowed = [action.name for action in Action if action is not Action.PROCESS]
+        actions = self.controller_actions
+        if not isinstance(actions, list | tuple) or not set(actions) <= set(allowed):
+            raise ValueError(f"controller_actions={actions!r} is not allowed: it must be a list of some of {allowed}")
+
+    def _check_calibration(self) -> None:
+        table = self.calibration
+        if table is None:
+            return
+        lists = isinstance(table, dict) and all(isinstance(column, list | tuple) for column in table.values())
+        if not lists or not set(table) <= set(CALIBRATION_COLUMNS) or len({len(column) for column in table.values()}) != 1:
+            raise ValueError(
+                f"calibration={table!r} is not allowed: it must be a dict of lists of equal length, with 'budgets' and some "
+                f"of {CALIBRATION_COLUMNS[1:]}"
+            )
+        budgets, settings = (list(table.get(name, ())) for name in ("budgets", "settings"))
+        if not budgets or budgets != sorted(set(budgets)):
+            raise ValueError(f"calibration has budgets={budgets}, which is not allowed: they must be ascending")
+        if settings not in (sorted(settings), sorted(settings, reverse=True)):
+            raise ValueError(f"calibration has settings={settings}, which is not allowed: they must be monotone")
+
+    def _check_plans(self) -> None:
         if self.plans is None:
             return
         if not isinstance(self.plans, list | tuple) or not self.plans:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .actions import Action
 from .blocks import Block
+from .bridges import Bridges
 
 
 def work(modules: Iterable[nn.Module], unit: str) -> float:
@@ -40,13 +41,25 @@ class CostTable:
     unit: str
 
     @classmethod
-    def measure(cls, blocks: list[Block], head_modules: list[nn.Module], unit: str) -> "CostTable":
-        """Count the work of every layer of a base."""
+    def measure(cls, blocks: list[Block], head_modules: list[nn.Module], unit: str, bridges: Bridges | None) -> "CostTable":
+        """Count the work of every layer of a base, and of what stands in for it.
+
+        An exit translator is charged at the last layer, where every token that exits pays once; all have one rank.
+        """
         rows = []
-        for block in blocks:
+        for layer, block in enumerate(blocks):
             keys_values = work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit)
-            process = work([*block.qkv.modules, *block.maps], unit) + _norm_work(block.norms, unit)
-            rows.append({Action.PROCESS: process, Action.SKIP: keys_values, Action.EXIT: keys_values})
+            attention = work([*block.qkv.modules, block.output], unit) + _norm_work(block.attention_norms, unit)
+            own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
+            row = {
+                Action.PROCESS: attention + work([block.mlp], unit) + _norm_work(own_norms, unit),
+                Action.SKIP: keys_values + _optional_work(bridges and bridges.of_skip(layer), unit),
+                Action.EXIT: keys_values,
+                Action.SKIP_FFN: attention + _optional_work(bridges and bridges.of_skip_ffn(layer), unit),
+            }
+            rows.append(row)
+        if bridges is not None and len(bridges.exit):
+            rows[-1][Action.EXIT] += work([next(iter(bridges.exit.values()))], unit)
         stack = sum(row[Action.PROCESS] for row in rows)
         layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64)
         return cls(layers / stack, work(head_modules, unit) / stack, stack, unit)
@@ -68,6 +81,10 @@ class CostTable:
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""
         return work([module], self.unit) / self.stack
+
+
+def _optional_work(module: nn.Module | None, unit: str) -> float:
+    return 0.0 if module is None else work([module], unit)
 
 
 def _norm_work(norms: Iterable[nn.Module], unit: str) -> float:

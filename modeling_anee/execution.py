@@ -13,8 +13,9 @@ from transformers import Cache
 
 from .actions import Action
 from .base_model import BaseStack
+from .bridges import Bridge, Bridges
 from .cache import AneeCache
-from .controllers import Controller, Observation
+from .controller import Controller, Observation
 from .costs import CostTable
 from .rotary import Rotation
 from .trace import ExecutionTrace
@@ -116,14 +117,17 @@ class Ledger:
 
 
 class Executor:
-    """Runs the decoder stack of a base under a controller."""
+    """Runs the decoder stack of a base under a controller, with bridges for what is left out."""
 
-    def __init__(self, stack: BaseStack, controller: Controller, costs: CostTable) -> None:
+    def __init__(self, stack: BaseStack, controller: Controller, bridges: Bridges, costs: CostTable) -> None:
         self.stack = stack
         self.controller = controller
+        self.bridges = bridges
         self.costs = costs
         flops = stack.measure_costs("flops")
-        self._flops = (flops.layers[:, Action.PROCESS] * flops.stack).tolist()  # of each layer, per token
+        per_token = flops.layers * flops.stack
+        self._whole = per_token[:, Action.PROCESS].tolist()  # FLOPs of each layer, per token
+        self._feed_forward = (per_token[:, Action.PROCESS] - per_token[:, Action.SKIP_FFN]).tolist()
 
     def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
         """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
@@ -135,13 +139,14 @@ class Executor:
             actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8),
             spent=torch.zeros(hidden.shape[:2], dtype=torch.float64),
         )
-        limited = (step.budget < 1.0) & step.valid
+        limited = (step.budget < 1.0) & step.valid & (step.index >= self.controller.keep_first)
         done, previous = 0, hidden
         for segment, (start, _) in enumerate(self.controller.segments if limited.any() else ()):
             hidden = self._run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
         hidden = self._run_layers(hidden, step, ledger, range(done, layers), keep)
+        hidden = self._translate(hidden, ledger.actions)
         return hidden, ExecutionTrace(
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),
@@ -164,7 +169,9 @@ class Executor:
         if self.controller.needs_hidden:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
         budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.index))
-        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, self.stack.logits))
+        translator = self.bridges.of_exit(start)
+        logits = self.stack.logits if translator is None else lambda hidden: self.stack.logits(translator(hidden))
+        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits))
         chosen, exits = decision.actions, decision.actions == Action.EXIT
         if exits.any():
             exited = exits.cumsum(dim=-1) > 0
@@ -179,44 +186,62 @@ class Executor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
-        process = (actions == Action.PROCESS) & step.valid.unsqueeze(-1)
-        counts = process.flatten(0, 1).sum(dim=0).tolist()
+        taken = _counts(actions[step.valid])
         for i, layer in enumerate(layers):
             if keep is not None:
                 keep.append(hidden)
-            if counts[i] == 0:
-                self._skip(layer, hidden, step)
-            elif counts[i] == step.real_tokens:
+            if taken[Action.PROCESS][i] == step.real_tokens:
                 hidden = self._process_all(layer, hidden, step)
+            elif taken[Action.SKIP_FFN][i] == step.real_tokens:
+                hidden = self._skip_ffn_all(layer, hidden, step)
+            elif taken[Action.PROCESS][i] == taken[Action.SKIP_FFN][i] == 0:
+                hidden = self._skip_all(layer, hidden, step, actions[..., i], taken[Action.EXIT][i])
             else:
-                hidden = self._process_some(layer, hidden, step, process[..., i], ledger)
+                hidden = self._mixed(layer, hidden, step, actions[..., i], ledger)
         return hidden
 
-    def _skip(self, layer: int, hidden: Tensor, step: Step) -> None:
-        """Every token passes: only keys and values are due, and our own cache can wait for them."""
+    def _attend(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """Attention of every token."""
+        block = self.stack.blocks[layer]
+        queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
+        if step.cache is not None:
+            keys, values = step.cache.update(keys, values, layer)
+        return block.add_attention(hidden, queries, keys, values, step.masks[layer])
+
+    def _process_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        return self.stack.blocks[layer].add_feed_forward(hidden, self._attend(layer, hidden, step))
+
+    def _skip_ffn_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        return self._bridged(self.bridges.of_skip_ffn(layer), self._attend(layer, hidden, step))
+
+    def _skip_all(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, exits: int) -> Tensor:
+        """Every token skips or exits: only keys and values are due, and our own cache can wait for them."""
         rotation = step.rotations[layer]
         if isinstance(step.cache, AneeCache):
             step.cache.defer(hidden, rotation, layer)
         elif step.cache is not None:
             step.cache.update(*self.stack.blocks[layer].keys_values(hidden, rotation), layer)
+        return hidden if exits == step.real_tokens else self._bridge_skipped(layer, hidden, actions == Action.SKIP, exits == 0)
 
-    def _process_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
-        """Every token is processed: nothing is gathered."""
-        block = self.stack.blocks[layer]
-        queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
-        if step.cache is not None:
-            keys, values = step.cache.update(keys, values, layer)
-        return block.process(hidden, queries, keys, values, step.masks[layer])
+    def _mixed(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, ledger: Ledger) -> Tensor:
+        """Tokens with different actions, some of which attend: gathered where that pays, else selected from a dense run."""
+        feeds = (actions == Action.PROCESS) & step.valid
+        attends = feeds | (actions == Action.SKIP_FFN) & step.valid
+        if self._gathering_pays(layer, step.real_tokens, int(attends.sum()), int(feeds.sum()), hidden.device):
+            return self._gathered(layer, hidden, step, actions, attends, feeds)
+        spared = step.valid & ~feeds
+        ledger.ran_anyway = spared.long() if ledger.ran_anyway is None else ledger.ran_anyway + spared
+        attended = self._attend(layer, hidden, step)
+        processed = self.stack.blocks[layer].add_feed_forward(hidden, attended)
+        bridged = self._bridged(self.bridges.of_skip_ffn(layer), attended)
+        skipped = self._bridge_skipped(layer, hidden, actions == Action.SKIP, False)
+        feeds, attends = (x.to(hidden.device).unsqueeze(-1) for x in (feeds, attends))
+        return torch.where(feeds, processed, torch.where(attends, bridged, skipped))
 
-    def _process_some(self, layer: int, hidden: Tensor, step: Step, chosen: Tensor, ledger: Ledger) -> Tensor:
-        """Keys and values of every token; queries, attention and feed-forward of those chosen in a mask [B, T]."""
-        passed = step.valid & ~chosen
-        if not self._gathering_pays(layer, int(passed.sum()), hidden.device):
-            ledger.ran_anyway = passed.long() if ledger.ran_anyway is None else ledger.ran_anyway + passed
-            processed = self._process_all(layer, hidden, step)
-            return torch.where(chosen.to(hidden.device).unsqueeze(-1), processed, hidden)
+    def _gathered(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, attends: Tensor, feeds: Tensor) -> Tensor:
+        """Keys and values of every token; queries and attention of those that attend, feed-forward of those that feed."""
         block, rotation = self.stack.blocks[layer], step.rotations[layer]
-        subset = Subset.of(chosen, hidden.device)
+        subset = Subset.of(attends, hidden.device)
         keys, values = block.keys_values(hidden, rotation)
         if step.cache is not None:
             keys, values = step.cache.update(keys, values, layer)
@@ -224,12 +249,47 @@ class Executor:
         rotation = rotation and (subset.gather(rotation[0]), subset.gather(rotation[1]))
         mask = subset.mask(step.masks[layer], step, keys.shape[2])
         queries = block.queries(part, rotation)
-        part = block.process(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
-        return subset.scatter(hidden, part)
+        attended = block.add_attention(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
+        feeding = subset.gather(feeds.to(hidden.device))
+        bridged = self._bridged(self.bridges.of_skip_ffn(layer), attended)
+        processed = block.add_feed_forward(part[feeding], attended[feeding])
+        part = bridged.index_put((feeding,), processed)
+        skips = actions == Action.SKIP
+        return subset.scatter(self._bridge_skipped(layer, hidden, skips, False) if skips.any() else hidden, part)
 
-    def _gathering_pays(self, layer: int, saved_tokens: int, device: torch.device) -> bool:
+    def _bridge_skipped(self, layer: int, hidden: Tensor, skips: Tensor, all_of_them: bool) -> Tensor:
+        """Hidden states [B, T, D] with those marked in a mask [B, T] taken over the layer's bridge."""
+        bridge = self.bridges.of_skip(layer)
+        if bridge is None or all_of_them:
+            return self._bridged(bridge, hidden)
+        # A bridge is so small that running it for every token is cheaper than gathering.
+        return torch.where(skips.to(hidden.device).unsqueeze(-1), bridge(hidden), hidden)
+
+    @staticmethod
+    def _bridged(bridge: Bridge | None, hidden: Tensor) -> Tensor:
+        return hidden if bridge is None else bridge(hidden)
+
+    def _translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
+        """Tokens that exited go through the translator of the layer where they did."""
+        for layer in map(int, self.bridges.exit):
+            leaves = actions[..., layer] == Action.EXIT
+            if layer > 0:
+                leaves = leaves & (actions[..., layer - 1] != Action.EXIT)
+            if leaves.any():
+                translated = self.bridges.exit[str(layer)](hidden)
+                hidden = torch.where(leaves.to(hidden.device).unsqueeze(-1), translated, hidden)
+        return hidden
+
+    def _gathering_pays(self, layer: int, tokens: int, attending: int, feeding: int, device: torch.device) -> bool:
         """Whether leaving tokens out of a layer saves more arithmetic than gathering the others costs."""
-        return saved_tokens * self._flops[layer] >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+        saved = (tokens - attending) * (self._whole[layer] - self._feed_forward[layer])
+        saved += (tokens - feeding) * self._feed_forward[layer]
+        return saved >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+
+
+def _counts(actions: Tensor) -> list[list[int]]:
+    """How many of N tokens took each action at each of n layers: actions [N, n] -> [actions][n]."""
+    return [(actions == action).sum(dim=0).tolist() for action in Action]
 
 
 def _pick(x: Tensor, who: Tensor | None) -> Tensor:

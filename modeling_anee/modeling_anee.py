@@ -16,9 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConf
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .base_model import BaseStack, token_positions
+from .bridges import Bridge, Bridges
 from .cache import AneeCache
 from .configuration_anee import AneeConfig
-from .controllers import Controller, build_controller
+from .controller import Controller
+from .controllers import build_controller
 from .execution import Executor, Step
 from .execution_log import execution_log
 from .generation import AneeGenerationMixin, budget_tensor
@@ -65,6 +67,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
     def __init__(self, config: AneeConfig) -> None:
         config.check()
         super().__init__(config)
+        self.bridges = Bridges(config)
         self.controller: Controller = build_controller(config)
         self.post_init()
         if not _without_base.get():
@@ -219,10 +222,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         base.config._name_or_path = ""  # a local path would be written into our config.json
         self.base = base
         self.stack = stack
-        self.costs = stack.measure_costs(self.config.cost_unit)
+        self.costs = stack.measure_costs(self.config.cost_unit, self.bridges)
         self.controller.bind(self.costs)
         self.controller.to(self.device)
-        self.executor = Executor(stack, self.controller, self.costs)
+        self.bridges.to(self.device)
+        self.executor = Executor(stack, self.controller, self.bridges, self.costs)
         self._adopt(base)
 
     def _adopt(self, base: Any) -> None:
@@ -243,7 +247,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.generation_config._from_model_config = None
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Controller):
+        if isinstance(module, Controller | Bridge):
             module.reset_parameters()
 
     # What a transformers model answers

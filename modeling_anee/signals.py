@@ -1,4 +1,7 @@
-"""The state vector: seven signals of one token at one decision layer, from its own past and present alone."""
+"""The state vector: signals of one token at one decision layer, from its own past and present alone.
+
+Seven of them always; a probe that has learned to adds how far the bridges of the following layers would be off.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +22,18 @@ SMALLEST = 1e-6  # of norms, before a logarithm or a division
 
 
 class SignalProbe(nn.Module):
-    """Estimates the entropy and the max probability of the next token from a hidden state, without the head.
+    """Estimates what is not known before the layers run: entropy, max probability, and what bridges would miss.
 
-    Untrained (zeros) it answers 0.5 and 0.5.
+    Untrained (zeros) it answers 0.5, 0.5 and 0.
+
+    Args:
+        hidden_size: width D of the hidden states.
+        layers: how many following layers' bridge errors it estimates as well.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, layers: int = 0) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 2)
+        self.linear = nn.Linear(hidden_size, 2 + layers)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -35,21 +42,26 @@ class SignalProbe(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, rms: Tensor | None = None) -> Tensor:
-        """Hidden states [N, D], root mean squares [N, 1] if known -> entropy / log(vocabulary), max probability, [N, 2]."""
+        """Hidden states [N, D], root mean squares [N, 1] if known -> float32 [N, 2 + layers].
+
+        Entropy / log(vocabulary) and max probability in [0, 1], then the logarithm of each layer's bridge error relative
+        to what the layer adds.
+        """
         rms = hidden.float().square().mean(dim=-1, keepdim=True).sqrt().clamp(min=SMALLEST) if rms is None else rms
-        # Linear in the hidden state over its root mean square; dividing two numbers is cheaper than dividing D.
+        # Linear in the hidden state over its root mean square; dividing few numbers is cheaper than dividing D.
         weight, bias = self.linear.weight, self.linear.bias
-        return torch.sigmoid(nn.functional.linear(hidden.to(weight.dtype), weight) / rms + bias).float()
+        answers = (nn.functional.linear(hidden.to(weight.dtype), weight) / rms + bias).float()
+        return torch.cat((torch.sigmoid(answers[..., :2]), answers[..., 2:]), dim=-1)
 
 
 def state_vector(probe: SignalProbe, hidden: Tensor, previous: Tensor, depth: float, remaining: Tensor) -> Tensor:
-    """The signals of N tokens, float32 [N, 7] in the order of `SIGNALS`, each of the order of one.
+    """The signals of N tokens, float32 [N, 7 + layers]: those of `SIGNALS`, then the probe's bridge errors, if any.
 
     Norms are root mean squares, so that they mean the same in models of any width; the hidden state's norm and variance
     are logarithms, the delta is relative to the hidden state. Few kernels: a decision must not cost what it saves.
 
     Args:
-        probe: estimates the first two.
+        probe: estimates the first two, and bridge errors.
         hidden: hidden states [N, D] that enter the decision layer.
         previous: hidden states [N, D] at the decision before.
         depth: decision layer / number of layers.
@@ -60,7 +72,9 @@ def state_vector(probe: SignalProbe, hidden: Tensor, previous: Tensor, depth: fl
     rms = torch.addcmul(variance, mean, mean).sqrt_()  # [2, N, 1]: of the state, of the delta
     rms[0].clamp_(min=SMALLEST)
     constant = rms.new_full((1, 1), depth).expand(len(hidden), 1)
-    parts = (probe(hidden, rms[0]), rms[0], rms[1] / rms[0], variance[0], constant, remaining.to(rms).unsqueeze(-1))
+    probed = probe(hidden, rms[0])
+    rest = rms[0], rms[1] / rms[0], variance[0], constant, remaining.to(rms).unsqueeze(-1)
+    parts = (probed[:, :2], *rest, probed[:, 2:])
     signals = torch.cat(parts, dim=-1)
     signals[:, 2:5:2].clamp_(min=SMALLEST**2).log_()
     return signals

@@ -10,7 +10,7 @@ from torch import Tensor
 from .actions import Action
 
 
-SYMBOLS = {Action.PROCESS: "█", Action.SKIP: "·", Action.EXIT: " "}
+SYMBOLS = {Action.PROCESS: "█", Action.SKIP: "·", Action.EXIT: " ", Action.SKIP_FFN: "▄"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from modeling_anee.actions import Action
 from modeling_anee.base_model import BaseStack
 from modeling_anee.configuration_anee import COST_UNITS
-from modeling_anee.controllers import Observation
+from modeling_anee.controller import Observation
 from modeling_anee.costs import CostTable, work
 
 from .tiny import FAMILIES, LAYERS, tiny_base, token_ids, wrap
@@ -54,7 +54,9 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
         assert measured(block.keys_values, hidden, rotation) == pytest.approx(float(share[Action.SKIP]))
 
         def whole_layer(block=block):
-            return block.process(hidden, *block.queries_keys_values(hidden, rotation), None)
+            return block.add_feed_forward(
+                hidden, block.add_attention(hidden, *block.queries_keys_values(hidden, rotation), None)
+            )
 
         assert measured(whole_layer) == pytest.approx(float(share[Action.PROCESS]))
     assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.stack * tokens)

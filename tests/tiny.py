@@ -133,10 +133,11 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
         with torch.no_grad():
             for parameter in model.controller.parameters():
                 parameter.copy_(torch.randn_like(parameter))
-            model.controller.probe.linear.weight.mul_(3.0)
-            model.controller.policy[0].weight[:, :2].mul_(8.0)
-            model.controller.policy[0].bias.sub_(4.0 * model.controller.policy[0].weight[:, :2].sum(dim=1) / 8.0)
-            model.controller.policy[-1].bias.copy_(torch.tensor([2.0, 2.0, -4.0]))
+            for probe, policy in zip(model.controller.probes, model.controller.policies, strict=True):
+                probe.linear.weight.mul_(3.0)
+                policy[0].weight[:, :2].mul_(8.0)
+                policy[0].bias.sub_(4.0 * policy[0].weight[:, :2].sum(dim=1) / 8.0)
+                policy[-1].bias.copy_(torch.tensor([2.0, 2.0, -4.0, 2.0]).repeat(len(policy[-1].bias) // 4))
     return model
 
 

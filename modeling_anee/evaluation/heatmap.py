@@ -17,7 +17,7 @@ from ..actions import Action
 from ..trace import ExecutionTrace
 
 
-COLOURS = {Action.PROCESS: "#2a6f97", Action.SKIP: "#f2cc8f", Action.EXIT: "#e5e5e5"}
+COLOURS = {Action.PROCESS: "#2a6f97", Action.SKIP: "#f2cc8f", Action.EXIT: "#e5e5e5", Action.SKIP_FFN: "#8ab6d6"}
 INK = "#333333"
 MAX_TOKENS = 160
 
