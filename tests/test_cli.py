@@ -36,7 +36,7 @@ def anee(*arguments):
 
 def test_help_names_every_verb_and_option():
     assert anee("--help").exit_code == 0
-    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench"))
+    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench", "perplexity"))
     for option in ("--energy-budget", "--heatmap", "--stats", "--model", "--prompt"):
         assert option in anee("generate", "--help").output
 
@@ -77,13 +77,19 @@ def test_sampling_is_seeded(base_folder):
         (["generate", "--prompt", "w5", "--controller", "psychic"], 1, "controller='psychic'"),
         (["generate", "--prompt", "w5", "--heatmap", "no/such/folder/map.png"], 1, "no/such/folder"),
         (["bench", "--output", "no/such/folder/bench.json"], 1, "--output no/such/folder"),
+        (["perplexity", "--text", "no_such_text"], 1, "no_such_text"),
+        (["perplexity", "--text", __file__, "--budgets", "1.0,much"], 1, "'much'"),
+        (["perplexity", "--text", __file__, "--budgets", "1.5"], 1, "--budgets 1.5"),
+        (["perplexity", "--text", __file__, "--stride", "600"], 1, "stride=600"),
+        (["perplexity", "--text", __file__, "--output", "no/such/folder/scores.json"], 1, "--output no/such/folder"),
+        (["perplexity"], 2, "--text"),
         (["generate", "--energy-budget", "0.5"], 2, "--prompt"),
         (["generate", "--prompt", "w5", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(base_folder, arguments, code, message):
-    model = ["--model", base_folder] if arguments[0] == "generate" else []
+    model = ["--model", base_folder] if arguments[0] in ("generate", "perplexity") else []
     done = anee(*arguments, *model)
     assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output
 
@@ -124,6 +130,39 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
     assert set(report["peak_memory"]) == {"plain", "budget 1.0", "budget 0.5"}
     assert "peak memory" in done.stdout
     assert set(report["controller_overhead"]) == {"plan", "budget", "learned"}
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text of 300 words that the tiny tokenizer knows."""
+    (tmp_path / "text.txt").write_text(" ".join(f"w{3 + i * i % (VOCABULARY - 3)}" for i in range(300)))
+    return tmp_path / "text.txt"
+
+
+def test_perplexity_compares_budgets_with_the_base(base_folder, text, tmp_path):
+    small = ("--length", 32, "--batch-size", 3, "--output", tmp_path / "scores.json")
+    done = anee("perplexity", "--model", base_folder, "--text", text, "--budgets", "0.6,0.8", *small)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "scores.json").read_text())
+    rows = report["rows"]
+    assert [row["budget"] for row in rows] == [1.0, 0.8, 0.6] and report["windows"] == 10
+    assert rows[0]["ratio"] == 1.0 and rows[0]["ratio_standard_error"] == 0.0 and rows[0]["mean_cost"] == 1.0
+    for row in rows:
+        assert abs(row["mean_cost"] - row["budget"]) <= 0.02 and row["tokens"] == 290
+        assert row["ratio"] == pytest.approx(row["perplexity"] / rows[0]["perplexity"])
+        assert f"{row['perplexity']:.3f} +- {row['standard_error']:.3f}" in done.stdout
+        assert f"{row['ratio']:.4f} +- {row['ratio_standard_error']:.4f}" in done.stdout
+    assert not list(tmp_path.glob(".scores*"))
+
+
+def test_perplexity_of_some_overlapping_windows(base_folder, text, tmp_path):
+    call = ("perplexity", "--model", base_folder, "--text", text, "--length", 32, "--stride", 16)
+    done = anee(*call, "--limit", 1, "--budgets", "1.0", "--output", tmp_path / "scores.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["windows"] == 1 and report["rows"][0]["tokens"] == 16
+    assert report["rows"][0]["standard_error"] is None and "+- nan" in done.stdout
+    assert report["stride"] == 16 and report["text"] == "text.txt"
 
 
 def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):

@@ -4,8 +4,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,7 @@ ModelOption = Annotated[
 ControllerOption = Annotated[
     str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLERS)}. Default: plan.")
 ]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
 DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with --model.")]
 
@@ -52,7 +54,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
     prefill: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 512,
     dtype: DtypeOption = "float32",
-    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
     from ..evaluation.benchmark import as_text, benchmark
@@ -134,6 +136,49 @@ def generate(
             draw_heatmap(done.trace, heatmap, done.tokens, prompt_length=done.prompt_length)
 
 
+@app.command()
+def perplexity(
+    text: Annotated[Path, typer.Option(help="UTF-8 text file to score.")],
+    model: ModelOption = None,
+    budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 512,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows. Default: no overlap.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score so many windows, evenly spread. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows that are run together.")] = 4,
+    output: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Score a text at several budgets: cost, perplexity, and its ratio to the base's, with standard errors."""
+    from ..evaluation.perplexity import encode_text, read_text, spread, windows
+    from .perplexity import as_text, measure, parse_budgets, write_report
+
+    with plain_errors():
+        if output is not None:
+            check_folder("--output", output)
+        listed, passage = parse_budgets(budgets), read_text(text)
+        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded.to(device)
+        chosen = spread(windows(encode_text(tokenizer, passage), length, stride), limit)
+        with progress_bar("scoring windows", len(chosen) * len(listed)) as advance:
+            report = measure(loaded, chosen, listed, batch_size, advance)
+        report = {"text": text.name, "length": length, "stride": stride or length} | report
+        print(as_text(report))
+        if output is not None:
+            write_report(report, output)
+            print(f"\nfigures: {output}")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, and the function that moves it on."""
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=progress_console, transient=True) as progress:
+        yield partial(progress.advance, progress.add_task(title, total=total))
+
+
 def check_folder(option: str, file: Path) -> None:
     """Notice a file that can't be written before the work for it is done.
 
@@ -186,8 +231,8 @@ def run(
 ) -> Generated:
     """Generate with a progress bar."""
     kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
-    with ProgressStreamer(max_new_tokens) as streamer:
-        begin = time.perf_counter()
+    with progress_bar("generating", max_new_tokens) as advance:
+        streamer, begin = TokenCounter(advance), time.perf_counter()
         output: Any = model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, streamer=streamer, **kwargs
         )
@@ -198,28 +243,17 @@ def run(
     return Generated(text, tokens, prompt_length, output.execution, (len(ids) - prompt_length) / seconds)
 
 
-class ProgressStreamer(BaseStreamer):
-    """A progress bar on stderr that counts generated tokens."""
+class TokenCounter(BaseStreamer):
+    """Tells a function how many tokens have just been generated."""
 
-    def __init__(self, total: int) -> None:
-        columns = TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=progress_console, transient=True)
-        self._task = self._progress.add_task("generating", total=total)
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
         self._seen_prompt = False
-
-    def __enter__(self) -> "ProgressStreamer":
-        """Show the bar."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Remove the bar."""
-        self._progress.stop()
 
     def put(self, value: torch.Tensor) -> None:
         """Count new tokens; the first call has the prompt."""
         if self._seen_prompt:
-            self._progress.advance(self._task, value.numel())
+            self._advance(value.numel())
         self._seen_prompt = True
 
     def end(self) -> None:

@@ -1,0 +1,254 @@
+"""Perplexity: equal to what it is by definition, each token scored once, and errors that match resampling."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_anee.evaluation.perplexity import (
+    Scores,
+    Window,
+    corpus_perplexity,
+    encode_text,
+    ratio,
+    read_text,
+    score,
+    spread,
+    windows,
+)
+
+from .tiny import CONTROLLERS, tiny_base, token_ids, wrap
+
+
+def text_ids(tokens, seed=0):
+    return token_ids(1, tokens, seed)[0]
+
+
+def made_scores(nll, tokens, **fields):
+    return Scores(torch.tensor(nll, dtype=torch.float64), torch.tensor(tokens), "made", **fields)
+
+
+# Windows
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(2, 20), st.data())
+def test_overlapping_windows_score_every_token_but_the_first_once(tokens, length, data):
+    stride = data.draw(st.integers(1, length))
+    ids = torch.arange(tokens)
+    cut = windows(ids, length, stride)
+    scored = [int(token) for window in cut for token in window.ids[window.context :]]
+    unscored = set(range(tokens)) - set(scored)
+    assert scored == sorted(set(scored))
+    assert unscored == ({0} if stride < length else {i for i in range(0, tokens, length)})
+    for number, window in enumerate(cut):
+        begin = number * stride
+        assert torch.equal(window.ids, ids[begin : begin + length]) and 1 <= window.context < len(window.ids)
+    assert all(window.context == length - stride for window in cut[1:]) or stride == length
+
+
+def test_windows_do_not_overlap_by_default():
+    assert [(len(w.ids), w.context) for w in windows(torch.arange(25), 10)] == [(10, 1), (10, 1), (5, 1)]
+    assert [len(w.ids) for w in windows(torch.arange(21), 10)] == [10, 10]  # one token left has nothing to be scored by
+    assert [len(w.ids) for w in windows(torch.arange(1025))] == [512, 512]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(1, 60))
+def test_spread_windows_are_distinct_in_order_and_even(count, limit):
+    some = spread([Window(torch.tensor([i, i]), 1) for i in range(count)], limit)
+    places = [int(window.ids[0]) for window in some]
+    assert len(places) == min(count, limit) and places == sorted(set(places))
+    steps = [b - a for a, b in zip([-1, *places], [*places, count], strict=True)]
+    assert max(steps) <= math.ceil(count / len(places)) + 1
+
+
+def test_spread_without_a_limit_takes_all():
+    cut = windows(torch.arange(30), 10)
+    assert spread(cut, None) == cut
+
+
+# Scores
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+@pytest.mark.parametrize("budget", [None, 0.6])
+@torch.no_grad()
+def test_equals_the_definition_token_by_token(budget, stride):
+    base = tiny_base()
+    model, extra = (base, {}) if budget is None else (wrap(base), {"energy_budget": budget})
+    cut = windows(text_ids(20), 8, stride)
+    found = score(model, cut, budget)
+    for window, nll, tokens in zip(cut, found.nll, found.tokens, strict=True):
+        expected = 0.0
+        for place in range(window.context, len(window.ids)):
+            logits = model(input_ids=window.ids[None, :place], **extra).logits[0, -1]
+            expected -= float(logits.log_softmax(dim=-1)[window.ids[place]])
+        assert float(nll) == pytest.approx(expected, rel=1e-4)
+        assert int(tokens) == len(window.ids) - window.context
+    assert found.perplexity == pytest.approx(math.exp(float(found.nll.sum()) / int(found.tokens.sum())))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_one_window_equals_the_loss_of_transformers(family):
+    base, ids = tiny_base(family), text_ids(24)
+    with torch.no_grad():
+        loss = base(input_ids=ids[None], labels=ids[None]).loss
+    assert corpus_perplexity(base, ids).perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_batch_size_does_not_matter(controller):
+    model = wrap(controller=controller)
+    cut = windows(text_ids(75), 16, 9)
+    one, many = (score(model, cut, 0.6, batch_size=size) for size in (1, 5))
+    torch.testing.assert_close(one.nll, many.nll, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.cost, many.cost)
+    assert torch.equal(one.tokens, many.tokens) and one.digest == many.digest
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_budget_one_is_the_base(controller):
+    base, ids = tiny_base(), text_ids(50)
+    plain, ours = corpus_perplexity(base, ids, 16), corpus_perplexity(wrap(base, controller), ids, 16, energy_budget=1.0)
+    torch.testing.assert_close(ours.nll, plain.nll, rtol=1e-5, atol=1e-5)
+    assert ratio(ours, plain)[0] == pytest.approx(1.0, abs=1e-5)
+    assert ours.mean_cost == pytest.approx(1.0) == ours.mean_cost_of_whole_model
+    assert plain.mean_cost is None is plain.mean_cost_of_whole_model and plain.stack_share is None
+
+
+@pytest.mark.parametrize("budget", [0.6, 0.75, 0.9])
+def test_the_plan_controller_keeps_its_budget(budget):
+    found = corpus_perplexity(wrap(), text_ids(512), 128, energy_budget=budget)
+    assert found.mean_cost == pytest.approx(budget, abs=0.02)
+    assert found.mean_cost < found.mean_cost_of_whole_model < 1.0
+
+
+def test_cost_is_that_of_every_token_that_was_run():
+    model, cut = wrap(energy_budget=0.7), windows(text_ids(30), 12, 5)
+    found = score(model, cut)  # the model's own budget
+    traces = [model(window.ids[None]).execution for window in cut]
+    torch.testing.assert_close(found.cost, torch.cat([trace.cost.sum(dim=1) for trace in traces]).double())
+    assert found.cost_tokens.tolist() == [len(window.ids) for window in cut]
+    assert found.stack_share == traces[0].stack_share
+
+
+def test_progress_counts_every_window():
+    done, cut = [], windows(text_ids(75), 10)
+    score(tiny_base(), cut, batch_size=3, progress=done.append)
+    assert done == [3, 3, 1, 1] and sum(done) == len(cut)
+
+
+def test_a_model_can_be_trained_after_scoring():
+    model, ids = wrap(controller="learned"), text_ids(16)
+    found = corpus_perplexity(model, ids, 8, energy_budget=0.5)
+    assert not (found.nll.is_inference() or found.cost.is_inference())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model(ids[None], labels=ids[None], energy_budget=1.0).loss.backward()
+    assert model.get_input_embeddings().weight.grad is not None
+
+
+# Errors of the mean
+
+
+def test_standard_error_of_windows_of_equal_length_is_that_of_a_mean():
+    nll = torch.tensor([30.0, 34.0, 25.0, 41.0, 28.0], dtype=torch.float64)
+    found = made_scores(nll.tolist(), [10] * 5)
+    expected = (nll / 10).std() / math.sqrt(5) * (nll / 10).mean().exp()
+    assert found.standard_error == pytest.approx(float(expected))
+
+
+def test_standard_error_matches_the_bootstrap():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, 60, (200,), generator=generator)
+    nll = tokens * (2.0 + 0.3 * torch.randn(200, generator=generator, dtype=torch.float64))
+    drawn = torch.randint(0, 200, (4000, 200), generator=generator)
+    bootstrap = (nll[drawn].sum(dim=1) / tokens[drawn].sum(dim=1)).exp().std()
+    assert made_scores(nll.tolist(), tokens.tolist()).standard_error == pytest.approx(float(bootstrap), rel=0.05)
+
+
+def test_one_window_has_no_standard_error():
+    found = corpus_perplexity(tiny_base(), text_ids(20))
+    assert math.isfinite(found.perplexity) and math.isnan(found.standard_error) and math.isnan(ratio(found, found)[1])
+
+
+def test_the_ratio_to_itself_is_one_without_error():
+    found = corpus_perplexity(tiny_base(), text_ids(70), 16, 5)
+    assert ratio(found, found) == (1.0, 0.0)
+
+
+def test_the_ratio_is_that_of_the_perplexities_and_its_error_is_paired():
+    tokens, base_nll = [9, 10, 11, 10], [20.0, 30.0, 45.0, 24.0]
+    base = made_scores(base_nll, tokens)
+    worse = made_scores([nll + 0.2 * n for nll, n in zip(base_nll, tokens, strict=True)], tokens)
+    times, error = ratio(worse, base)
+    assert times == pytest.approx(worse.perplexity / base.perplexity) == pytest.approx(math.exp(0.2))
+    assert error == pytest.approx(0.0, abs=1e-9) and base.standard_error > 1.0
+
+
+# Texts
+
+
+def test_a_text_is_read_as_it_is_and_encoded_without_special_tokens(tmp_path):
+    (tmp_path / "text").write_bytes("é a b\r\na".encode())
+    assert read_text(tmp_path / "text") == "é a b\r\na"
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2, "é": 3}, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", model_max_length=2)
+    assert encode_text(wrapped, read_text(tmp_path / "text")).tolist() == [3, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"", "text is empty"), (b" \n", "text is empty"), (b"\xff\xfe", "text is not a UTF-8")]
+)
+def test_unusable_texts_are_named(tmp_path, content, message):
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "text")
+
+
+def test_a_missing_text_is_named(tmp_path):
+    with pytest.raises(OSError, match="gone"):
+        read_text(tmp_path / "gone")
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"length": 1}, "length=1"),
+        ({"stride": 0}, "stride=0"),
+        ({"length": 8, "stride": 9}, "stride=9"),
+        ({"ids": torch.tensor([5])}, "at least 2 tokens"),
+        ({"ids": token_ids()}, r"\(2, 12\)"),
+        ({"limit": 0}, "limit=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"energy_budget": 1.5}, "energy_budget=1.5"),
+        ({"model": tiny_base(), "energy_budget": 0.5}, "LlamaForCausalLM is a plain model"),
+        ({"model": tiny_base("gpt2"), "ids": text_ids(129)}, "length=129 .* 128 positions"),
+        ({"model": wrap(tiny_base("gpt2")), "ids": text_ids(129)}, "length=129 .* 128 positions"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        corpus_perplexity(**({"model": wrap(), "ids": text_ids(30)} | arguments))
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(ValueError, match="windows is empty"):
+        score(tiny_base(), [])
+
+
+@pytest.mark.parametrize("other", [(1, 30, 10), (0, 30, 15), (0, 29, 10)])
+def test_a_ratio_needs_the_same_windows(other):
+    base = tiny_base()
+    seed, tokens, length = other
+    with pytest.raises(ValueError, match="different windows"):
+        ratio(corpus_perplexity(base, text_ids(tokens, seed), length), corpus_perplexity(base, text_ids(30), 10))
