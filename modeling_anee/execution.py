@@ -142,11 +142,11 @@ class Executor:
         limited = (step.budget < 1.0) & step.valid & (step.index >= self.controller.keep_first)
         done, previous = 0, hidden
         for segment, (start, _) in enumerate(self.controller.segments if limited.any() else ()):
-            hidden = self._run_layers(hidden, step, ledger, range(done, start), keep)
+            hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
-        hidden = self._run_layers(hidden, step, ledger, range(done, layers), keep)
-        hidden = self._translate(hidden, ledger.actions)
+        hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
+        hidden = self.translate(hidden, ledger.actions)
         return hidden, ExecutionTrace(
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),
@@ -182,7 +182,9 @@ class Executor:
         _put(actions[..., start:stop], who, chosen)
         _put(ledger.spent, who, spent + decision.cost)
 
-    def _run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None) -> Tensor:
+    def run_layers(
+        self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None = None
+    ) -> Tensor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
@@ -200,7 +202,7 @@ class Executor:
                 hidden = self._mixed(layer, hidden, step, actions[..., i], ledger)
         return hidden
 
-    def _attend(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+    def attend(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
         """Attention of every token."""
         block = self.stack.blocks[layer]
         queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
@@ -209,10 +211,10 @@ class Executor:
         return block.add_attention(hidden, queries, keys, values, step.masks[layer])
 
     def _process_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
-        return self.stack.blocks[layer].add_feed_forward(hidden, self._attend(layer, hidden, step))
+        return self.stack.blocks[layer].add_feed_forward(hidden, self.attend(layer, hidden, step))
 
     def _skip_ffn_all(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
-        return self._bridged(self.bridges.of_skip_ffn(layer), self._attend(layer, hidden, step))
+        return self._bridged(self.bridges.of_skip_ffn(layer), self.attend(layer, hidden, step))
 
     def _skip_all(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, exits: int) -> Tensor:
         """Every token skips or exits: only keys and values are due, and our own cache can wait for them."""
@@ -231,7 +233,7 @@ class Executor:
             return self._gathered(layer, hidden, step, actions, attends, feeds)
         spared = step.valid & ~feeds
         ledger.ran_anyway = spared.long() if ledger.ran_anyway is None else ledger.ran_anyway + spared
-        attended = self._attend(layer, hidden, step)
+        attended = self.attend(layer, hidden, step)
         processed = self.stack.blocks[layer].add_feed_forward(hidden, attended)
         bridged = self._bridged(self.bridges.of_skip_ffn(layer), attended)
         skipped = self._bridge_skipped(layer, hidden, actions == Action.SKIP, False)
@@ -240,22 +242,27 @@ class Executor:
 
     def _gathered(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, attends: Tensor, feeds: Tensor) -> Tensor:
         """Keys and values of every token; queries and attention of those that attend, feed-forward of those that feed."""
-        block, rotation = self.stack.blocks[layer], step.rotations[layer]
+        block = self.stack.blocks[layer]
         subset = Subset.of(attends, hidden.device)
-        keys, values = block.keys_values(hidden, rotation)
-        if step.cache is not None:
-            keys, values = step.cache.update(keys, values, layer)
-        part = subset.gather(hidden)
-        rotation = rotation and (subset.gather(rotation[0]), subset.gather(rotation[1]))
-        mask = subset.mask(step.masks[layer], step, keys.shape[2])
-        queries = block.queries(part, rotation)
-        attended = block.add_attention(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
+        part, attended = self._attend_some(layer, hidden, step, subset)
         feeding = subset.gather(feeds.to(hidden.device))
         bridged = self._bridged(self.bridges.of_skip_ffn(layer), attended)
         processed = block.add_feed_forward(part[feeding], attended[feeding])
         part = bridged.index_put((feeding,), processed)
         skips = actions == Action.SKIP
         return subset.scatter(self._bridge_skipped(layer, hidden, skips, False) if skips.any() else hidden, part)
+
+    def _attend_some(self, layer: int, hidden: Tensor, step: Step, subset: Subset) -> tuple[Tensor, Tensor]:
+        """Attention of a subset: its hidden states [R, n, D] before and after."""
+        block, rotation, mask = self.stack.blocks[layer], step.rotations[layer], step.masks[layer]
+        keys, values = block.keys_values(hidden, rotation)
+        if step.cache is not None:
+            keys, values = step.cache.update(keys, values, layer)
+        part = subset.gather(hidden)
+        rotation = rotation and (subset.gather(rotation[0]), subset.gather(rotation[1]))
+        queries = block.queries(part, rotation)
+        mask = subset.mask(mask, step, keys.shape[2])
+        return part, block.add_attention(part, queries, subset.take_rows(keys), subset.take_rows(values), mask)
 
     def _bridge_skipped(self, layer: int, hidden: Tensor, skips: Tensor, all_of_them: bool) -> Tensor:
         """Hidden states [B, T, D] with those marked in a mask [B, T] taken over the layer's bridge."""
@@ -269,7 +276,7 @@ class Executor:
     def _bridged(bridge: Bridge | None, hidden: Tensor) -> Tensor:
         return hidden if bridge is None else bridge(hidden)
 
-    def _translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
+    def translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
         """Tokens that exited go through the translator of the layer where they did."""
         for layer in map(int, self.bridges.exit):
             leaves = actions[..., layer] == Action.EXIT
