@@ -36,7 +36,7 @@ class LearnedController(Controller):
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
         self.policies = nn.ModuleList([_policy(length, config.controller_hidden_sizes or ()) for length in lengths])
         self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
-        self._dial = Dial(config.calibration, neutral=0.0)
+        self.dial = Dial(config.calibration, neutral=0.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -69,6 +69,10 @@ class LearnedController(Controller):
             leaves = float(costs.layers[:first, Action.PROCESS].sum() + costs.layers[first:, Action.EXIT].sum())
             self.floor = min(self.floor, leaves + self._own[0])
 
+    def cost_before(self, segment: int) -> float:
+        """Cost of the decisions before a segment."""
+        return sum(self._own[:segment])
+
     def logits(self, segment: int, seen: Observation) -> Tensor:
         """Preferences [N, n, actions] for the n layers of a segment; what training works on."""
         remaining = (seen.budget - seen.spent).to(seen.hidden.device, torch.float32)
@@ -82,7 +86,7 @@ class LearnedController(Controller):
         """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
-        price = self._dial.setting(seen.budget).view(-1, 1, 1)
+        price = self.dial.setting(seen.budget).view(-1, 1, 1)
         worth = self.logits(segment, seen).double().cpu() - price * costs
         actions = worth.argmax(dim=-1)
         own = self._own[segment]

@@ -63,10 +63,15 @@ class PlanLoss:
     @torch.no_grad()
     def of(self, layer: int, action: int) -> float:
         """KL of the current plan with another action at one layer, mean over tokens, nats."""
-        plan = [*self.plan[:layer], action, *self.plan[layer + 1 :]]
-        hidden = run_layers(self.model, self.entering[layer], self.step, self._actions(plan), range(layer, self.layers))
-        rows = zip(self.target, hidden, strict=True)  # row by row: logits of all would not fit beside each other
+        # Row by row: logits of all would not fit beside each other.
+        rows = zip(self.target, self.hidden(layer, action), strict=True)
         return float(torch.stack([kl_divergence(target, self.model.stack.logits(row)).mean() for target, row in rows]).mean())
+
+    @torch.no_grad()
+    def hidden(self, layer: int, action: int) -> Tensor:
+        """Final hidden states [B, T, D] of the current plan with another action at one layer."""
+        plan = [*self.plan[:layer], action, *self.plan[layer + 1 :]]
+        return run_layers(self.model, self.entering[layer], self.step, self._actions(plan), range(layer, self.layers))
 
     def _run(self, plan: list[int], keep: list[Tensor] | None = None) -> Tensor:
         return run_layers(self.model, self.start, self.step, self._actions(plan), range(self.layers), keep)
