@@ -145,9 +145,9 @@ class Recipe(Section):
     length: int = Field(512, ge=2, description="Tokens of a window.")
     device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where to run.")
     tensorboard: bool = Field(False, description="Write the log for TensorBoard too.")
-    text: Text = Field(default_factory=Text)
+    text: Text = Text()
     anee: dict[str, Any] = Field({}, description=f"Fields of AneeConfig: {', '.join(ANEE_FIELDS)}.")
-    stages: Stages = Field(default_factory=Stages)
+    stages: Stages = Stages()
 
     @field_validator("anee")
     @classmethod
@@ -209,7 +209,7 @@ def _explain(details: Any) -> str:
 def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[Section]]:
     """Path of a field as the file has it, and the section that it is in."""
     names: list[str] = []
-    section: type[Section] = Recipe
+    section: Any = Recipe
     for before, part in zip((None, *loc), loc, strict=False):
         if part in KINDS and isinstance(before, int):  # which kind of source it is: not in the file
             section = KINDS[str(part)]
