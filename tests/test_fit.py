@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
 from modeling_anee.training import fit as fitting
+from modeling_anee.training.checkpoint import read_tensors
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import STAGE_NAMES
 from modeling_anee.training.run import Run
@@ -76,37 +77,47 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(workshop, undisturbed, tm
     assert (artifact / "model.safetensors").read_bytes() == (undisturbed / "artifact" / "model.safetensors").read_bytes()
 
 
-KILLED = """
+FIT = """
+workshop, folder = map(Path, sys.argv[1:])
+with pytest.MonkeyPatch.context() as monkeypatch:
+    use_stages(monkeypatch, updates={"energy_budget": 0.75})
+    fit(recipe_of(workshop), folder, workshop / "data")
+"""
+IMPORTS = """
 import os, signal, sys
 from pathlib import Path
 import pytest
 from modeling_anee.training import checkpoint
 from modeling_anee.training.fit import fit
 from tests.workshop import recipe_of, use_stages
-
+"""
+KILL = """
 replace = os.replace
 def kill_before_the_second_checkpoint(source, target):
     if Path(target).name == "checkpoint-bridges.safetensors" and Path(target).exists():
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 
-workshop, folder = map(Path, sys.argv[1:])
 checkpoint.os.replace = kill_before_the_second_checkpoint
-with pytest.MonkeyPatch.context() as monkeypatch:
-    use_stages(monkeypatch, updates={"energy_budget": 0.75})
-    fit(recipe_of(workshop), folder, workshop / "data")
 """
+
+
+def in_processes(script, *arguments, count=1):
+    """Run a script in one process of its own, or in several that work together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_run_that_was_killed_while_it_saved_ends_as_an_undisturbed_one(workshop, undisturbed, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(workshop), str(folder)],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
+    (tmp_path / "script.py").write_text(IMPORTS + KILL + FIT)
+    killed = in_processes(tmp_path / "script.py", workshop, folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (folder / "checkpoint-bridges.safetensors.part").exists()
     use_stages(monkeypatch, updates=UPDATES)
@@ -115,6 +126,18 @@ def test_a_run_that_was_killed_while_it_saved_ends_as_an_undisturbed_one(worksho
     fit(recipe_of(workshop), folder, workshop / "data")
     assert results(folder) == results(undisturbed)
     assert not list(folder.glob("*.part")) and not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(workshop, undisturbed, tmp_path):
+    (tmp_path / "script.py").write_text(IMPORTS + FIT)
+    done = in_processes(tmp_path / "script.py", workshop, tmp_path / "run", count=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_tensors(folder / "own-supervised.safetensors")[0] for folder in (undisturbed, tmp_path / "run"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert any(not torch.equal(one[name], two[name]) for name in one), "sums over halves are rounded differently"
+    entries, lines = ((folder / "log.jsonl").read_text().splitlines() for folder in (undisturbed, tmp_path / "run"))
+    assert len(entries) == len(lines)
 
 
 def test_training_changed_our_modules_and_only_them(workshop, undisturbed):
@@ -195,6 +218,14 @@ def test_errors_of_the_command_are_one_message(workshop, tmp_path, monkeypatch, 
     call = (tmp_path / "recipe.yaml", "--data", workshop / "data", "--output", tmp_path / "run")
     done = anee_fit(*call, *options)
     assert done.exit_code == 1 and message in done.stderr and "Traceback" not in done.output
+
+
+def test_without_its_libraries_the_error_names_the_extra(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("modeling_anee.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    done = anee_fit(tmp_path / "recipe.yaml", "--output", tmp_path / "run")
+    assert done.exit_code == 1 and "needs yaml: pip install 'modeling-anee[train]'" in done.stderr
 
 
 def test_a_missing_recipe_is_an_error(tmp_path):

@@ -109,9 +109,12 @@ def fit(
 ) -> None:
     """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
     with plain_errors():
-        from ..training.fit import fit as fit_recipe
-        from ..training.recipe import read_recipe
-
+        try:
+            from ..training.fit import fit as fit_recipe
+            from ..training.recipe import read_recipe
+        except ModuleNotFoundError as error:
+            raise ImportError(f"anee fit needs {error.name}: pip install 'modeling-anee[train]'") from error
+        logging.disable_progress_bar()
         print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
 
 
