@@ -182,9 +182,7 @@ class Executor:
         _put(actions[..., start:stop], who, chosen)
         _put(ledger.spent, who, spent + decision.cost)
 
-    def run_layers(
-        self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None = None
-    ) -> Tensor:
+    def run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None = None) -> Tensor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)

@@ -28,9 +28,7 @@ class LearnedController(Controller):
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
-        end = self.num_layers - config.keep_last_layers
-        starts = range(config.min_layers, end, config.decision_interval)
-        self.segments = [(start, min(start + config.decision_interval, end)) for start in starts]
+        self.segments = segments_of(config)
         lengths = [stop - start for start, stop in self.segments]
         size = config.text_config.hidden_size
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
@@ -94,6 +92,13 @@ class LearnedController(Controller):
             left = seen.budget - seen.spent - own - self._after[segment]
             actions = cap(actions, worth, costs, left)
         return Decision(actions.to(torch.uint8), own)
+
+
+def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
+    """Layers that each decision covers: (first, the one after the last)."""
+    end = config.num_layers - config.keep_last_layers
+    starts = range(config.min_layers, end, config.decision_interval)
+    return [(start, min(start + config.decision_interval, end)) for start in starts]
 
 
 def _policy(layers: int, hidden_sizes: Any) -> nn.Sequential:

@@ -28,7 +28,9 @@ CLIP = 1.0  # norm of the gradient
 def run_stage(run: Run) -> dict:
     """Tune the bridges for `steps` steps of `batch_windows` windows."""
     settings, model = run.settings(NAME), run.model
-    parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(("bridges.skip.", "bridges.skip_ffn."))}
+    parameters = {
+        name: p for name, p in run.own_parameters().items() if name.startswith(("bridges.skip.", "bridges.skip_ffn."))
+    }
     table = plan_table(model)
     windows = run.windows("train")
     train(run, NAME, parameters, lambda step, generator: loss_of(run, table, batch_of(windows, settings, step, run), generator))
@@ -89,7 +91,6 @@ def train(run: Run, name: str, parameters: dict[str, torch.nn.Parameter], loss_o
     settings = run.settings(name)
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     start = restore(run, name, optimizer, parameters)
-    run.begin(name)
     for step in run.track(settings.steps, name, start):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.steps, settings.warmup)
         result = loss_of_step(step, run.generator(name, step))

@@ -27,7 +27,6 @@ def run_stage(run: Run) -> dict:
     saved = run.load(NAME)
     found: dict[str, float] = {} if saved is None else saved[2]["found"]
     budgets = sorted(settings.budgets)
-    run.begin(NAME)
     if model.config.controller in SETTINGS:
         for number in run.track(len(budgets), "calibrating", len(found)):
             found[str(budgets[number])] = find_setting(run, windows, budgets[number])
@@ -63,8 +62,7 @@ def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float
     model = run.model
     model.controller.dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    share = windows[run.accelerator.process_index :: run.accelerator.num_processes]
-    for batch in share.split(BATCH_WINDOWS):
+    for batch in run.share(windows).split(BATCH_WINDOWS):
         trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution
         sums += torch.tensor([float(trace.cost.double().sum()), float(trace.valid.sum())], device=run.device)
     cost, tokens = run.sum(sums).tolist()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bridges import EPSILON, Bridge, normalised
-from .rollout import begin, processed, run_layers
+from .rollout import begin
 from .run import Run
 
 
@@ -67,9 +67,9 @@ def run_stage(run: Run) -> dict:
     size = model.config.text_config.hidden_size
     sums = {(kind, name): Moments(size, run.device) for kind in ("skip", "skip_ffn") for name in getattr(bridges, kind)}
     batches = windows.split(BATCH_WINDOWS * run.accelerator.num_processes)
-    run.begin(NAME)
     for batch in run.track(len(batches), "statistics for bridges"):
-        for layer, hidden, attended, out in sublayers(run, run.share(batches[batch])):
+        share = run.share(batches[batch])
+        for layer, hidden, attended, out in sublayers(run, share) if len(share) else ():
             for kind, entering in (("skip", hidden), ("skip_ffn", attended)):
                 if (kind, str(layer)) in sums:
                     sums[kind, str(layer)].add(entering, out - entering)
@@ -86,10 +86,8 @@ def sublayers(run: Run, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tens
     Token ids [B, T] -> layer, three of [B * (T - kept), D].
     """
     model = run.model
-    actions, kept = processed(model, ids), model.config.keep_first_tokens
+    kept = model.config.keep_first_tokens
     hidden, step = begin(model, ids)
-    if not len(ids):
-        return
     for layer, block in enumerate(model.stack.blocks):
         attended = model.executor.attend(layer, hidden, step)
         out = block.add_feed_forward(hidden, attended)

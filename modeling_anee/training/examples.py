@@ -34,6 +34,7 @@ class Examples:
     teacher: Teacher
 
     def __len__(self) -> int:
+        """Number of tokens N."""
         return len(self.scores)
 
 
@@ -46,7 +47,9 @@ def read_examples(run: Run) -> Examples:
     shards = read_shards(run)
     measured = [shard for shard in shards if "action_kl" in shard]
     if not measured:
-        raise ValueError(f"{run.folder} has no traces with the KL of actions: run the stage 'traces' with kl_windows of at least 1")
+        raise ValueError(
+            f"{run.folder} has no traces with the KL of actions: run the stage 'traces' with kl_windows of at least 1"
+        )
     model = run.model
     kept = model.config.keep_first_tokens
     skips, savings = skips_and_savings(model)

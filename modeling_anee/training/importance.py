@@ -85,7 +85,6 @@ def run_stage(run: Run) -> dict:
     settings, model = run.settings(NAME), run.model
     loss = PlanLoss(model, run.windows("choose")[: settings.windows].to(run.device))
     search = resume(run)
-    run.begin(NAME)
     measured = [*candidates(model)]
     total = len({layer for layer, _ in measured})
     for step in run.track(total, "greedy plans", len(search.plans)):

@@ -36,7 +36,9 @@ def controller_of(model) -> LearnedController:
         ValueError: another kind.
     """
     if not isinstance(model.controller, LearnedController):
-        raise ValueError(f"controller={model.config.controller!r} has nothing to train: the recipe must say controller: learned")
+        raise ValueError(
+            f"controller={model.config.controller!r} has nothing to train: the recipe must say controller: learned"
+        )
     return model.controller
 
 

@@ -53,6 +53,7 @@ class Importance(Section):
     """What skipping each layer costs."""
 
     windows: Count = Field(description="Windows to measure on.")
+    lowest_budget: Share = Field(0.4, description="Cost down to which plans are sought.")
 
 
 class LongStage(Section):
@@ -60,6 +61,7 @@ class LongStage(Section):
 
     steps: Count = Field(description="Optimiser steps.")
     learning_rate: LearningRate = Field(description="Highest learning rate.")
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.05, description="Share of the steps in which the rate rises.")
     checkpoint_every: Count = Field(25, description="Steps between checkpoints.")
 
 
@@ -67,7 +69,6 @@ class Bridges(LongStage):
     """Bridges tuned together by distillation from the base."""
 
     batch_windows: Count = Field(description="Windows of a batch.")
-    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="Share of the steps in which the rate rises.")
     budgets: list[Share] = Field(min_length=2, max_length=2, description="Lowest and highest budget to train at.")
 
     @field_validator("budgets")
@@ -85,9 +86,7 @@ class Exits(LongStage):
 
 
 class Probe(LongStage):
-    """The probe that stands in for the head in the signals."""
-
-    windows: Count = Field(description="Windows to collect hidden states over.")
+    """The probes that stand in for the head, and for running a layer, in the signals; from traces."""
 
 
 class Traces(Section):
@@ -127,8 +126,8 @@ class Stages(Section):
     importance: Importance | None = None
     bridges: Bridges | None = None
     exits: Exits | None = None
-    probe: Probe | None = None
     traces: Traces | None = None
+    probe: Probe | None = None
     supervised: Supervised | None = None
     reinforcement: Reinforcement | None = None
     calibration: Calibration | None = None

@@ -222,6 +222,10 @@ class Run:
             raise ValueError(f"a batch of {len(batch)} rows can't be shared equally by {count} processes")
         return batch.chunk(count)[self.accelerator.process_index]
 
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's share of the rows of a batch, which may be fewer than that of others: for sums, not means."""
+        return batch[self.accelerator.process_index :: self.accelerator.num_processes]
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
         return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, reduction="sum")

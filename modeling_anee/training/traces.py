@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
+from ..learned import segments_of
 from .bridges import plan_table, sample_actions
 from .checkpoint import read_tensors, write_tensors
 from .importance import PlanLoss
@@ -29,7 +30,6 @@ def run_stage(run: Run) -> dict:
     windows = run.windows("train")[-settings.windows :]  # the last that the bridges have seen, if they saw them at all
     table = plan_table(model)
     folder(run).mkdir(exist_ok=True)
-    run.begin(NAME)
     for number in run.track(len(windows), "traces"):
         if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run, number).exists():
             continue
@@ -77,8 +77,8 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
         attended = model.executor.attend(layer, hidden, step)
         out = block.add_feed_forward(hidden, attended)
         errors.append(bridge_error(model, layer, hidden, attended, out)[0])
-        size = hidden.float().norm(dim=-1).clamp(min=1e-6)
-        norms.append(torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)[0] / size[0, :, None])
+        deltas = torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)
+        norms.append((deltas / hidden.norm(dim=-1, keepdim=True).clamp(min=1e-6))[0])
         hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
     distribution = model.stack.logits(run_tokens(model, ids)[0]).float().log_softmax(dim=-1)
     entropy = -(distribution.exp() * distribution).sum(dim=-1) / torch.log(torch.tensor(float(distribution.shape[-1])))
@@ -105,9 +105,7 @@ def bridge_error(model, layer: int, hidden: Tensor, attended: Tensor, out: Tenso
 
 def decisions(model) -> list[tuple[int, int]]:
     """Segments of a `learned` controller with this configuration: (first layer, layer after the last)."""
-    config = model.config
-    end = config.num_layers - config.keep_last_layers
-    return [(start, min(start + config.decision_interval, end)) for start in range(config.min_layers, end, config.decision_interval)]
+    return segments_of(model.config)
 
 
 def skip_action(model, layer: int) -> Action | None:
