@@ -26,11 +26,12 @@ class ConfidenceController(Controller):
         starts = sorted(layer for layer in layers if layer < self.num_layers)
         self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric = config.confidence_metric
-        self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
-        self._caps = self.strict or not self.dial.calibrated
+        self._calibration, self._threshold = config.calibration, config.confidence_threshold
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
+        self.dial = Dial(self._calibration, neutral=self._threshold)
+        self._caps = self.strict or not self.dial.calibrated
         process, leave = costs.layers[:, Action.PROCESS], costs.layers[:, Action.EXIT]
         self._head = costs.head
         self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._head for a, b in self.segments]

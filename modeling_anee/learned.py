@@ -34,7 +34,7 @@ class LearnedController(Controller):
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
         self.policies = nn.ModuleList([_policy(length, config.controller_hidden_sizes or ()) for length in lengths])
         self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
-        self.dial = Dial(config.calibration, neutral=0.0)
+        self._calibration = config.calibration
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,6 +53,7 @@ class LearnedController(Controller):
     def bind(self, costs: CostTable) -> None:
         """Cost of each decision and action; the floor takes the cheapest way through every layer."""
         self._own = [costs.of_module(nn.ModuleList(pair)) for pair in zip(self.probes, self.policies, strict=True)]
+        self.dial = Dial(self._calibration, neutral=0.0)
         self._costs = costs.layers
         allowed = torch.tensor(self._allowed)
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)

@@ -6,7 +6,7 @@ be compared window by window: the difference is known far better than either per
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -174,25 +174,46 @@ def score(
         raise ValueError(f"batch_size={batch_size} is not allowed: it must be at least 1")
     _check_lengths(model, windows)
     budget = {} if energy_budget is None else {"energy_budget": energy_budget}
+
+    def run(ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        output = model(input_ids=ids.to(model.device), use_cache=False, **budget)
+        return output.logits, output.execution.cost if is_anee else None
+
+    return score_with(run, windows, model.executor.costs.stack_share if is_anee else None, batch_size, progress)
+
+
+def score_with(
+    run: Callable[[Tensor], tuple[Iterable[Tensor], Tensor | None]],
+    windows: Sequence[Window],
+    stack_share: float | None,
+    batch_size: int = 4,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Score windows under anything that gives logits.
+
+    Args:
+        run: token ids int64 [B, T] -> the logits [T, V] of each row, and the cost [B, T] of every token, if there is one.
+        windows: what to score.
+        stack_share: share of the whole model's work that the stack is, if costs are given.
+        batch_size: windows of the same length that are run together.
+        progress: called with the number of windows that have just been scored.
+    """
     sums: list[float] = []
     costs: list[Tensor] = []
-    stack_share = None
     for batch in _batches(windows, batch_size):
-        ids = torch.stack([window.ids for window in batch])
         with torch.inference_mode():
-            output = model(input_ids=ids.to(model.device), use_cache=False, **budget)
-            sums += [_window_nll(logits, *window) for logits, window in zip(output.logits, batch, strict=True)]
-        if is_anee:
-            costs.append(output.execution.cost.double().sum(dim=1).clone())  # an ordinary tensor
-            stack_share = output.execution.stack_share
+            rows, cost = run(torch.stack([window.ids for window in batch]))
+            sums += [_window_nll(logits, *window) for logits, window in zip(rows, batch, strict=True)]
+        if cost is not None:
+            costs.append(cost.double().sum(dim=1).clone())  # an ordinary tensor
         if progress is not None:
             progress(len(batch))
     return Scores(
         nll=torch.tensor(sums, dtype=torch.float64),
         tokens=torch.tensor([len(window.ids) - window.context for window in windows]),
         digest=_digest(windows),
-        cost=torch.cat(costs) if is_anee else None,
-        cost_tokens=torch.tensor([len(window.ids) for window in windows]) if is_anee else None,
+        cost=torch.cat(costs) if costs else None,
+        cost_tokens=torch.tensor([len(window.ids) for window in windows]) if costs else None,
         stack_share=stack_share,
     )
 

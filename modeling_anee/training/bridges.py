@@ -86,7 +86,7 @@ def train(run: Run, name: str, parameters: dict[str, torch.nn.Parameter], loss_o
         run: gives settings (`steps`, `learning_rate`, `checkpoint_every`), randomness, checkpoints and the log.
         name: of the stage.
         parameters: what is trained, by name.
-        loss_of_step: returns a scalar tensor, or a pair of it and a dict of numbers for the log.
+        loss_of_step: returns a scalar tensor, or a pair of it and a dict of scalar tensors for the log.
     """
     settings = run.settings(name)
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -100,8 +100,9 @@ def train(run: Run, name: str, parameters: dict[str, torch.nn.Parameter], loss_o
         run.reduce_gradients(parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)
         optimizer.step()
-        mean = float(run.sum(loss.detach()) / run.accelerator.num_processes)
-        run.log(name, step, loss=mean, gradient_norm=float(norm), **numbers)
+        numbers = {"loss": loss, **numbers}
+        means = {key: float(run.sum(value.detach()) / run.accelerator.num_processes) for key, value in numbers.items()}
+        run.log(name, step, gradient_norm=float(norm), **means)
         if (step + 1) % settings.checkpoint_every == 0:
             run.save(name, step + 1, run.own() | optimizer_tensors(optimizer, list(parameters)))
 

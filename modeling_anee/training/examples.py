@@ -1,12 +1,13 @@
 """Traces as examples for the controllers: every token once, with its teacher."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..actions import Action
-from .run import Run
+from ..modeling_anee import AneeForCausalLM
 from .teacher import Teacher, layer_weights, pair_scores
 from .traces import decisions, read_shards, skip_action
 
@@ -22,6 +23,7 @@ class Examples:
         targets: entropy / log V and max probability of the base, float32 [N, 2].
         skips: action that leaves each layer out, int64 [L]; PROCESS where there is none.
         savings: cost that it saves, float64 [L].
+        weights: KL that leaving out each layer costs per bridge error, float32 [L].
         teacher: thresholds.
     """
 
@@ -31,6 +33,7 @@ class Examples:
     targets: Tensor
     skips: Tensor
     savings: Tensor
+    weights: Tensor
     teacher: Teacher
 
     def __len__(self) -> int:
@@ -38,19 +41,16 @@ class Examples:
         return len(self.scores)
 
 
-def read_examples(run: Run) -> Examples:
-    """All traces of a run.
+def read_examples(folder: Path, model: AneeForCausalLM) -> Examples:
+    """All traces in the folder of a run, for a model with the run's bridges.
 
     Raises:
         ValueError: the run has no traces, or none with the KL of actions.
     """
-    shards = read_shards(run)
+    shards = read_shards(folder)
     measured = [shard for shard in shards if "action_kl" in shard]
     if not measured:
-        raise ValueError(
-            f"{run.folder} has no traces with the KL of actions: run the stage 'traces' with kl_windows of at least 1"
-        )
-    model = run.model
+        raise ValueError(f"{folder} has no traces with the KL of actions: the stage 'traces' needs kl_windows of at least 1")
     kept = model.config.keep_first_tokens
     skips, savings = skips_and_savings(model)
     weights = layer_weights(*(torch.cat([s[name][kept:] for s in measured]) for name in ("action_kl", "bridge_error")))
@@ -63,6 +63,7 @@ def read_examples(run: Run) -> Examples:
         targets=torch.cat([torch.stack((s["entropy"], s["max_probability"]), dim=-1)[kept:] for s in shards]),
         skips=skips,
         savings=savings,
+        weights=weights,
         teacher=Teacher.of(scores, savings),
     )
 

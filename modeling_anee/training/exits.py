@@ -22,7 +22,7 @@ def run_stage(run: Run) -> dict:
     windows = run.windows("train")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("bridges.exit.")}
 
-    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run)
         entering: list[Tensor] = []
         with torch.no_grad():
@@ -32,7 +32,7 @@ def run_stage(run: Run) -> dict:
             f"kl_{layer}": sampled_kl(model.stack.logits, teacher, translator(entering[int(layer)]), count, generator)
             for layer, translator in translators.items()
         }
-        return torch.stack(list(losses.values())).sum(), {name: float(loss) for name, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum(), losses
 
     train(run, NAME, parameters, loss_of_step)
     return {}

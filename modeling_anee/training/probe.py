@@ -16,14 +16,13 @@ BATCH_TOKENS = 1024
 
 def run_stage(run: Run) -> dict:
     """Fit every segment's probe by least squares on traces, step by step."""
-    controller, examples = controller_of(run.model), read_examples(run)
+    controller, examples = controller_of(run.model), read_examples(run.folder, run.model)
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("controller.probes.")}
 
-    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(len(examples), (BATCH_TOKENS,), generator=generator)
         losses = probe_losses(controller, examples, run.rows(chosen), run.device)
-        numbers = {"entropy_mse": float(losses[0]), "max_probability_mse": float(losses[1]), "log_error_mse": float(losses[2])}
-        return losses.sum(), numbers
+        return losses.sum(), dict(zip(("entropy_mse", "max_probability_mse", "log_error_mse"), losses, strict=True))
 
     train(run, NAME, parameters, loss_of_step)
     return {}

@@ -48,11 +48,11 @@ def run_stage(run: Run) -> dict:
     """Improve the policy for `steps` steps."""
     settings = run.settings(NAME)
     controller_of(run.model)
-    examples = read_examples(run)
+    examples = read_examples(run.folder, run.model)
     windows = run.windows("train")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("controller.policies.")}
 
-    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run)
         budget = BUDGETS[0] + torch.rand(len(ids), generator=generator, dtype=torch.float64) * (BUDGETS[1] - BUDGETS[0])
         repeated = budget.repeat_interleave(ROLLOUTS)
@@ -61,8 +61,8 @@ def run_stage(run: Run) -> dict:
         reward = parts["quality"] + settings.savings_weight * parts["savings"] + settings.adherence_weight * parts["adherence"]
         advantage = advantages(reward.unflatten(0, (-1, ROLLOUTS))).flatten(0, 1)
         loss = policy_loss(rollout.log_probability, advantage.float(), rollout.entropy, settings.entropy_bonus)
-        means = {name: float(part.mean()) for name, part in parts.items()}
-        return loss, means | {"reward": float(reward.mean()), "entropy": float(rollout.entropy.mean())}
+        parts |= {"reward": reward, "entropy": rollout.entropy, "cost": rollout.cost}
+        return loss, {name: part.mean() for name, part in parts.items()}
 
     train(run, NAME, parameters, loss_of_step)
     return {}

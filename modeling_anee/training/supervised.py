@@ -19,10 +19,10 @@ BUDGETS = (0.35, 0.98)
 def run_stage(run: Run) -> dict:
     """Cross-entropy against the teacher's actions; the probes go on learning beside it."""
     settings, model = run.settings(NAME), run.model
-    controller, examples = controller_of(model), read_examples(run)
+    controller, examples = controller_of(model), read_examples(run.folder, model)
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("controller.")}
 
-    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(len(examples), (settings.batch_tokens,), generator=generator)
         drawn = torch.rand(settings.batch_tokens, generator=generator, dtype=torch.float64)
         chosen, drawn = run.rows(chosen), run.rows(drawn)
@@ -49,7 +49,7 @@ def teacher_actions(examples: Examples, chosen: Tensor, budget: Tensor) -> Tenso
 
 def imitation(
     controller: LearnedController, examples: Examples, chosen: Tensor, budget: Tensor, costs, device: torch.device
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of N tokens against the teacher, mean over pairs that can be left out; and the share that agrees."""
     actions = teacher_actions(examples, chosen, budget)
     price = price_of(examples, budget).to(device, torch.float32).view(-1, 1, 1)
@@ -64,7 +64,7 @@ def imitation(
         losses.append(cross_entropy(worth, target, reduction="sum"))
         agree.append((worth.argmax(dim=-1) == target).float().sum())
     pairs = int((examples.savings > 0).sum()) * len(chosen)
-    return torch.stack(losses).sum() / pairs, float(torch.stack(agree).sum() / pairs)
+    return torch.stack(losses).sum() / pairs, torch.stack(agree).sum() / pairs
 
 
 def observation(

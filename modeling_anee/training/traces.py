@@ -29,33 +29,28 @@ def run_stage(run: Run) -> dict:
     settings, model = run.settings(NAME), run.model
     windows = run.windows("train")[-settings.windows :]  # the last that the bridges have seen, if they saw them at all
     table = plan_table(model)
-    folder(run).mkdir(exist_ok=True)
+    (run.folder / "traces").mkdir(exist_ok=True)
     for number in run.track(len(windows), "traces"):
-        if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run, number).exists():
+        if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run.folder, number).exists():
             continue
         ids = windows[number : number + 1].to(run.device)
         actions = sample_actions(model, table, ids, BUDGETS, run.generator(NAME, number))
         tensors = trace(model, ids, actions)
         if number < settings.kl_windows:
             tensors["action_kl"] = action_kl(model, ids)
-        write_tensors(shard(run, number), {name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_tensors(shard(run.folder, number), {name: tensor.contiguous() for name, tensor in tensors.items()})
     run.accelerator.wait_for_everyone()
     return {}
 
 
-def folder(run: Run) -> Path:
-    """Where the shards are."""
-    return run.folder / "traces"
+def shard(folder: Path, number: int) -> Path:
+    """The file of one window, in the folder of a run."""
+    return folder / "traces" / f"shard-{number:05d}.safetensors"
 
 
-def shard(run: Run, number: int) -> Path:
-    """The file of one window."""
-    return folder(run) / f"shard-{number:05d}.safetensors"
-
-
-def read_shards(run: Run) -> list[dict[str, Tensor]]:
-    """Every shard of the run, in order."""
-    return [read_tensors(path)[0] for path in sorted(folder(run).glob("shard-*.safetensors"))]
+def read_shards(folder: Path) -> list[dict[str, Tensor]]:
+    """Every shard in the folder of a run, in order."""
+    return [read_tensors(path)[0] for path in sorted((folder / "traces").glob("shard-*.safetensors"))]
 
 
 @torch.no_grad()

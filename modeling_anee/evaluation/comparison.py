@@ -1,0 +1,65 @@
+"""Perplexity against cost: controllers beside the controls that they must beat, on the same windows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..modeling_anee import AneeForCausalLM
+from ..training.examples import read_examples
+from .controls import controls, score_control
+from .perplexity import Scores, Window, ratio, score
+
+
+def compare(
+    models: dict[str, AneeForCausalLM],
+    windows: Sequence[Window],
+    budgets: Sequence[float],
+    fit_folder: Path | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """One row per budget and way to spend it: name, asked and realised cost, perplexity ratio, standard error.
+
+    Args:
+        models: artifacts by name; the controls use the plans and bridges of the first.
+        windows: of equal length.
+        budgets: below 1.
+        fit_folder: folder of the fit of the first artifact, whose traces the oracle needs; None for no oracle.
+        progress: called with the number of windows that have just been scored.
+    """
+    first = next(iter(models.values()))
+    listed = controls(first, None if fit_folder is None else read_examples(fit_folder, first))
+    base = score(first, windows, 1.0, progress=progress)
+    rows = [row("base", 1.0, base, base)]
+    for budget in budgets:
+        for control in listed:
+            rows.append(row(control.name, budget, score_control(first, control, windows, budget, progress), base))
+        for name, model in models.items():
+            rows.append(row(name, budget, score(model, windows, budget, progress=progress), base))
+    return rows
+
+
+def count_scores(models: int, budgets: int, oracle: bool) -> int:
+    """How many times `compare` scores the windows."""
+    return 1 + budgets * (3 + oracle + models)
+
+
+def row(name: str, budget: float, scores: Scores, base: Scores) -> dict[str, Any]:
+    """One row of the comparison."""
+    times, error = ratio(scores, base)
+    return {
+        "name": name,
+        "budget": budget,
+        "cost": scores.mean_cost,
+        "perplexity": scores.perplexity,
+        "ratio": times,
+        "standard_error": error,
+    }
+
+
+def as_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| budget | | realised cost | perplexity | ratio to the base |", "|---|---|---|---|---|"]
+    for entry in rows:
+        times = f"{entry['ratio']:.3f} +- {entry['standard_error']:.3f}"
+        lines.append(f"| {entry['budget']:g} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |")
+    return "\n".join(lines)

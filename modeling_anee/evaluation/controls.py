@@ -1,0 +1,153 @@
+"""What a controller must beat at equal realised cost: random skips and static plans; and an oracle that it can't reach.
+
+Each control decides actions for whole windows at once and is scored as `perplexity.score` scores a model.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..actions import Action, parse_plan
+from ..bridges import Bridges
+from ..modeling_anee import AneeForCausalLM
+from ..plans import PlanTable, plans_of_order
+from ..training.examples import Examples
+from ..training.losses import relative_error
+from ..training.rollout import begin, run_layers
+from .perplexity import Scores, Window, score_with
+
+
+@dataclass(frozen=True)
+class Control:
+    """One way to spend a budget.
+
+    Args:
+        name: as it stands in tables.
+        run: a batch of token ids int64 [B, T] and a budget -> final hidden states [B, T, D] and actions uint8 [B, T, L].
+        bridged: whether its skips are charged for bridges.
+    """
+
+    name: str
+    run: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    bridged: bool = True
+
+
+def score_control(
+    model: AneeForCausalLM,
+    control: Control,
+    windows: Sequence[Window],
+    budget: float,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Score windows under a control."""
+    costs = model.costs if control.bridged else model.stack.measure_costs(model.config.cost_unit)
+
+    def run(ids: Tensor) -> tuple[Iterable[Tensor], Tensor]:
+        hidden, actions = control.run(ids.to(model.device), budget)
+        return (model.stack.logits(row) for row in hidden), costs.of_actions(actions)  # row by row: logits are large
+
+    return score_with(run, windows, model.costs.stack_share, progress=progress)
+
+
+def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[Control]:
+    """Every control of an artifact with plans and bridges; the oracle needs the examples of its fit."""
+    bare = WithoutBridges(model)
+    found = [
+        Control("random skip, same bridges", lambda ids, budget: random_skip(model, ids, budget)),
+        Control("static plan, no bridges", bare.static, bridged=False),
+        Control("static plan, same bridges", lambda ids, budget: static(model, ids, budget)),
+    ]
+    if examples is not None:
+        thresholds = examples.teacher.threshold
+
+        def with_oracle(ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+            threshold = float(thresholds(torch.tensor([budget], dtype=torch.float64)).exp())
+            return oracle(model, ids, examples.weights, threshold)
+
+        found.append(Control("oracle (not a way to save)", with_oracle))
+    return found
+
+
+def plan_table(model: AneeForCausalLM, costs=None) -> PlanTable:
+    """The static plans of a model's configuration, with everything processed as the dearest."""
+    config = model.config
+    plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
+    return PlanTable([*plans, [Action.PROCESS] * config.num_layers], model.costs if costs is None else costs)
+
+
+def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> tuple[Tensor, Tensor]:
+    """The plans nearest to the budget."""
+    table = table or plan_table(model)
+    index = torch.arange(ids.shape[1])
+    plan = table.choose(torch.full(index.shape, budget, dtype=torch.float64), index)
+    return follow(model, ids, plan.expand(len(ids), -1, -1))
+
+
+def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    """Every token leaves out random layers, among those that the cheapest plan leaves out, until it meets the budget."""
+    generator = torch.Generator().manual_seed(0)
+    cheapest = plan_table(model).actions[0]
+    saving = model.costs.layers[:, Action.PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
+    noise = torch.rand(*ids.shape, len(saving), generator=generator).masked_fill(saving <= 0, 2.0)
+    order = noise.argsort(dim=-1)
+    saved = saving[order].cumsum(dim=-1)
+    # The last layer is left out with the probability that makes the mean right.
+    excess = saved - (1.0 - budget)
+    keep = torch.rand(*ids.shape, 1, generator=generator, dtype=torch.float64) * saving[order] < excess
+    chosen = torch.zeros_like(noise, dtype=torch.bool).scatter(-1, order, (excess < saving[order]) & ~keep)
+    return follow(model, ids, torch.where(chosen & (saving > 0), cheapest, Action.PROCESS).to(torch.uint8))
+
+
+def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Run given actions uint8 [B, T, L], the kept first tokens in full."""
+    actions = actions.clone()
+    actions[:, : model.config.keep_first_tokens] = Action.PROCESS
+    hidden, step = begin(model, ids)
+    return run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions
+
+
+def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything."""
+    cheapest = plan_table(model).actions[0]
+    kept = model.config.keep_first_tokens
+    hidden, step = begin(model, ids)
+    actions = torch.zeros(*ids.shape, len(cheapest), dtype=torch.uint8)
+    for layer, action in enumerate(cheapest.tolist()):
+        if action != Action.PROCESS:
+            saving = float(model.costs.layers[layer, Action.PROCESS] - model.costs.layers[layer, action])
+            loss = miss(model, layer, action, hidden, step) * float(damage[layer]) / saving
+            actions[..., layer] = torch.where((loss < threshold).cpu(), action, Action.PROCESS)
+            actions[:, :kept, layer] = Action.PROCESS
+        hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
+    return hidden, actions
+
+
+def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step) -> Tensor:
+    """Relative squared error [B, T] of a layer's bridge."""
+    attended = model.executor.attend(layer, hidden, step)
+    out = model.stack.blocks[layer].add_feed_forward(hidden, attended)
+    entering = hidden if action == Action.SKIP else attended
+    bridge = model.bridges.of_skip(layer) if action == Action.SKIP else model.bridges.of_skip_ffn(layer)
+    return relative_error(out - entering, torch.zeros_like(out) if bridge is None else bridge.delta(entering))
+
+
+class WithoutBridges:
+    """The same model, its bridges taken out while it runs."""
+
+    def __init__(self, model: AneeForCausalLM) -> None:
+        self.model = model
+        config = type(model.config)(text_config=model.config.text_config)  # of rank 0
+        self.none = Bridges(config)
+        self.table = plan_table(model, model.stack.measure_costs(model.config.cost_unit))
+
+    def static(self, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+        """The plans nearest to the budget."""
+        executor = self.model.executor
+        bridges, executor.bridges = executor.bridges, self.none
+        try:
+            return static(self.model, ids, budget, self.table)
+        finally:
+            executor.bridges = bridges

@@ -1,0 +1,130 @@
+"""The stages of a fit together, on a tiny base: what they make, and that an interrupted fit makes the same."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_anee import AneeForCausalLM
+from modeling_anee.actions import Action
+from modeling_anee.training.fit import fit
+from modeling_anee.training.recipe import Recipe
+
+from .workshop import make_workshop, recipe_fields
+
+
+BUDGETS = [0.5, 0.7, 0.9]
+STEPS = {"steps": 4, "learning_rate": 0.01, "checkpoint_every": 2}
+STAGES = {
+    "closed_form": {"windows": 12, "ridge": 0.001},
+    "importance": {"windows": 2, "lowest_budget": 0.4},
+    "bridges": STEPS | {"batch_windows": 2, "budgets": [0.4, 0.95]},
+    "exits": STEPS | {"batch_windows": 2},
+    "traces": {"windows": 6, "kl_windows": 2},
+    "probe": STEPS,
+    "supervised": STEPS | {"batch_tokens": 16},
+    "reinforcement": STEPS
+    | {"batch_windows": 2, "entropy_bonus": 0.01, "savings_weight": 1.0, "adherence_weight": 1.0, "quality_gate": 0.5},
+    "calibration": {"windows": 6, "budgets": BUDGETS},
+}
+ANEE = {
+    "controller": "learned",
+    "decision_interval": 1,
+    "bridge_rank": 4,
+    "ffn_bridge_rank": 4,
+    "exit_translator_rank": 4,
+    "exit_layers": [2],
+    "controller_actions": ["SKIP", "SKIP_FFN"],
+    "keep_last_layers": 0,
+}
+
+
+def small_recipe(folder) -> Recipe:
+    text = {"train": {"tokens": 400, "stop": 0.6}, "choose": {"tokens": 40, "start": 0.6, "stop": 0.7}}
+    text["calibrate"] = {"tokens": 400, "start": 0.7}
+    sources = {part: [{"file": "text.txt", **fields}] for part, fields in text.items()}
+    return Recipe.model_validate(recipe_fields(folder, length=16, text=sources, anee=ANEE, stages=STAGES))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with a base, its recipe, and the folder of a finished fit."""
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    fit(small_recipe(folder), folder / "run", folder / "data")
+    return folder
+
+
+def artifact(folder):
+    return AutoModelForCausalLM.from_pretrained(folder / "run" / "artifact", dtype="float32")
+
+
+def test_a_fit_runs_every_stage_and_exports_an_artifact_that_loads(fitted):
+    state = json.loads((fitted / "run" / "run.json").read_text())
+    assert state["done"] == list(STAGES)
+    model = artifact(fitted)
+    assert isinstance(model, AneeForCausalLM) and model.config.controller == "learned"
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
+    assert all(value.abs().sum() > 0 for name, value in own.items() if name.endswith("up.weight"))
+
+
+def test_the_base_is_bit_identical_after_a_fit(fitted):
+    before = AutoModelForCausalLM.from_pretrained(fitted / "base").state_dict()
+    after = artifact(fitted).base.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_plans_are_nested_and_cheaper_and_cheaper(fitted):
+    model = artifact(fitted)
+    plans = model.config.plans
+    for longer, shorter in zip(plans[:-1], plans[1:], strict=True):
+        changed = [(a, b) for a, b in zip(longer, shorter, strict=True) if a != b]
+        assert len(changed) == 1 and changed[0][0] == "P" and changed[0][1] in "SF"
+    costs = [float(model.costs.of_actions(torch.tensor([["PSEF".index(a) for a in plan]]))) for plan in plans]
+    assert costs == sorted(costs, reverse=True) and costs[-1] <= 0.4 or "P" not in plans[-1][1:]
+
+
+def test_only_layers_with_a_bridge_are_skipped(fitted):
+    model = artifact(fitted)
+    trace = model(torch.randint(3, 60, (2, 16)), energy_budget=0.5).execution
+    for action, layers in ((Action.SKIP, model.config.bridge_layers), (Action.SKIP_FFN, model.config.ffn_bridge_layers)):
+        taken = (trace.actions == action).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
+        assert set(taken) <= set(layers)
+
+
+def test_the_calibrated_budget_is_kept(fitted):
+    table = artifact(fitted).config.calibration
+    assert table["budgets"] == BUDGETS and table["settings"] == sorted(table["settings"], reverse=True)
+    for budget, cost in zip(table["budgets"], table["cost"], strict=True):
+        # A tiny model on few tokens, whose first one is always processed; the real one is held to 0.02.
+        assert abs(cost - max(budget, artifact(fitted).controller.floor)) < 0.1
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, stage, tmp_path):
+    recipe = small_recipe(fitted)
+    code = (
+        "import sys, os, signal\n"
+        "from pathlib import Path\n"
+        "from modeling_anee.training import fit as fitting\n"
+        "from modeling_anee.training.recipe import Recipe\n"
+        "from modeling_anee.training.run import Run\n"
+        f"stage, folder, recipe = {stage!r}, Path({str(tmp_path / 'run')!r}), Recipe.model_validate_json(sys.stdin.read())\n"
+        "track = Run.track\n"
+        "def dying(self, total, description, start=0):\n"
+        "    for step in track(self, total, description, start):\n"
+        "        if stage not in self.done and self.state.done == before and step >= min(3, total - 1):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield step\n"
+        f"before = {list(STAGES)[: list(STAGES).index(stage)]!r}\n"
+        "Run.track = dying\n"
+        f"fitting.fit(recipe, folder, Path({str(fitted / 'data')!r}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], input=recipe.model_dump_json(), text=True, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    fit(recipe, tmp_path / "run", fitted / "data")
+    for name in ("artifact/model.safetensors", "artifact/config.json", "run.json", "log.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (fitted / "run" / name).read_bytes(), name
