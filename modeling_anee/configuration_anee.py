@@ -76,7 +76,8 @@ class AneeConfig(PreTrainedConfig):
             kinds that need one, `settings` (price of a `learned` controller, threshold of `confidence`; monotone); and what
             was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
-            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring.
+            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
+            strict mode, where no token may make up for another.
         controller_hidden_sizes (`list[int]`, *optional*): widths of the `learned` MLP's hidden layers; default [32].
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
@@ -179,6 +180,8 @@ class AneeConfig(PreTrainedConfig):
         if self.prompt_energy_budget is not None:
             self.prompt_energy_budget = check_budget(self.prompt_energy_budget, "prompt_energy_budget")
         self.budget_feedback = check_budget(self.budget_feedback, "budget_feedback")
+        if self.budget_feedback and self.budget_mode == "strict":
+            raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         _whole("decision_interval", self.decision_interval, 1)

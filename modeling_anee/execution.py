@@ -33,11 +33,13 @@ class Ledger:
         actions: uint8 [B, T, L]; PROCESS until something else is decided.
         spent: cost of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: skipped layers that were run because gathering would not pay, int64 [B, T], None for none.
+        decided: whether there was a decision yet.
     """
 
     actions: Tensor
     spent: Tensor
     ran_anyway: Tensor | None = None
+    decided: bool = False
 
 
 class Executor:
@@ -110,6 +112,7 @@ class Executor:
             actions[..., stop:][leaves] = Action.EXIT
         _put(actions[..., start:stop], who, chosen)
         _put(ledger.spent, who, spent + decision.cost)
+        ledger.decided = True
 
     def _logits_before(self, layer: int, hidden: Tensor) -> Tensor:
         """Logits [n, V] of hidden states [n, D] as if they left before a layer."""
@@ -121,7 +124,9 @@ class Executor:
             return hidden
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
-        for layer, taken in zip(layers, _counts(actions, step.valid), strict=True):
+        everything = [step.real_tokens if action is Action.PROCESS else 0 for action in Action]
+        counts = _counts(actions, step.valid) if ledger.decided else [everything] * len(layers)
+        for layer, taken in zip(layers, counts, strict=True):
             if keep is not None:
                 keep.append(hidden)
             attending = taken[Action.PROCESS] + taken[Action.SKIP_FFN]
@@ -182,7 +187,7 @@ class Executor:
             return bridge(hidden)
         # A bridge is so small that running it for every token is cheaper than gathering.
         skips = ledger.actions[..., layer] == Action.SKIP
-        return torch.where(skips.to(hidden.device).unsqueeze(-1), bridge(hidden), hidden)
+        return torch.where(_column(skips, hidden), bridge(hidden), hidden)
 
     def _mixed(self, layer: int, hidden: Tensor, step: Step, ledger: Ledger, taken: list[int]) -> Tensor:
         """Tokens with different actions, some of which attend: gathered where that pays, else selected from a dense run."""

@@ -81,7 +81,8 @@ class AneeGenerationMixin(GenerationMixin):
             token ids, or an output with `.execution` (an `ExecutionTrace`) if `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: a budget or feedback out of [0, 1], or not one per row; feedback without a cache, which keeps the costs.
+            ValueError: a budget or feedback out of [0, 1], or not one per row; feedback without a cache, which keeps the costs,
+                or in strict mode.
         """
         log = ExecutionLog()
         output = super().generate(*args, log=log, **kwargs)
@@ -122,6 +123,8 @@ class AneeGenerationMixin(GenerationMixin):
                 own[name] = budget_tensor(value, inputs.shape[0], name)
         if not own["budget_feedback"].any():
             del own["budget_feedback"]
+        elif self.config.budget_mode == "strict":
+            raise ValueError("budget_feedback is not possible with budget_mode='strict': no token may make up for another")
         return inputs, input_name, model_kwargs | own
 
     def _prepare_cache_for_generation(

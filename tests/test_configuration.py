@@ -125,7 +125,8 @@ def good_fields(draw) -> dict:
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
         "format_version": st.just(FORMAT_VERSION),
     }
-    return {name: draw(strategy) for name, strategy in choices.items()}
+    fields = {name: draw(strategy) for name, strategy in choices.items()}
+    return fields | ({"budget_feedback": 0.0} if fields["budget_mode"] == "strict" else {})
 
 
 def test_the_table_of_bad_values_covers_every_field():
@@ -181,6 +182,12 @@ def test_a_bad_calibration_is_named_by_its_column(table, column, allowed):
     with pytest.raises(ValueError) as caught:
         config(calibration=table)
     assert all(part in str(caught.value) for part in ("calibration", column, allowed)), caught.value
+
+
+def test_feedback_is_refused_in_strict_mode():
+    assert config(budget_mode="strict", budget_feedback=0).budget_feedback == 0.0
+    with pytest.raises(ValueError, match="budget_feedback=0.5 is not allowed with budget_mode='strict'"):
+        config(budget_mode="strict", budget_feedback=0.5)
 
 
 def test_a_newer_format_is_refused_before_anything_else():

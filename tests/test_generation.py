@@ -369,6 +369,13 @@ def test_feedback_goes_with_beams_sampling_and_assistants():
     assert torch.equal(sequence[: len(expected)], expected[: len(sequence)])
 
 
+def test_feedback_is_refused_in_strict_mode():
+    model, ids = wrap(budget_mode="strict"), token_ids(1)
+    with pytest.raises(ValueError, match="budget_feedback.*strict"):
+        model.generate(ids, budget_feedback=0.5, energy_budget=0.6, **GREEDY)
+    assert model.generate(ids, energy_budget=0.6, return_dict_in_generate=True, **GREEDY).execution.cost.max() <= 0.6
+
+
 def test_feedback_without_a_cache_is_refused():
     with pytest.raises(ValueError, match="budget_feedback.*use_cache=False"):
         wrap().generate(token_ids(1), budget_feedback=0.5, energy_budget=0.6, use_cache=False, **GREEDY)
