@@ -27,8 +27,12 @@ class ConfidenceController(Controller):
         starts = sorted(layer for layer in layers if layer < self.num_layers)
         self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric = config.confidence_metric
-        self._dial = Dial(config.calibration, neutral=config.confidence_threshold)
-        self._caps = self.strict or not self._dial.calibrated
+        self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
+
+    @property
+    def _caps(self) -> bool:
+        """Whether the budget is a cap for every token."""
+        return self.strict or not self.dial.calibrated
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
@@ -48,7 +52,7 @@ class ConfidenceController(Controller):
         leaves = torch.ones_like(affords)
         if affords.any():
             logits = seen.logits(seen.hidden[affords.to(seen.hidden.device)])
-            leaves[affords] = self._is_sure(logits.float(), self._dial.setting(seen.budget[affords]))
+            leaves[affords] = self._is_sure(logits.float(), self.dial.setting(seen.budget[affords]))
         action = torch.where(leaves, Action.EXIT, Action.PROCESS).to(torch.uint8)
         return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._question)
 

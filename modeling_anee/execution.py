@@ -33,13 +33,13 @@ class Ledger:
         actions: uint8 [B, T, L]; PROCESS until something else is decided.
         spent: cost of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: skipped layers that were run because gathering would not pay, int64 [B, T], None for none.
-        decided: whether there was a decision yet.
+        decided: False before the first decision, when everything is still PROCESS.
     """
 
     actions: Tensor
     spent: Tensor
     ran_anyway: Tensor | None = None
-    decided: bool = False
+    decided: bool = True
 
 
 class Executor:
@@ -68,17 +68,18 @@ class Executor:
         ledger = Ledger(
             actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8),
             spent=torch.zeros(hidden.shape[:2], dtype=torch.float64),
+            decided=False,
         )
         limited = (step.budget < 1.0) & step.valid & (step.index >= self.controller.keep_first)
         segments = self.controller.segments if limited.any() else []
         done, previous = 0, hidden
         for segment, (start, _) in enumerate(segments):
-            hidden = self._run_layers(hidden, step, ledger, range(done, start), keep)
+            hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
-        hidden = self._run_layers(hidden, step, ledger, range(done, layers), keep)
-        if segments and len(self.bridges.exit):
-            hidden = self._translate(hidden, ledger.actions)
+        hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
+        if segments:
+            hidden = self.translate(hidden, ledger.actions)
         return hidden, ExecutionTrace(
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),
@@ -118,7 +119,7 @@ class Executor:
         """Logits [n, V] of hidden states [n, D] as if they left before a layer."""
         return self.stack.logits(_bridged(self.bridges.of_exit(layer), hidden))
 
-    def _run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None) -> Tensor:
+    def run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None = None) -> Tensor:
         """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
         if len(layers) == 0:
             return hidden
@@ -131,9 +132,9 @@ class Executor:
                 keep.append(hidden)
             attending = taken[Action.PROCESS] + taken[Action.SKIP_FFN]
             if taken[Action.PROCESS] == step.real_tokens:
-                hidden = self.stack.blocks[layer].add_feed_forward(hidden, self._attend(layer, hidden, step))
+                hidden = self.stack.blocks[layer].add_feed_forward(hidden, self.attend(layer, hidden, step))
             elif taken[Action.SKIP_FFN] == step.real_tokens:
-                hidden = _bridged(self._ffn_bridges[layer], self._attend(layer, hidden, step))
+                hidden = _bridged(self._ffn_bridges[layer], self.attend(layer, hidden, step))
             elif attending == 0:
                 self._note(layer, hidden, step)
                 hidden = self._skip(layer, hidden, step, ledger, taken[Action.SKIP])
@@ -141,7 +142,7 @@ class Executor:
                 hidden = self._mixed(layer, hidden, step, ledger, taken)
         return hidden
 
-    def _attend(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+    def attend(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
         """Attention of every token, [B, T, D] -> [B, T, D]."""
         block = self.stack.blocks[layer]
         queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
@@ -201,7 +202,7 @@ class Executor:
             return self._gathered(layer, hidden, skipped, step, attends, feeds)
         ran_anyway = step.valid & ~(feeds if feeding else attends)
         ledger.ran_anyway = ran_anyway.long() if ledger.ran_anyway is None else ledger.ran_anyway + ran_anyway
-        attended = self._attend(layer, hidden, step)
+        attended = self.attend(layer, hidden, step)
         result = skipped
         if attending > feeding:
             result = torch.where(_column(attends, hidden), _bridged(self._ffn_bridges[layer], attended), result)
@@ -212,7 +213,7 @@ class Executor:
     def _gathered(self, layer: int, hidden: Tensor, skipped: Tensor, step: Step, attends: Tensor, feeds: Tensor) -> Tensor:
         """Only what is due: attention of the tokens in one mask [B, T], feed-forward of those in the other."""
         if int(attends.sum()) == step.real_tokens:  # queries, keys and values in one kernel
-            attended = self._attend(layer, hidden, step)
+            attended = self.attend(layer, hidden, step)
             return self._feed_some(layer, hidden.flatten(0, 1), attended.flatten(0, 1), feeds.flatten()).view_as(hidden)
         subset = Subset.of(attends, hidden.device)
         part, attended = self._attend_some(layer, hidden, step, subset)
@@ -220,8 +221,10 @@ class Executor:
             return subset.scatter(skipped, self.stack.blocks[layer].add_feed_forward(part, attended))
         return subset.scatter(skipped, self._feed_some(layer, part, attended, feeds[attends]))
 
-    def _translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
+    def translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
         """Tokens that exited go through the translator of the layer where they did."""
+        if not len(self.bridges.exit):
+            return hidden
         exits = actions == Action.EXIT
         first = torch.where(exits[..., -1], exits.int().argmax(dim=-1), -1)
         for layer in first.unique().tolist():

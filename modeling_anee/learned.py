@@ -31,15 +31,13 @@ class LearnedController(Controller):
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
-        end = self.num_layers - config.keep_last_layers
-        starts = range(config.min_layers, end, config.decision_interval)
-        self.segments = [(start, min(start + config.decision_interval, end)) for start in starts]
+        self.segments = segments_of(config)
         lengths = [stop - start for start, stop in self.segments]
         size = config.text_config.hidden_size
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
         self.policies = nn.ModuleList([_policy(length, config.controller_hidden_sizes or ()) for length in lengths])
         self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
-        self._dial = Dial(config.calibration, neutral=0.0)
+        self.dial = Dial(config.calibration, neutral=0.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,6 +88,10 @@ class LearnedController(Controller):
         first = self.segments[0][0] if self.segments else 0
         self.floor = float(staying[:first].sum()) + self._rest[0]
 
+    def cost_before(self, segment: int) -> float:
+        """Cost of the decisions before a segment."""
+        return sum(self._own[:segment])
+
     def logits(self, segment: int, seen: Observation) -> Tensor:
         """Preferences [N, n, actions] for the n layers of a segment; what training works on."""
         remaining = (seen.budget - seen.spent).to(seen.hidden.device, torch.float32)
@@ -104,7 +106,7 @@ class LearnedController(Controller):
         """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
-        price = self._dial.setting(seen.budget).view(-1, 1, 1)
+        price = self.dial.setting(seen.budget).view(-1, 1, 1)
         worth = self.logits(segment, seen).double().cpu() - price * costs
         actions = worth.argmax(dim=-1)
         own = self._own[segment]
@@ -123,6 +125,13 @@ class LearnedController(Controller):
         actions = cap(actions, cheapest, worth, costs, left - after)
         spent = costs[torch.arange(stop - start), actions].sum(dim=-1)
         return torch.where((spent <= left - after + TOLERANCE).unsqueeze(-1), actions, self._least[segment])
+
+
+def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
+    """Layers that each decision covers: (first, the one after the last)."""
+    end = config.num_layers - config.keep_last_layers
+    starts = range(config.min_layers, end, config.decision_interval)
+    return [(start, min(start + config.decision_interval, end)) for start in starts]
 
 
 def _policy(layers: int, hidden_sizes: Any) -> nn.Sequential:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modeling_anee.actions import Action
 from modeling_anee.configuration_anee import CONFIDENCE_METRICS
+from modeling_anee.dial import Dial
 
 from .fakes import (
     EXACT,
@@ -106,6 +107,17 @@ def test_calibrated_the_threshold_follows_the_budget_of_each_token(metric, seed)
     assert torch.equal(actions[:, -1] == Action.EXIT, is_sure(logits, metric, threshold))
     torch.testing.assert_close(cost, costs.of_actions(actions) + costs.head + costs.translator)
     assert (cost >= controller.floor - EXACT).all() and controller.floor == pytest.approx(float(cost.min()))
+
+
+def test_a_dial_that_is_put_in_later_takes_the_cap_off():
+    """As calibration does, while it looks for the settings."""
+    costs = random_costs(6, head=0.3)
+    controller, calibrated = build("confidence", costs), build("confidence", costs, calibration=CALIBRATION)
+    capped = run(controller, costs, 0.5, hidden=states(20), logits=random_head(0))
+    controller.dial = Dial(CALIBRATION, neutral=0.0)
+    expected = run(calibrated, costs, 0.5, hidden=states(20), logits=random_head(0))
+    assert torch.equal(run(controller, costs, 0.5, hidden=states(20), logits=random_head(0))[0], expected[0])
+    assert not torch.equal(capped[0], expected[0])
 
 
 @given(st.integers(3, 16), seeds, budgets, st.floats(0, 1), st.floats(0, 0.3))

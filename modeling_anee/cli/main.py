@@ -103,6 +103,24 @@ def demo(
 
 
 @app.command()
+def fit(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) of what to fit to which base.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run: a new one, or the one of an interrupted run.")],
+    data: Annotated[Path, typer.Option(help="Folder of the recipe's text files.")] = Path(),
+    stage: Annotated[str | None, typer.Option(help="Run only this stage; default: all that are not done.")] = None,
+) -> None:
+    """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
+    with plain_errors():
+        try:
+            from ..training.fit import fit as fit_recipe
+            from ..training.recipe import read_recipe
+        except ModuleNotFoundError as error:
+            raise ImportError(f"anee fit needs {error.name}: pip install 'modeling-anee[train]'") from error
+        logging.disable_progress_bar()
+        print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],
     model: ModelOption = None,
@@ -258,3 +276,7 @@ class TokenCounter(BaseStreamer):
 
     def end(self) -> None:
         """Nothing to flush."""
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,42 @@
+"""The base that a recipe names, with its tokenizer."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..cli.smollm2 import BASE_FIELDS, smollm2_folder
+from ..loading import find_base
+from .recipe import DEMO_BASE, Base
+
+
+def load_base_of(base: Base) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and what an artifact over the base says of it (fields of `AneeConfig`).
+
+    As for artifacts, a copy in the folders of `ANEE_BASE_PATH` or in the cache stands in for a base of the Hub.
+
+    Raises:
+        OSError: the base can't be found.
+        ValueError: the demo's base with a revision or a GGUF file of another.
+    """
+    where, fields = _find(base)
+    local = os.path.isdir(where)
+    kwargs: dict[str, Any] = {} if local or base.revision is None else {"revision": base.revision}
+    # A converted copy of a GGUF base has no such file.
+    if base.gguf_file and (not local or (Path(where) / base.gguf_file).is_file()):
+        kwargs["gguf_file"] = base.gguf_file
+    tokenizer = AutoTokenizer.from_pretrained(where, **kwargs)
+    return AutoModelForCausalLM.from_pretrained(where, dtype=base.dtype, **kwargs), tokenizer, fields
+
+
+def _find(base: Base) -> tuple[str, dict[str, Any]]:
+    if base.name == DEMO_BASE:
+        if base.revision or base.gguf_file:
+            raise ValueError(f"base.name={DEMO_BASE!r} has its own revision and gguf_file: leave both out")
+        return str(smollm2_folder()), dict(BASE_FIELDS)
+    folder = os.path.isdir(base.name)
+    # A name that begins with "." would mean: relative to the artifact.
+    name = os.path.abspath(base.name) if folder else base.name
+    fields = {"base_model_name_or_path": name, "base_model_revision": base.revision, "base_gguf_file": base.gguf_file}
+    return name if folder else find_base(name)[0], fields

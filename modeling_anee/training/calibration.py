@@ -1,0 +1,100 @@
+"""Calibration: the dial's setting for every budget, on held-out text, and the curve that results.
+
+Each setting is found by bisection on the mean realised cost; the curve (cost, perplexity ratio, standard error) is
+measured on the same windows and kept in the artifact's config.
+"""
+
+import torch
+from torch import Tensor
+
+from ..dial import Dial
+from ..evaluation.perplexity import Scores, Window, ratio, score
+from ..modeling_anee import AneeForCausalLM
+from .run import Run
+
+
+NAME = "calibration"
+# Between these the dial is turned: a price that forbids, or forces, every action; a threshold of confidence.
+SETTINGS = {"learned": (-3000.0, 3000.0), "confidence": (0.0, 1.0)}
+ROUNDS = 14  # of bisection: the range over 2 ** 14
+BATCH_WINDOWS = 4
+
+
+def run_stage(run: Run) -> dict:
+    """Find the settings, then measure the curve; returns the calibration."""
+    settings, model = run.settings(NAME), run.model
+    windows = run.windows("calibrate")[: settings.windows].to(run.device)
+    saved = run.load(NAME)
+    found: dict[str, float] = {} if saved is None else saved[2]["found"]
+    budgets = sorted(settings.budgets)
+    if model.config.controller in SETTINGS:
+        for number in run.track(len(budgets), "calibrating", len(found)):
+            found[str(budgets[number])] = find_setting(run, windows, budgets[number])
+            run.save(NAME, number + 1, {}, {"found": found})
+    table: dict[str, list[float]] = {"budgets": budgets}
+    if found:
+        table["settings"] = monotone([found[str(budget)] for budget in budgets], rising_of(model))
+        model.controller.dial = Dial(table, neutral=0.0)
+    return {"calibration": table | curve(run, windows, budgets)}
+
+
+def rising_of(model: AneeForCausalLM) -> bool:
+    """Whether a higher setting costs more."""
+    return model.config.controller == "confidence" and model.config.confidence_metric == "max_probability"
+
+
+def find_setting(run: Run, windows: Tensor, budget: float) -> float:
+    """Setting at which the mean cost of a token is nearest to the budget."""
+    model = run.model
+    low, high = SETTINGS[model.config.controller]
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        if (mean_cost(run, windows, budget, middle) > budget) == rising_of(model):
+            high = middle
+        else:
+            low = middle
+    return (low + high) / 2
+
+
+@torch.no_grad()
+def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
+    """Mean realised cost of a token with the dial at a setting; the head is not run."""
+    model = run.model
+    model.controller.dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    for batch in run.share(windows).split(BATCH_WINDOWS):
+        trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution
+        sums += torch.tensor([float(trace.cost.double().sum()), float(trace.valid.sum())], device=run.device)
+    cost, tokens = run.sum(sums).tolist()
+    return cost / tokens
+
+
+def monotone(values: list[float], rising: bool) -> list[float]:
+    """Values made monotone along the budgets by averaging neighbours that are out of order (isotonic regression)."""
+    sign = 1.0 if rising else -1.0
+    blocks: list[list[float]] = []  # [mean, count]
+    for value in values:
+        blocks.append([sign * value, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, count = blocks.pop()
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count), blocks[-1][1] + count]
+    return [sign * mean for mean, count in blocks for _ in range(int(count))]
+
+
+def curve(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, list[float]]:
+    """Cost, perplexity ratio to the base and its standard error at every budget."""
+    scored = [Window(ids.cpu(), 1) for ids in windows]
+    base = score(run.model, scored, 1.0)
+    rows = [point(score(run.model, scored, budget), base) for budget in run_each(run, budgets)]
+    names = ("cost", "perplexity_ratio", "standard_error")
+    return {name: [round(row[i], 5) for row in rows] for i, name in enumerate(names)}
+
+
+def run_each(run: Run, budgets: list[float]):
+    """The budgets, with a progress bar."""
+    return (budgets[i] for i in run.track(len(budgets), "measuring the curve"))
+
+
+def point(scores: Scores, base: Scores) -> tuple[float, float, float]:
+    """Cost, perplexity ratio, standard error."""
+    return (float(scores.mean_cost or 0.0), *ratio(scores, base))

@@ -1,0 +1,157 @@
+"""Importance map and greedy plans: what to leave out next, with bridges in place.
+
+Starting from everything processed, take the (layer, action) that adds least KL to the base per cost saved, again and
+again; each choice gives one plan, and plans are nested. Gains are measured lazily: one that was measured under an
+earlier plan is measured again only when it comes first in the queue (Minoux, 1978), as they mostly grow.
+"""
+
+import heapq
+import json
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..actions import Action
+from ..learned import allowed_actions
+from ..modeling_anee import AneeForCausalLM
+from .losses import kl_divergence
+from .rollout import begin, run_layers, with_plan
+from .run import Run
+
+
+NAME = "importance"
+CANDIDATES = (Action.SKIP, Action.SKIP_FFN)
+
+
+@dataclass
+class Search:
+    """Where the greedy search stands.
+
+    Args:
+        plan: action of each layer so far, [L].
+        plans: letters of every plan so far.
+        loss: KL of the plan to the base, nats.
+        queue: (KL added per cost saved, layer, action, number of choices made when it was measured).
+        first: KL that each action adds alone: [layer, action, KL].
+    """
+
+    plan: list[int]
+    plans: list[str] = field(default_factory=list)
+    loss: float = 0.0
+    queue: list[tuple[float, int, int, int]] = field(default_factory=list)
+    first: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+class PlanLoss:
+    """KL to the base of plans that differ from a current one at one layer; what comes before is computed once."""
+
+    @torch.no_grad()
+    def __init__(self, model: AneeForCausalLM, windows: Tensor) -> None:
+        self.model, self.ids = model, windows
+        self.start, self.step = begin(model, windows)
+        self.layers = model.config.num_layers
+        self.target = model.stack.logits(self._run([Action.PROCESS] * self.layers))
+
+    @torch.no_grad()
+    def settle(self, plan: list[int]) -> None:
+        """Make a plan the current one."""
+        self.plan = plan
+        self.entering: list[Tensor] = []
+        self._run(plan, self.entering)
+
+    @torch.no_grad()
+    def of(self, layer: int, action: int) -> float:
+        """KL of the current plan with another action at one layer, mean over tokens, nats."""
+        # Row by row: logits of all would not fit beside each other.
+        rows = zip(self.target, self.hidden(layer, action), strict=True)
+        return float(torch.stack([kl_divergence(target, self.model.stack.logits(row)).mean() for target, row in rows]).mean())
+
+    @torch.no_grad()
+    def hidden(self, layer: int, action: int) -> Tensor:
+        """Final hidden states [B, T, D] of the current plan with another action at one layer."""
+        plan = [*self.plan[:layer], action, *self.plan[layer + 1 :]]
+        return run_layers(self.model, self.entering[layer], self.step, self._actions(plan), range(layer, self.layers))
+
+    def _run(self, plan: list[int], keep: list[Tensor] | None = None) -> Tensor:
+        return run_layers(self.model, self.start, self.step, self._actions(plan), range(self.layers), keep)
+
+    def _actions(self, plan: list[int]) -> Tensor:
+        return with_plan(self.model, self.ids, torch.tensor(plan, dtype=torch.uint8))
+
+
+def run_stage(run: Run) -> dict:
+    """Find plans down to the lowest budget of the recipe; returns them, and which layers need which bridge."""
+    settings, model = run.settings(NAME), run.model
+    loss = PlanLoss(model, run.windows("choose")[: settings.windows].to(run.device))
+    search = resume(run)
+    measured = [*candidates(model)]
+    total = len({layer for layer, _ in measured})
+    for step in run.track(total, "greedy plans", len(search.plans)):
+        loss.settle(search.plan)
+        if not search.queue:
+            search.first = [(layer, action, loss.of(layer, action)) for layer, action in measured]
+            search.queue = [(added / saving(model, layer, action), layer, action, 0) for layer, action, added in search.first]
+            heapq.heapify(search.queue)
+        choose(search, loss, model)
+        cost = plan_cost(model, search.plan)
+        run.log(NAME, step, cost=cost, kl=search.loss)
+        run.save(NAME, step + 1, {}, {"search": vars(search)})
+        if cost <= settings.lowest_budget:
+            break
+    write_map(run, search)
+    taken = {action: [layer for layer, chosen in enumerate(search.plan) if chosen == action] for action in CANDIDATES}
+    return {"plans": search.plans, "bridge_layers": taken[Action.SKIP], "ffn_bridge_layers": taken[Action.SKIP_FFN]}
+
+
+def resume(run: Run) -> Search:
+    """The search as it was last saved, or a new one."""
+    saved = run.load(NAME)
+    if saved is None:
+        return Search(plan=[int(Action.PROCESS)] * run.model.config.num_layers)
+    search = Search(**saved[2]["search"])
+    search.queue = [tuple(entry) for entry in search.queue]  # JSON makes lists of them
+    return search
+
+
+def candidates(model: AneeForCausalLM) -> list[tuple[int, int]]:
+    """Every (layer, action) that may be left out."""
+    allowed = allowed_actions(model.config)
+    return [(layer, int(a)) for layer in range(model.config.num_layers) for a in CANDIDATES if allowed[layer][a]]
+
+
+def choose(search: Search, loss: PlanLoss, model: AneeForCausalLM) -> None:
+    """Take the best candidate; the other actions of its layer are dropped."""
+    made = len(search.plans)
+    while True:
+        _, layer, action, when = heapq.heappop(search.queue)
+        if search.plan[layer] != Action.PROCESS:
+            continue
+        if when == made and made > 0:
+            break
+        added = loss.of(layer, action) - search.loss
+        entry = (added / saving(model, layer, action), layer, action, made)
+        if not search.queue or entry <= search.queue[0]:
+            break
+        heapq.heappush(search.queue, entry)
+    search.plan = [*search.plan[:layer], action, *search.plan[layer + 1 :]]
+    search.loss = loss.of(layer, action)
+    search.plans.append("".join(Action(a).letter for a in search.plan))
+
+
+def saving(model: AneeForCausalLM, layer: int, action: int) -> float:
+    """Cost that an action saves at a layer, as a share of the stack."""
+    costs = model.costs.layers[layer]
+    return float(costs[Action.PROCESS] - costs[action])
+
+
+def plan_cost(model: AneeForCausalLM, plan: list[int]) -> float:
+    """Cost of a plan."""
+    return float(model.costs.of_actions(torch.tensor([plan], dtype=torch.uint8)))
+
+
+def write_map(run: Run, search: Search) -> None:
+    """Keep what was measured beside the other results of the run."""
+    if run.accelerator.is_main_process:
+        alone = [{"layer": layer, "action": Action(action).name, "kl": kl} for layer, action, kl in search.first]
+        (run.folder / "importance.json").write_text(json.dumps({"alone": alone, "plans": search.plans}, indent=1) + "\n")

@@ -1,0 +1,76 @@
+"""The log of a run: numbers by stage and step, as JSON lines and, if wanted, for TensorBoard."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically
+
+
+class RunLog:
+    """Appends to `log.jsonl` in a run's folder.
+
+    Args:
+        folder: the run's folder.
+        tensorboard: write for TensorBoard too, into the subfolder of that name.
+
+    Raises:
+        ImportError: TensorBoard is wanted, but not installed.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+        self.path = folder / "log.jsonl"
+        self._writer_class: Any = _summary_writer() if tensorboard else None
+        self._writer: Any = None
+
+    def begin(self, stage: str, step: int) -> None:
+        """Go on with a stage at a step: what it wrote of this and later steps is dropped, since it will write it again."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if not _written_again(line, stage, step)]
+            if kept != lines:
+                write_atomically(self.path, "".join(kept).encode())
+        self.close()
+        if self._writer_class is not None:
+            self._writer = self._writer_class(self.path.parent / "tensorboard" / stage, purge_step=step)
+
+    def write(self, stage: str, step: int, numbers: dict[str, float]) -> None:
+        """Append one line.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        numbers = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise ValueError(f"stage {stage}, step {step}: {name}={value} is not a finite number")
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step} | numbers) + "\n")
+        if self._writer is not None:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish writing for TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _written_again(line: str, stage: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return True  # torn by a crash
+    return entry["stage"] == stage and entry["step"] >= step
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=True needs TensorBoard, which is not installed: pip install 'modeling-anee[tensorboard]'"
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,220 @@
+"""`Recipe`: everything that decides what a fit makes, read from a YAML file and checked before any work is done."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from ..configuration_anee import AneeConfig
+from .sources import KINDS, Number, Section, Source
+
+
+DEMO_BASE = "smollm2-135m-instruct"
+# What a recipe or a stage may set: all that does not follow from the base.
+ANEE_FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(AneeConfig)
+    if field.name in AneeConfig.__annotations__ and not field.name.startswith(("base_", "text_config", "format_version"))
+)
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
+LearningRate = Annotated[Number, Field(gt=0)]
+
+
+class Base(Section):
+    """The base model."""
+
+    name: str = Field(min_length=1, description=f"Hub name or folder; {DEMO_BASE!r} is the demo's base.")
+    revision: str | None = Field(None, description="Revision on the Hub.")
+    gguf_file: str | None = Field(None, description="GGUF file in the base's repository or folder.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the base.")
+
+
+class Text(Section):
+    """Where text comes from; the three parts should not overlap."""
+
+    train: list[Source] = Field([], description="Text to train on.")
+    calibrate: list[Source] = Field([], description="Held-out text to calibrate on.")
+    choose: list[Source] = Field([], description="Text to choose plans on.")
+
+
+class ClosedForm(Section):
+    """Bridges by ridge regression."""
+
+    windows: Count = Field(description="Windows to collect statistics over.")
+    ridge: Number = Field(ge=0, description="Ridge penalty, relative to the mean square of the inputs.")
+
+
+class Importance(Section):
+    """What skipping each layer costs."""
+
+    windows: Count = Field(description="Windows to measure on.")
+    lowest_budget: Share = Field(0.4, description="Cost down to which plans are sought.")
+
+
+class LongStage(Section):
+    """A stage of optimiser steps."""
+
+    steps: Count = Field(description="Optimiser steps.")
+    learning_rate: LearningRate = Field(description="Highest learning rate.")
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.05, description="Share of the steps in which the rate rises.")
+    checkpoint_every: Count = Field(25, description="Steps between checkpoints.")
+
+
+class Bridges(LongStage):
+    """Bridges tuned together by distillation from the base."""
+
+    batch_windows: Count = Field(description="Windows of a batch.")
+    budgets: list[Share] = Field(min_length=2, max_length=2, description="Lowest and highest budget to train at.")
+
+    @field_validator("budgets")
+    @classmethod
+    def _rising(cls, budgets: list[float]) -> list[float]:
+        if budgets[0] > budgets[1]:
+            raise ValueError("the lowest budget comes first")
+        return budgets
+
+
+class Exits(LongStage):
+    """Exit translators, by distillation from the base."""
+
+    batch_windows: Count = Field(description="Windows of a batch.")
+
+
+class Probe(LongStage):
+    """The probes that stand in for the head, and for running a layer, in the signals; from traces."""
+
+
+class Traces(Section):
+    """What the base does at every token and layer, for supervision."""
+
+    windows: Count = Field(description="Windows to trace.")
+    kl_windows: Count = Field(description="Windows, among these, for which the loss of each action is measured too.")
+
+
+class Supervised(LongStage):
+    """The policy, from traces."""
+
+    batch_tokens: Count = Field(description="Tokens of a batch.")
+
+
+class Reinforcement(LongStage):
+    """The policy, by reward."""
+
+    batch_windows: Count = Field(description="Windows of a batch.")
+    entropy_bonus: Number = Field(ge=0, description="Weight of the policy's entropy.")
+    savings_weight: Number = Field(ge=0, description="Weight of the saved cost.")
+    adherence_weight: Number = Field(ge=0, description="Weight of the distance to the budget.")
+    quality_gate: Number = Field(ge=0, description="Loss against the base, in nats, above which savings earn nothing.")
+
+
+class Calibration(Section):
+    """Thresholds that make the mean cost meet the budget, on held-out text."""
+
+    windows: Count = Field(description="Windows to calibrate on.")
+    budgets: list[Share] = Field(min_length=1, description="Budgets to calibrate at.")
+
+
+class Stages(Section):
+    """The stages, in the order in which they run; one that is absent is not run."""
+
+    closed_form: ClosedForm | None = None
+    importance: Importance | None = None
+    bridges: Bridges | None = None
+    exits: Exits | None = None
+    traces: Traces | None = None
+    probe: Probe | None = None
+    supervised: Supervised | None = None
+    reinforcement: Reinforcement | None = None
+    calibration: Calibration | None = None
+
+
+STAGE_NAMES = tuple(Stages.model_fields)
+
+
+class Recipe(Section):
+    """How to fit an artifact to a base."""
+
+    base: Base
+    seed: int = Field(0, ge=0, description="Of all randomness.")
+    length: int = Field(512, ge=2, description="Tokens of a window.")
+    device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where to run.")
+    tensorboard: bool = Field(False, description="Write the log for TensorBoard too.")
+    text: Text = Text()
+    anee: dict[str, Any] = Field({}, description=f"Fields of AneeConfig: {', '.join(ANEE_FIELDS)}.")
+    stages: Stages = Stages()
+
+    @field_validator("anee")
+    @classmethod
+    def _known_to_anee(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return check_anee_fields(fields)
+
+    @property
+    def planned(self) -> list[str]:
+        """Names of the stages to run, in order."""
+        return [name for name in STAGE_NAMES if getattr(self.stages, name) is not None]
+
+    def digest(self) -> str:
+        """A hash of every field, defaults included."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def check_anee_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return `fields` if a recipe or a stage may set all of them.
+
+    Raises:
+        ValueError: one may not be set; the allowed ones are listed.
+    """
+    for name in fields:
+        if name not in ANEE_FIELDS:
+            raise ValueError(f"AneeConfig has no field {name!r} to set; the fields are {', '.join(ANEE_FIELDS)}")
+    return fields
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: not YAML, or fields that are wrong: each with its path, its value and what is allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(details)}" for details in error.errors())
+        raise ValueError(f"{path} is not a recipe:\n{lines}") from None
+
+
+def _explain(details: Any) -> str:
+    """One error of pydantic in our words."""
+    path, section = _locate(details["loc"])
+    if details["type"] == "missing":
+        return f"{path} is missing"
+    if details["type"] == "extra_forbidden":
+        allowed = f"there is no such field; the fields are {', '.join(section.model_fields)}"
+    else:
+        allowed = details["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{path}={details['input']!r} is not allowed: {allowed}"
+
+
+def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[Section]]:
+    """Path of a field as the file has it, and the section that it is in."""
+    names: list[str] = []
+    section: Any = Recipe
+    for before, part in zip((None, *loc), loc, strict=False):
+        if part in KINDS and isinstance(before, int):  # which kind of source it is: not in the file
+            section = KINDS[str(part)]
+            continue
+        names.append(str(part))
+        field = section.model_fields.get(str(part))
+        kinds: Any = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), section)
+    return ".".join(names) or "the file", section

@@ -1,0 +1,136 @@
+"""The policy by reward: policy gradient on quality, savings and adherence to the budget.
+
+Every window is rolled out twice with sampled actions at one random budget; each rollout is the other's baseline.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..actions import Action
+from ..controller import Observation
+from ..modeling_anee import AneeForCausalLM
+from .bridges import batch_of, train
+from .examples import read_examples
+from .losses import kl_divergence
+from .probe import controller_of
+from .rewards import adherence, advantages, policy_loss, quality, savings
+from .rollout import begin, processed, run_layers
+from .rollout import run as run_tokens
+from .run import Run
+from .supervised import BUDGETS, price_of
+
+
+NAME = "reinforcement"
+ROLLOUTS = 2
+HORIZON = 8  # tokens on which a token's actions are judged
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B sequences with sampled actions; the kept first tokens are left out of all but `hidden`.
+
+    Args:
+        hidden: what enters the final norm, [B, T, D].
+        cost: float64 [B, n], controller included.
+        log_probability: of the sampled actions, summed over layers, float32 [B, n], with gradient.
+        entropy: of the policy, mean over layers, float32 [B, n], with gradient.
+    """
+
+    hidden: Tensor
+    cost: Tensor
+    log_probability: Tensor
+    entropy: Tensor
+
+
+def run_stage(run: Run) -> dict:
+    """Improve the policy for `steps` steps."""
+    settings = run.settings(NAME)
+    controller_of(run.model)
+    examples = read_examples(run)
+    windows = run.windows("train")
+    parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("controller.policies.")}
+
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        ids = batch_of(windows, settings, step, run)
+        budget = BUDGETS[0] + torch.rand(len(ids), generator=generator, dtype=torch.float64) * (BUDGETS[1] - BUDGETS[0])
+        repeated = budget.repeat_interleave(ROLLOUTS)
+        rollout = roll(run.model, ids.repeat_interleave(ROLLOUTS, dim=0), repeated, price_of(examples, repeated), generator)
+        parts = reward_parts(run.model, ids, rollout, repeated, settings)
+        reward = parts["quality"] + settings.savings_weight * parts["savings"] + settings.adherence_weight * parts["adherence"]
+        advantage = advantages(reward.unflatten(0, (-1, ROLLOUTS))).flatten(0, 1)
+        loss = policy_loss(rollout.log_probability, advantage.float(), rollout.entropy, settings.entropy_bonus)
+        means = {name: float(part.mean()) for name, part in parts.items()}
+        return loss, means | {"reward": float(reward.mean()), "entropy": float(rollout.entropy.mean())}
+
+    train(run, NAME, parameters, loss_of_step)
+    return {}
+
+
+def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, generator: torch.Generator) -> Rollout:
+    """Run token ids [B, T] with actions drawn from the policy, at budgets and prices float64 [B]."""
+    controller = controller_of(model)
+    kept = model.config.keep_first_tokens
+    hidden, step = begin(model, ids)
+    actions = processed(model, ids)
+    rows, tokens = ids.shape[0], ids.shape[1] - kept
+    spent = torch.zeros(rows * tokens, dtype=torch.float64)
+    log_probability = torch.zeros(rows * tokens, device=ids.device)
+    entropies, done, previous = [], 0, hidden
+    each = budget.repeat_interleave(tokens)
+    prices = price.repeat_interleave(tokens).view(-1, 1, 1)
+    for segment, (start, stop) in enumerate(controller.segments):
+        with torch.no_grad():
+            hidden = run_layers(model, hidden, step, actions, range(done, start))
+        here = actions[:, kept:, :start].flatten(0, 1)
+        spent = model.costs.of_actions(here) + controller.cost_before(segment)
+        seen = Observation(
+            _tokens(hidden, kept), _tokens(previous, kept), each, spent, torch.zeros_like(each).long(), model.stack.logits
+        )
+        worth = controller.logits(segment, seen) - (prices * model.costs.layers[start:stop]).to(ids.device, torch.float32)
+        logs = worth.log_softmax(dim=-1)
+        drawn = _draw(logs.detach(), generator)
+        gone = here[:, -1] == Action.EXIT if start else torch.zeros(len(here), dtype=torch.bool)
+        exits = (gone.unsqueeze(1) | (drawn.cpu() == Action.EXIT)).cumsum(dim=1) > 0
+        counted = (exits.long().cumsum(dim=1) <= 1) & ~gone.unsqueeze(1)  # what follows an exit was not decided
+        chosen = logs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        log_probability = log_probability + (chosen * counted.to(chosen)).sum(dim=-1)
+        entropies.append(-(logs.exp() * logs.clamp(min=-1e3)).sum(dim=-1).mean(dim=-1))
+        final = drawn.cpu().masked_fill(exits, Action.EXIT).to(torch.uint8).view(rows, tokens, -1)
+        actions[:, kept:, start:stop] = final
+        actions[:, kept:, stop:][final[..., -1] == Action.EXIT] = Action.EXIT
+        done, previous = start, hidden
+    with torch.no_grad():
+        hidden = run_layers(model, hidden, step, actions, range(done, model.config.num_layers))
+        hidden = model.executor.translate(hidden, actions)
+    cost = model.costs.of_actions(actions[:, kept:]) + controller.cost_before(len(controller.segments))
+    entropy = torch.stack(entropies).mean(dim=0).view(rows, tokens)
+    return Rollout(hidden, cost, log_probability.view(rows, tokens), entropy)
+
+
+@torch.no_grad()
+def reward_parts(model: AneeForCausalLM, ids: Tensor, rollout: Rollout, budget: Tensor, settings) -> dict[str, Tensor]:
+    """Parts of the reward of every decided token, on the CPU: float64 [B, n], adherence [B, 1]."""
+    kept = model.config.keep_first_tokens
+    teacher = run_tokens(model, ids)
+    rows = []
+    for row, hidden in enumerate(rollout.hidden):  # one by one: logits are large
+        target = model.stack.logits(teacher[row // ROLLOUTS])
+        rows.append(kl_divergence(target, model.stack.logits(hidden))[kept:].double().cpu())
+    good = quality(torch.stack(rows), HORIZON)
+    return {
+        "quality": good,
+        "savings": savings(rollout.cost, good, settings.quality_gate),
+        "adherence": adherence(rollout.cost, budget),
+    }
+
+
+def _tokens(hidden: Tensor, kept: int) -> Tensor:
+    return hidden[:, kept:].flatten(0, 1)
+
+
+def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One action per pair, int64 [N, n], by Gumbel noise from a CPU generator: the same on every device."""
+    uniform = torch.rand(log_probabilities.shape, generator=generator).clamp(1e-9, 1.0 - 1e-7).to(log_probabilities.device)
+    return (log_probabilities - (-uniform.log()).log()).argmax(dim=-1)

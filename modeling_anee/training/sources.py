@@ -1,0 +1,89 @@
+"""What a recipe may say about where text comes from. Reading it is done in `text.py` and `sampled.py`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+TEXT_SUFFIXES = (".txt", ".raw")
+# YAML reads 1e-3, without a point, as a string.
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown fields, no conversions between types, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class FileSource(Section):
+    """Text of a file, or a part of it."""
+
+    file: str = Field(description="Path relative to the data folder: .txt or .raw for plain text, or .jsonl.")
+    tokens: int = Field(gt=0, description="How many tokens to take at most.")
+    lines: bool = Field(False, description="Plain text: every line is a document; otherwise the file is one.")
+    template: str | None = Field(None, description='.jsonl: a document from the fields of a line: "{question}\\n{answer}".')
+    chat: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = Field(
+        None, min_length=1, description='.jsonl: turns for the tokenizer\'s chat template: [["user", "{question}"], ...].'
+    )
+    start: Number = Field(0.0, ge=0, lt=1, description="Where to begin, as a share of the file (characters or documents).")
+    stop: Number = Field(1.0, gt=0, le=1, description="Where to end, as a share of the file.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FileSource":
+        if self.file.endswith(".jsonl"):
+            if (self.template is None) == (self.chat is None) or self.lines:
+                raise ValueError(f"file={self.file!r} needs either template or chat, and no lines")
+        elif not self.file.endswith(TEXT_SUFFIXES):
+            raise ValueError(f"file={self.file!r} is not allowed: it must end in .jsonl, {' or '.join(TEXT_SUFFIXES)}")
+        elif self.template is not None or self.chat is not None:
+            raise ValueError(f"template and chat are for .jsonl, not for file={self.file!r}")
+        if self.start >= self.stop:
+            raise ValueError(f"start={self.start} is not allowed: it must be below stop={self.stop}")
+        return self
+
+
+class DatasetSource(Section):
+    """Documents of a dataset of the Hub, by the library `datasets`."""
+
+    dataset: str = Field(description="Name of the dataset, or a folder.")
+    tokens: int = Field(gt=0, description="How many tokens to take at most.")
+    config: str | None = Field(None, description="Configuration of the dataset.")
+    revision: str | None = Field(None, description="Revision of the dataset.")
+    split: str = Field("train", description='Split, or a part of one: "train[:1%]".')
+    column: str = Field("text", description="Column that has the text.")
+
+
+class GeneratedSource(Section):
+    """Text that the base itself samples, so no data is needed."""
+
+    generated: Literal["chat", "bos"] = Field(
+        description="How a document begins: a chat with a user turn that the base makes up, or the first token alone."
+    )
+    tokens: int = Field(gt=0, description="How many tokens to take at most.")
+    documents: int = Field(gt=0, description="How many documents to sample.")
+    new_tokens: int = Field(512, gt=0, description="Tokens of a document, or of the answer of a chat, at most.")
+    user_tokens: int = Field(64, gt=0, description="Tokens of the user turn of a chat at most.")
+    temperature: Number = Field(1.0, gt=0, description="Temperature of the sampling.")
+    batch: int = Field(16, gt=0, description="Documents that are sampled at once.")
+
+
+KINDS = {"file": FileSource, "dataset": DatasetSource, "generated": GeneratedSource}
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Section):
+        return next((name for name, kind in KINDS.items() if isinstance(value, kind)), None)
+    return next((name for name in KINDS if isinstance(value, dict) and name in value), None)
+
+
+Source = Annotated[
+    Annotated[FileSource, Tag("file")]
+    | Annotated[DatasetSource, Tag("dataset")]
+    | Annotated[GeneratedSource, Tag("generated")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message=f"Input should be a source: it has one of the fields {', '.join(KINDS)}",
+    ),
+]

@@ -1,0 +1,87 @@
+"""The policy by imitation: what the teacher does at a random budget, told at the price that stands for that budget."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..controller import Observation
+from ..learned import LearnedController
+from .bridges import train
+from .examples import Examples, read_examples
+from .probe import controller_of, probe_losses
+from .run import Run
+
+
+NAME = "supervised"
+BUDGETS = (0.35, 0.98)
+
+
+def run_stage(run: Run) -> dict:
+    """Cross-entropy against the teacher's actions; the probes go on learning beside it."""
+    settings, model = run.settings(NAME), run.model
+    controller, examples = controller_of(model), read_examples(run)
+    parameters = {name: p for name, p in run.own_parameters().items() if name.startswith("controller.")}
+
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(examples), (settings.batch_tokens,), generator=generator)
+        drawn = torch.rand(settings.batch_tokens, generator=generator, dtype=torch.float64)
+        chosen, drawn = run.rows(chosen), run.rows(drawn)
+        budget = BUDGETS[0] + drawn * (BUDGETS[1] - BUDGETS[0])
+        loss, agreement = imitation(controller, examples, chosen, budget, model.costs, run.device)
+        return loss + probe_losses(controller, examples, chosen, run.device).sum(), {"agreement": agreement}
+
+    train(run, NAME, parameters, loss_of_step)
+    return {}
+
+
+def price_of(examples: Examples, budget: Tensor) -> Tensor:
+    """Price that stands for the teacher's threshold: one unit of log(loss / saving) over the mean saving of a layer."""
+    middle = examples.teacher.threshold(torch.tensor([sum(BUDGETS) / 2], dtype=torch.float64))
+    mean_saving = examples.savings[examples.savings > 0].mean()
+    return (examples.teacher.threshold(budget) - middle).double() / mean_saving
+
+
+def teacher_actions(examples: Examples, chosen: Tensor, budget: Tensor) -> Tensor:
+    """What the teacher does with tokens `chosen` int64 [N] at budgets float64 [N]: int64 [N, L]."""
+    leaves = examples.scores[chosen] < examples.teacher.threshold(budget).unsqueeze(-1)
+    return torch.where(leaves, examples.skips, 0)
+
+
+def imitation(
+    controller: LearnedController, examples: Examples, chosen: Tensor, budget: Tensor, costs, device: torch.device
+) -> tuple[Tensor, float]:
+    """Cross-entropy of N tokens against the teacher, mean over pairs that can be left out; and the share that agrees."""
+    actions = teacher_actions(examples, chosen, budget)
+    price = price_of(examples, budget).to(device, torch.float32).view(-1, 1, 1)
+    losses, agree = [], []
+    for segment, (start, stop) in enumerate(controller.segments):
+        free = examples.savings[start:stop] > 0
+        if not free.any():
+            continue
+        seen = observation(controller, examples, chosen, budget, actions, segment, costs, device)
+        worth = controller.logits(segment, seen) - price * costs.layers[start:stop].to(device, torch.float32)
+        worth, target = worth[:, free].flatten(0, 1), actions[:, start:stop][:, free].flatten().to(device)
+        losses.append(cross_entropy(worth, target, reduction="sum"))
+        agree.append((worth.argmax(dim=-1) == target).float().sum())
+    pairs = int((examples.savings > 0).sum()) * len(chosen)
+    return torch.stack(losses).sum() / pairs, float(torch.stack(agree).sum() / pairs)
+
+
+def observation(
+    controller: LearnedController,
+    examples: Examples,
+    chosen: Tensor,
+    budget: Tensor,
+    actions: Tensor,
+    segment: int,
+    costs,
+    device: torch.device,
+) -> Observation:
+    """What a controller sees of tokens that took the teacher's actions so far."""
+    spent = costs.of_actions(actions[:, : controller.segments[segment][0]]) + controller.cost_before(segment)
+    hidden, previous = (examples.states[i, chosen].to(device, torch.float32) for i in (segment + 1, segment))
+    return Observation(hidden, previous, budget, spent, torch.ones_like(chosen), _no_logits)
+
+
+def _no_logits(hidden: Tensor) -> Tensor:
+    raise RuntimeError("a learned controller does not ask the head")

@@ -1,0 +1,131 @@
+"""Traces: what a controller could know of every token, and what a teacher knows, as safetensors shards.
+
+Tokens follow plans of random budgets, as they do while bridges are tuned, but every layer is also run, so what its
+bridge misses is known exactly. One shard per window; B = 1 row, T tokens, S segments, L layers, D hidden size.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..actions import Action
+from ..learned import segments_of
+from .bridges import plan_table, sample_actions
+from .checkpoint import read_tensors, write_tensors
+from .importance import PlanLoss
+from .losses import kl_divergence, relative_error
+from .rollout import begin, run_layers
+from .rollout import run as run_tokens
+from .run import Run
+
+
+NAME = "traces"
+BUDGETS = (0.4, 0.95)
+
+
+def run_stage(run: Run) -> dict:
+    """Write one shard per window; windows whose shard is there already are left alone."""
+    settings, model = run.settings(NAME), run.model
+    windows = run.windows("train")[-settings.windows :]  # the last that the bridges have seen, if they saw them at all
+    table = plan_table(model)
+    folder(run).mkdir(exist_ok=True)
+    for number in run.track(len(windows), "traces"):
+        if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run, number).exists():
+            continue
+        ids = windows[number : number + 1].to(run.device)
+        actions = sample_actions(model, table, ids, BUDGETS, run.generator(NAME, number))
+        tensors = trace(model, ids, actions)
+        if number < settings.kl_windows:
+            tensors["action_kl"] = action_kl(model, ids)
+        write_tensors(shard(run, number), {name: tensor.contiguous() for name, tensor in tensors.items()})
+    run.accelerator.wait_for_everyone()
+    return {}
+
+
+def folder(run: Run) -> Path:
+    """Where the shards are."""
+    return run.folder / "traces"
+
+
+def shard(run: Run, number: int) -> Path:
+    """The file of one window."""
+    return folder(run) / f"shard-{number:05d}.safetensors"
+
+
+def read_shards(run: Run) -> list[dict[str, Tensor]]:
+    """Every shard of the run, in order."""
+    return [read_tensors(path)[0] for path in sorted(folder(run).glob("shard-*.safetensors"))]
+
+
+@torch.no_grad()
+def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
+    """Follow token ids [1, T] with actions uint8 [1, T, L].
+
+    Returns:
+        ids [T]; actions [T, L]; states float16 [S + 1, T, D], the embeddings and what enters each decision; bridge_error
+        float32 [T, L], the squared error of the layer's bridge over the squared norm of what the layer adds (1 where it
+        has none); delta_norms float32 [T, L, 2] of attention and feed-forward, relative to the hidden state; entropy and
+        max_probability float32 [T] of the base's next-token distribution (entropy / log V).
+    """
+    starts = [start for start, _ in decisions(model)]
+    hidden, step = begin(model, ids)
+    states, errors, norms = [hidden[0].half()], [], []
+    for layer, block in enumerate(model.stack.blocks):
+        if layer in starts:
+            states.append(hidden[0].half())
+        attended = model.executor.attend(layer, hidden, step)
+        out = block.add_feed_forward(hidden, attended)
+        errors.append(bridge_error(model, layer, hidden, attended, out)[0])
+        deltas = torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)
+        norms.append((deltas / hidden.norm(dim=-1, keepdim=True).clamp(min=1e-6))[0])
+        hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
+    distribution = model.stack.logits(run_tokens(model, ids)[0]).float().log_softmax(dim=-1)
+    entropy = -(distribution.exp() * distribution).sum(dim=-1) / torch.log(torch.tensor(float(distribution.shape[-1])))
+    return {
+        "ids": ids[0].cpu(),
+        "actions": actions[0],
+        "states": torch.stack(states).cpu(),
+        "bridge_error": torch.stack(errors, dim=-1).float().cpu(),
+        "delta_norms": torch.stack(norms, dim=1).float().cpu(),
+        "entropy": entropy.cpu(),
+        "max_probability": distribution.amax(dim=-1).exp().cpu(),
+    }
+
+
+def bridge_error(model, layer: int, hidden: Tensor, attended: Tensor, out: Tensor) -> Tensor:
+    """Relative squared error [B, T] of a layer's bridge, given hidden states [B, T, D] around the layer."""
+    bridges = model.bridges
+    if (bridge := bridges.of_skip(layer)) is not None:
+        return relative_error(out - hidden, bridge.delta(hidden))
+    if (bridge := bridges.of_skip_ffn(layer)) is not None:
+        return relative_error(out - attended, bridge.delta(attended))
+    return torch.ones(hidden.shape[:2], device=hidden.device)
+
+
+def decisions(model) -> list[tuple[int, int]]:
+    """Segments of a `learned` controller with this configuration: (first layer, layer after the last)."""
+    return segments_of(model.config)
+
+
+def skip_action(model, layer: int) -> Action | None:
+    """What a layer can do instead of PROCESS: the skip that it has a bridge for."""
+    if model.bridges.of_skip(layer) is not None:
+        return Action.SKIP
+    return Action.SKIP_FFN if model.bridges.of_skip_ffn(layer) is not None else None
+
+
+@torch.no_grad()
+def action_kl(model, ids: Tensor) -> Tensor:
+    """KL to the base of every token's prediction when one layer alone is left out, float32 [T, L]."""
+    loss = PlanLoss(model, ids)
+    layers = model.config.num_layers
+    loss.settle([Action.PROCESS] * layers)
+    columns = []
+    for layer in range(layers):
+        action = skip_action(model, layer)
+        if action is None:
+            columns.append(torch.zeros(ids.shape[1]))
+        else:
+            columns.append(kl_divergence(loss.target, model.stack.logits(loss.hidden(layer, action)))[0].cpu())
+    return torch.stack(columns, dim=-1)

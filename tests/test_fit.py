@@ -1,0 +1,239 @@
+"""Fits: an interrupted one ends as an undisturbed one, bit by bit; order of stages; the artifact; the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from modeling_anee import AneeForCausalLM
+from modeling_anee.cli.main import app
+from modeling_anee.training import fit as fitting
+from modeling_anee.training.checkpoint import read_tensors
+from modeling_anee.training.fit import fit
+from modeling_anee.training.recipe import STAGE_NAMES
+from modeling_anee.training.run import Run
+
+from .tiny import token_ids
+from .workshop import make_workshop, recipe_fields, recipe_of, use_stages
+
+
+RESULTS = ("own-bridges.safetensors", "own-supervised.safetensors", "log.jsonl", "run.json")
+UPDATES = {"energy_budget": 0.75}
+
+
+class Interrupted(Exception):
+    """What stops a run."""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    return folder
+
+
+def results(folder):
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workshop):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_stages(monkeypatch, updates=UPDATES)
+        fit(recipe_of(workshop), workshop / "undisturbed", workshop / "data")
+    return workshop / "undisturbed"
+
+
+def stop_once(stage, step):
+    """A hook that raises at one step, the first time."""
+    left = [(stage, step)]
+
+    def before_step(*now):
+        if now in left:
+            left.remove(now)
+            raise Interrupted
+
+    return before_step
+
+
+@pytest.mark.parametrize(
+    "stage, step", [("bridges", step) for step in (0, 1, 3, 5, 6)] + [("supervised", 0), ("supervised", 3)]
+)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(workshop, undisturbed, tmp_path, monkeypatch, stage, step):
+    use_stages(monkeypatch, stop_once(stage, step), UPDATES)
+    with pytest.raises(Interrupted):
+        fit(recipe_of(workshop), tmp_path, workshop / "data")
+    torch.manual_seed(step)  # whatever the process drew before
+    artifact = fit(recipe_of(workshop), tmp_path, workshop / "data")
+    assert results(tmp_path) == results(undisturbed)
+    assert (artifact / "model.safetensors").read_bytes() == (undisturbed / "artifact" / "model.safetensors").read_bytes()
+
+
+FIT = """
+workshop, folder = map(Path, sys.argv[1:])
+with pytest.MonkeyPatch.context() as monkeypatch:
+    use_stages(monkeypatch, updates={"energy_budget": 0.75})
+    fit(recipe_of(workshop), folder, workshop / "data")
+"""
+IMPORTS = """
+import os, signal, sys
+from pathlib import Path
+import pytest
+from modeling_anee.training import checkpoint
+from modeling_anee.training.fit import fit
+from tests.workshop import recipe_of, use_stages
+"""
+KILL = """
+replace = os.replace
+def kill_before_the_second_checkpoint(source, target):
+    if Path(target).name == "checkpoint-bridges.safetensors" and Path(target).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+checkpoint.os.replace = kill_before_the_second_checkpoint
+"""
+
+
+def in_processes(script, *arguments, count=1):
+    """Run a script in one process of its own, or in several that work together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_that_was_killed_while_it_saved_ends_as_an_undisturbed_one(workshop, undisturbed, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    (tmp_path / "script.py").write_text(IMPORTS + KILL + FIT)
+    killed = in_processes(tmp_path / "script.py", workshop, folder)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "checkpoint-bridges.safetensors.part").exists()
+    use_stages(monkeypatch, updates=UPDATES)
+    steps = Run.open(recipe_of(workshop), folder, workshop / "data").load("bridges")[0]
+    assert steps == 3, "the checkpoint before is whole"
+    fit(recipe_of(workshop), folder, workshop / "data")
+    assert results(folder) == results(undisturbed)
+    assert not list(folder.glob("*.part")) and not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(workshop, undisturbed, tmp_path):
+    (tmp_path / "script.py").write_text(IMPORTS + FIT)
+    done = in_processes(tmp_path / "script.py", workshop, tmp_path / "run", count=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_tensors(folder / "own-supervised.safetensors")[0] for folder in (undisturbed, tmp_path / "run"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert any(not torch.equal(one[name], two[name]) for name in one), "sums over halves are rounded differently"
+    entries, lines = ((folder / "log.jsonl").read_text().splitlines() for folder in (undisturbed, tmp_path / "run"))
+    assert len(entries) == len(lines)
+
+
+def test_training_changed_our_modules_and_only_them(workshop, undisturbed):
+    artifact = AneeForCausalLM.from_pretrained(undisturbed / "artifact")
+    untrained = Run.open(recipe_of(workshop), workshop / "untrained", workshop / "data").model
+    changed = [name for name, value in artifact.state_dict().items() if not torch.equal(value, untrained.state_dict()[name])]
+    assert changed and not any(name.startswith("base.") for name in changed)
+
+
+def test_the_artifact_is_what_was_trained(workshop, undisturbed):
+    artifact = AneeForCausalLM.from_pretrained(undisturbed / "artifact")
+    run = Run.open(recipe_of(workshop), undisturbed, workshop / "data")
+    assert run.done == ["bridges", "supervised"] and artifact.config.energy_budget == 0.75
+    assert torch.equal(artifact(token_ids()).logits, run.model(token_ids()).logits)
+    assert AutoTokenizer.from_pretrained(undisturbed / "artifact")("w5 w6")["input_ids"] == [5, 6]
+    assert not list(undisturbed.glob("artifact.*"))
+
+
+def test_a_finished_run_does_no_stage_again_and_exports_the_same(workshop, undisturbed, monkeypatch):
+    before = results(undisturbed)
+    monkeypatch.setattr(fitting, "STAGES", {})
+    artifact = fit(recipe_of(workshop), undisturbed, workshop / "data")
+    assert artifact == undisturbed / "artifact" and (artifact / "config.json").is_file()
+    assert results(undisturbed) == before
+
+
+def test_stages_one_by_one_give_the_same(workshop, undisturbed, tmp_path, monkeypatch):
+    use_stages(monkeypatch, updates=UPDATES)
+    recipe = recipe_of(workshop)
+    with pytest.raises(ValueError, match="stage='supervised' is not allowed yet: run first: bridges"):
+        fit(recipe, tmp_path, workshop / "data", only="supervised")
+    fit(recipe, tmp_path, workshop / "data", only="bridges")
+    assert Run.open(recipe, tmp_path, workshop / "data").done == ["bridges"]
+    fit(recipe, tmp_path, workshop / "data", only="supervised")
+    assert results(tmp_path) == results(undisturbed)
+
+
+def test_a_stage_that_the_recipe_lacks_is_an_error_before_anything_is_done(workshop, tmp_path):
+    with pytest.raises(ValueError, match="stage='exits' is not allowed: the stages of this recipe are: bridges, supervised"):
+        fit(recipe_of(workshop), tmp_path / "run", workshop / "data", only="exits")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_stage_of_a_recipe_has_an_entry():
+    assert tuple(fitting.STAGES) == STAGE_NAMES
+
+
+# The command
+
+
+def anee_fit(*arguments):
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+def test_the_command_fits_and_names_the_artifact(workshop, undisturbed, tmp_path, monkeypatch):
+    use_stages(monkeypatch, updates=UPDATES)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_fields(workshop)))
+    call = (tmp_path / "recipe.yaml", "--data", workshop / "data", "--output", tmp_path / "run")
+    done = anee_fit(*call, "--stage", "bridges")
+    assert done.exit_code == 0, done.output
+    done = anee_fit(*call)
+    assert done.exit_code == 0 and done.stdout.split() == ["artifact:", str(tmp_path / "run" / "artifact")]
+    assert results(tmp_path / "run") == results(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "changes, options, message",
+    [
+        ({"seed": -1}, [], "seed=-1 is not allowed"),
+        ({}, ["--stage", "exits"], "stage='exits' is not allowed"),
+        ({"text": {"train": [{"file": "gone.txt", "tokens": 8}]}}, [], "gone.txt does not exist: --data"),
+        ({"anee": {"controller": "psychic"}}, [], "controller='psychic' is not allowed"),
+    ],
+)
+def test_errors_of_the_command_are_one_message(workshop, tmp_path, monkeypatch, changes, options, message):
+    use_stages(monkeypatch)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_fields(workshop, **changes)))
+    call = (tmp_path / "recipe.yaml", "--data", workshop / "data", "--output", tmp_path / "run")
+    done = anee_fit(*call, *options)
+    assert done.exit_code == 1 and message in done.stderr and "Traceback" not in done.output
+
+
+def test_without_its_libraries_the_error_names_the_extra(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("modeling_anee.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    done = anee_fit(tmp_path / "recipe.yaml", "--output", tmp_path / "run")
+    assert done.exit_code == 1 and "needs yaml: pip install 'modeling-anee[train]'" in done.stderr
+
+
+def test_a_missing_recipe_is_an_error(tmp_path):
+    done = anee_fit(tmp_path / "gone.yaml", "--output", tmp_path / "run")
+    assert done.exit_code == 1 and "gone.yaml" in done.stderr
+
+
+def test_the_log_has_every_step_once(undisturbed):
+    entries = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    expected = [("bridges", step) for step in range(7)] + [("supervised", step) for step in range(5)]
+    assert [(entry["stage"], entry["step"]) for entry in entries] == expected

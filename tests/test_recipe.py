@@ -1,0 +1,123 @@
+"""Recipes: what is read, and errors that say where, what and what is allowed."""
+
+import pytest
+import yaml
+
+from modeling_anee.training.recipe import ANEE_FIELDS, STAGE_NAMES, Recipe, read_recipe
+from modeling_anee.training.sources import DatasetSource, FileSource, GeneratedSource, Section
+
+from .workshop import recipe_fields
+
+
+def written(tmp_path, fields):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(fields if isinstance(fields, str) else yaml.safe_dump(fields))
+    return path
+
+
+def changed(tmp_path, path, value):
+    """The small recipe with one field changed, which a path with dots names."""
+    fields = place = recipe_fields(tmp_path)
+    *parents, last = (int(name) if name.isdigit() else name for name in path.split("."))
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return fields
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    fields = recipe_fields(tmp_path, seed=3)
+    recipe = read_recipe(written(tmp_path, fields))
+    assert recipe == Recipe.model_validate(fields) and recipe.seed == 3 and recipe.length == 8
+    assert recipe.planned == ["bridges", "supervised"] and recipe.stages.exits is None
+    assert recipe.base.dtype == "float32" and recipe.stages.bridges.budgets == [0.5, 0.9]
+
+
+def test_stages_are_planned_in_their_order_not_the_files(tmp_path):
+    stages = recipe_fields(tmp_path)["stages"]
+    backwards = dict(reversed(stages.items()))
+    assert read_recipe(written(tmp_path, recipe_fields(tmp_path, stages=backwards))).planned == ["bridges", "supervised"]
+    assert STAGE_NAMES[0] == "closed_form" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 9
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    path = written(tmp_path, "base: {name: x}\nstages: {exits: {steps: 3, batch_windows: 1, learning_rate: 1e-3}}\n")
+    assert read_recipe(path).stages.exits.learning_rate == 0.001
+
+
+def test_each_kind_of_source_is_told_by_its_field(tmp_path):
+    train = [
+        {"file": "a.raw", "tokens": 10, "start": 0.5, "stop": 1},
+        {"dataset": "org/name", "tokens": 10, "split": "train[:1%]"},
+        {"generated": "bos", "tokens": 10, "documents": 2},
+    ]
+    recipe = read_recipe(written(tmp_path, recipe_fields(tmp_path, text={"train": train})))
+    assert [type(source) for source in recipe.text.train] == [FileSource, DatasetSource, GeneratedSource]
+
+
+def test_the_digest_tells_recipes_apart(tmp_path):
+    fields = recipe_fields(tmp_path)
+    same, other = Recipe.model_validate(fields), Recipe.model_validate(fields | {"seed": 1})
+    assert same.digest() == Recipe.model_validate(fields).digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    "path, value, allowed",
+    [
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", True, "valid integer"),
+        ("length", 1, "greater than or equal to 2"),
+        ("device", "tpu", "'cpu', 'cuda' or 'auto'"),
+        ("lenght", 8, "the fields are base, seed, length"),
+        ("base.dtype", "int8", "'float32', 'bfloat16' or 'float16'"),
+        ("base.nam", "x", "the fields are name, revision"),
+        ("anee", {"bridge_rnk": 2}, "the fields are strict_base, energy_budget"),
+        ("anee", {"base_fingerprint": "x"}, "no field 'base_fingerprint' to set"),
+        ("stages.dance", {}, "the fields are closed_form, importance, bridges"),
+        ("stages.bridges.steps", 0, "greater than 0"),
+        ("stages.bridges.steps", "7", "valid integer"),
+        ("stages.bridges.learning_rate", float("nan"), "finite"),
+        ("stages.bridges.budgets", [0.9, 0.5], "lowest budget comes first"),
+        ("stages.bridges.budgets", [0.9], "at least 2"),
+        ("stages.bridges.budgets.1", 1.5, "less than or equal to 1"),
+        ("stages.bridges.warmup", 1.0, "less than 1"),
+        ("text.train.0", {"tokens": 3}, "one of the fields file, dataset, generated"),
+        ("text.train.0.tokens", 0, "greater than 0"),
+        ("text.train.0.token", 5, "the fields are file, tokens, lines"),
+        ("text.train.0", {"file": "a.csv", "tokens": 3}, "must end in .jsonl, .txt or .raw"),
+        ("text.train.0", {"file": "a.jsonl", "tokens": 3}, "either template or chat"),
+        ("text.train.0", {"file": "a.txt", "tokens": 3, "template": "x"}, "are for .jsonl"),
+        ("text.train.0", {"file": "a.txt", "tokens": 3, "start": 0.5, "stop": 0.5}, "below stop=0.5"),
+        ("text.train.0", {"generated": "poem", "tokens": 3, "documents": 1}, "'chat' or 'bos'"),
+    ],
+)
+def test_errors_have_field_value_and_what_is_allowed(tmp_path, path, value, allowed):
+    fields = changed(tmp_path, path, value)
+    with pytest.raises(ValueError) as error:
+        read_recipe(written(tmp_path, fields))
+    message = str(error.value)
+    assert "recipe.yaml" in message and path in message and allowed in message
+    assert repr(value) in message or isinstance(value, dict | list)
+
+
+def test_all_errors_are_listed_at_once(tmp_path):
+    fields = recipe_fields(tmp_path, seed=-1, device="tpu")
+    fields["stages"]["bridges"].pop("steps")
+    with pytest.raises(ValueError, match=r"(?s)seed=-1.*device='tpu'.*stages\.bridges\.steps is missing"):
+        read_recipe(written(tmp_path, fields))
+
+
+@pytest.mark.parametrize("text, message", [("a: [", "not YAML"), ("", "the file=None"), ("- 1", "the file=")])
+def test_files_that_are_no_recipe_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(written(tmp_path, text))
+
+
+def test_every_field_is_described():
+    def sections(kind):
+        return [kind, *(found for child in kind.__subclasses__() for found in sections(child))]
+
+    for section in sections(Section)[1:]:
+        assert section.__doc__
+    described = [Recipe.model_fields[name] for name in Recipe.model_fields if name not in ("base", "text", "stages")]
+    assert all(field.description for field in described) and "controller" in ANEE_FIELDS
