@@ -4,6 +4,7 @@ They know nothing of actions, budgets or controllers; which one is asked when is
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Bridge(nn.Module):
 
     As a bridge it stands for what a skipped layer (or feed-forward) would have added to the hidden state. As an exit
     translator it turns an intermediate hidden state into what the final norm expects (tuned lens, arXiv:2303.08112).
-    Untrained it changes nothing. Parameters are float32; the result has the dtype of its input.
+    Untrained it changes nothing. Parameters are float32 unless the model is cast; the result has the dtype of its input.
     """
 
     def __init__(self, hidden_size: int, rank: int) -> None:
@@ -35,8 +36,8 @@ class Bridge(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def delta(self, hidden: Tensor) -> Tensor:
-        """What is added to hidden states [..., D]; float32 [..., D]."""
-        return self.up(self.down(normalised(hidden)))
+        """What is added to hidden states [..., D], in the dtype of the parameters, [..., D]."""
+        return self.up(self.down(normalised(hidden).to(self.down.weight.dtype)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> [..., D]."""
@@ -56,6 +57,10 @@ class Bridges(nn.Module):
         config: says which layers have one (`bridge_layers`, `ffn_bridge_layers`, `exit_layers`) and of what rank; a rank
             of 0 means none.
     """
+
+    skip: Any  # a ModuleDict, whose items have no type
+    skip_ffn: Any
+    exit: Any
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__()

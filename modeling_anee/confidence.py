@@ -16,7 +16,8 @@ class ConfidenceController(Controller):
     """Exit where the base, asked through its final norm and head, is sure of the next token (CALM, arXiv:2207.07061).
 
     Uncalibrated or strict, the budget is a cap: a token also exits, without asking, where it cannot afford to go on to the
-    next decision. Calibrated, the threshold follows the budget. Each question costs a head call, which is charged.
+    next decision. Calibrated, the threshold follows the budget. Each question costs a head
+    call, and a call of the exit translator if there is one; both are charged.
     """
 
     def __init__(self, config: AneeConfig) -> None:
@@ -26,17 +27,21 @@ class ConfidenceController(Controller):
         starts = sorted(layer for layer in layers if layer < self.num_layers)
         self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric = config.confidence_metric
-        self._calibration, self._threshold = config.calibration, config.confidence_threshold
+        self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
+
+    @property
+    def _caps(self) -> bool:
+        """Whether the budget is a cap for every token."""
+        return self.strict or not self.dial.calibrated
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
-        self.dial = Dial(self._calibration, neutral=self._threshold)
-        self._caps = self.strict or not self.dial.calibrated
         process, leave = costs.layers[:, Action.PROCESS], costs.layers[:, Action.EXIT]
-        self._head = costs.head
-        self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._head for a, b in self.segments]
+        self._question = costs.head + costs.translator
+        self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._question for a, b in self.segments]
         first = self.segments[0][0] if self.segments else self.num_layers
-        self.floor = float(process[:first].sum() + leave[first:].sum())
+        asked = bool(self.segments) and not self._caps  # every token asks at least once
+        self.floor = float(process[:first].sum() + leave[first:].sum()) + asked * self._question
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """PROCESS up to the next decision, or EXIT."""
@@ -49,7 +54,7 @@ class ConfidenceController(Controller):
             logits = seen.logits(seen.hidden[affords.to(seen.hidden.device)])
             leaves[affords] = self._is_sure(logits.float(), self.dial.setting(seen.budget[affords]))
         action = torch.where(leaves, Action.EXIT, Action.PROCESS).to(torch.uint8)
-        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._head)
+        return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._question)
 
     def _is_sure(self, logits: Tensor, threshold: Tensor) -> Tensor:
         """Logits [n, V], thresholds [n] on the CPU -> bool [n] on the CPU."""

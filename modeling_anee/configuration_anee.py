@@ -3,6 +3,7 @@
 Leaves out what belongs to the base model: that is its own config, kept whole in `text_config`.
 """
 
+import math
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -69,13 +70,14 @@ class AneeConfig(PreTrainedConfig):
         confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
             or `"max_probability"` (EXIT above it).
         confidence_threshold (`float`): in [0, 1].
-        controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS;
-            default: SKIP, SKIP_FFN and EXIT.
-        calibration (`dict`, *optional*): the measured dial: lists of equal length `budgets` (ascending) and, for kinds
-            that need one, `settings` (price of a `learned` controller, threshold of `confidence`); and what was measured
-            there: `cost`, `perplexity_ratio`, `standard_error`.
+        controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
+            at the layers that have its bridge or translator, if any layer has; default: SKIP, SKIP_FFN and EXIT.
+        calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
+            kinds that need one, `settings` (price of a `learned` controller, threshold of `confidence`; monotone); and what
+            was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
-            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring.
+            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
+            strict mode, where no token may make up for another.
         controller_hidden_sizes (`list[int]`, *optional*): widths of the `learned` MLP's hidden layers; default [32].
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
@@ -178,6 +180,8 @@ class AneeConfig(PreTrainedConfig):
         if self.prompt_energy_budget is not None:
             self.prompt_energy_budget = check_budget(self.prompt_energy_budget, "prompt_energy_budget")
         self.budget_feedback = check_budget(self.budget_feedback, "budget_feedback")
+        if self.budget_feedback and self.budget_mode == "strict":
+            raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         _whole("decision_interval", self.decision_interval, 1)
@@ -204,22 +208,29 @@ class AneeConfig(PreTrainedConfig):
     def _check_actions(self) -> None:
         allowed = [action.name for action in Action if action is not Action.PROCESS]
         actions = self.controller_actions
-        if not isinstance(actions, list | tuple) or not set(actions) <= set(allowed):
+        if not isinstance(actions, list | tuple) or not all(action in allowed for action in actions):
             raise ValueError(f"controller_actions={actions!r} is not allowed: it must be a list of some of {allowed}")
 
     def _check_calibration(self) -> None:
         table = self.calibration
         if table is None:
             return
-        lists = isinstance(table, dict) and all(isinstance(column, list | tuple) for column in table.values())
-        if not lists or not set(table) <= set(CALIBRATION_COLUMNS) or len({len(column) for column in table.values()}) != 1:
+        known = isinstance(table, dict) and set(table) <= set(CALIBRATION_COLUMNS)
+        if not known or not isinstance(table.get("budgets"), list | tuple):
             raise ValueError(
-                f"calibration={table!r} is not allowed: it must be a dict of lists of equal length, with 'budgets' and some "
-                f"of {CALIBRATION_COLUMNS[1:]}"
+                f"calibration={table!r} is not allowed: it must be a dict of lists, 'budgets' and some of "
+                f"{CALIBRATION_COLUMNS[1:]}"
             )
-        budgets, settings = (list(table.get(name, ())) for name in ("budgets", "settings"))
-        if not budgets or budgets != sorted(set(budgets)):
-            raise ValueError(f"calibration has budgets={budgets}, which is not allowed: they must be ascending")
+        for name, column in table.items():
+            if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(_is_number, column)):
+                raise ValueError(
+                    f"calibration has {name}={column!r}, which is not allowed: it must be a list of numbers, as many as budgets"
+                )
+        budgets, settings = list(table["budgets"]), list(table.get("settings", ()))
+        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 0 or budgets[-1] > 1:
+            raise ValueError(
+                f"calibration has budgets={budgets}, which is not allowed: they must be ascending numbers between 0 and 1"
+            )
         if settings not in (sorted(settings), sorted(settings, reverse=True)):
             raise ValueError(f"calibration has settings={settings}, which is not allowed: they must be monotone")
 
@@ -238,6 +249,10 @@ class AneeConfig(PreTrainedConfig):
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _one_of(name: str, value: Any, allowed: tuple) -> None:

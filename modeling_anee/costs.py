@@ -33,12 +33,14 @@ class CostTable:
         head: cost of one more call of the final norm and the head.
         stack: work of the whole decoder stack in `unit`, by which everything is divided.
         unit: `"flops"` or `"bytes"`.
+        translator: cost of one call of an exit translator; `layers` has it at the last layer's EXIT.
     """
 
     layers: Tensor
     head: float
     stack: float
     unit: str
+    translator: float = 0.0
 
     @classmethod
     def measure(cls, blocks: list[Block], head_modules: list[nn.Module], unit: str, bridges: Bridges | None) -> "CostTable":
@@ -46,6 +48,7 @@ class CostTable:
 
         An exit translator is charged at the last layer, where every token that exits pays once; all have one rank.
         """
+        translator = _optional_work(next(iter(bridges.exit.values()), None) if bridges else None, unit)
         rows = []
         for layer, block in enumerate(blocks):
             keys_values = work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit)
@@ -58,11 +61,10 @@ class CostTable:
                 Action.SKIP_FFN: attention + _optional_work(bridges and bridges.of_skip_ffn(layer), unit),
             }
             rows.append(row)
-        if bridges is not None and len(bridges.exit):
-            rows[-1][Action.EXIT] += work([next(iter(bridges.exit.values()))], unit)
+        rows[-1][Action.EXIT] += translator
         stack = sum(row[Action.PROCESS] for row in rows)
         layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64)
-        return cls(layers / stack, work(head_modules, unit) / stack, stack, unit)
+        return cls(layers / stack, work(head_modules, unit) / stack, stack, unit, translator / stack)
 
     @property
     def stack_share(self) -> float:

@@ -18,8 +18,9 @@ class Dial:
     def __init__(self, calibration: dict | None, neutral: float) -> None:
         self.calibrated = calibration is not None and "settings" in calibration
         table = calibration if calibration is not None and self.calibrated else {"budgets": [0.0], "settings": [neutral]}
-        self.budgets = torch.tensor(table["budgets"], dtype=torch.float64)
-        self.settings = torch.tensor(table["settings"], dtype=torch.float64)
+        # Named, since models are loaded with the meta device as the default.
+        self.budgets = torch.tensor(table["budgets"], dtype=torch.float64, device="cpu")
+        self.settings = torch.tensor(table["settings"], dtype=torch.float64, device="cpu")
 
     def setting(self, budget: Tensor) -> Tensor:
         """Settings for budgets, float64 [N] -> float64 [N], on the CPU."""

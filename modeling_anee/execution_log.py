@@ -19,11 +19,33 @@ class ExecutionLog(DummyLayer):
         super().__init__()
         self.steps: list[ExecutionTrace] = []
         self._orders: list[Tensor | None] = []  # rows taken after each step
+        self._sums: dict[int, Tensor] = {}  # what `cost_since` has answered, kept up to date
 
     def append(self, trace: ExecutionTrace) -> None:
         """Add the trace of one forward."""
+        self._sums = {start: cost + self._cost_of(trace, self._length - start) for start, cost in self._sums.items()}
         self.steps.append(trace)
         self._orders.append(None)
+
+    def cost_since(self, start: int) -> Tensor:
+        """Cost of each row's tokens from the one at `start` on, float64 [B]; the rows as they stand in the cache."""
+        if start not in self._sums:
+            done, cost = 0, torch.zeros(1, dtype=torch.float64)
+            for step, order in zip(self.steps, self._orders, strict=True):
+                cost = cost + self._cost_of(step, done - start)
+                cost = cost if order is None else cost[order]
+                done += step.cost.shape[1]
+            self._sums[start] = cost
+        return self._sums[start]
+
+    @property
+    def _length(self) -> int:
+        return sum(step.cost.shape[1] for step in self.steps)
+
+    @staticmethod
+    def _cost_of(trace: ExecutionTrace, begin: int) -> Tensor:
+        """Cost of the tokens of a step whose first one is at `begin`, those before 0 left out, float64 [B]."""
+        return trace.cost[:, max(-begin, 0) :].sum(dim=1, dtype=torch.float64)
 
     @property
     def trace(self) -> ExecutionTrace | None:
@@ -40,7 +62,7 @@ class ExecutionLog(DummyLayer):
 
     def reset(self) -> None:
         """Forget every step."""
-        self.steps, self._orders = [], []
+        self.steps, self._orders, self._sums = [], [], {}
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens."""
@@ -54,6 +76,7 @@ class ExecutionLog(DummyLayer):
             beam_idx = beam_idx.cpu()
             last = self._orders[-1]
             self._orders[-1] = beam_idx if last is None else last[beam_idx]
+            self._sums = {start: cost[beam_idx] for start, cost in self._sums.items()}
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
@@ -66,7 +89,7 @@ class ExecutionLog(DummyLayer):
             self._replace(trace.rows(indices.cpu()))
 
     def _replace(self, trace: ExecutionTrace) -> None:
-        self.steps, self._orders = [trace], [None]
+        self.steps, self._orders, self._sums = [trace], [None], {}
 
 
 def execution_log(cache: Cache) -> ExecutionLog:

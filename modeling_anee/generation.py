@@ -15,7 +15,7 @@ from .execution_log import ExecutionLog, execution_log
 from .trace import ExecutionTrace
 
 
-BUDGETS = ("energy_budget", "prompt_energy_budget")
+BUDGETS = ("energy_budget", "prompt_energy_budget", "budget_feedback")
 OWN_KWARGS = (*BUDGETS, "prompt_length", "log")
 
 
@@ -53,18 +53,36 @@ def budget_tensor(value: float | Tensor | list, rows: int, name: str = "energy_b
     return budget
 
 
+def moved_budget(budget: Tensor, feedback: Tensor, cost: Tensor, tokens: int) -> Tensor:
+    """Budgets of the next token, float64 [B]; a budget of 1 stays what it is.
+
+    Args:
+        budget: what every token is asked to cost, float64 [B].
+        feedback: by how much of what was under- or overspent so far the budget is moved, float64 [B].
+        cost: what the tokens so far cost, float64 [B].
+        tokens: how many they are.
+    """
+    moved = (budget + feedback * (tokens * budget - cost)).clamp(0.0, 1.0)
+    return torch.where(budget < 1.0, moved, budget)
+
+
 class AneeGenerationMixin(GenerationMixin):
     """Carries budgets through `generate` and collects execution traces."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
-        """As `GenerationMixin.generate`, with two keyword arguments more.
+        """As `GenerationMixin.generate`, with three keyword arguments more.
 
         `energy_budget` is the share of the decoder stack's work to spend, in [0, 1]: a number, or one per row. Default:
         that of `generation_config`, then that of `config`. `prompt_energy_budget` is the same for the tokens of the
-        prompt; default: as `energy_budget`.
+        prompt; default: as `energy_budget`. `budget_feedback`, in [0, 1], is by how much of the sum that the new tokens have
+        under- or overspent so far the next token's budget is moved; default: that of the configurations, 0.
 
         Returns:
             token ids, or an output with `.execution` (an `ExecutionTrace`) if `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: a budget or feedback out of [0, 1], or not one per row; feedback without a cache, which keeps the costs,
+                or in strict mode.
         """
         log = ExecutionLog()
         output = super().generate(*args, log=log, **kwargs)
@@ -103,6 +121,10 @@ class AneeGenerationMixin(GenerationMixin):
         for name, value in budgets.items():
             if value is not None:
                 own[name] = budget_tensor(value, inputs.shape[0], name)
+        if not own["budget_feedback"].any():
+            del own["budget_feedback"]
+        elif self.config.budget_mode == "strict":
+            raise ValueError("budget_feedback is not possible with budget_mode='strict': no token may make up for another")
         return inputs, input_name, model_kwargs | own
 
     def _prepare_cache_for_generation(
@@ -128,6 +150,7 @@ class AneeGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         energy_budget: Tensor | None = None,
         prompt_energy_budget: Tensor | None = None,
+        budget_feedback: Tensor | None = None,
         prompt_length: int = 0,
         log: ExecutionLog | None = None,
         **kwargs: Any,
@@ -142,8 +165,14 @@ class AneeGenerationMixin(GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        inputs["energy_budget"] = energy_budget
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if budget_feedback is not None and energy_budget is not None:
+            if past_key_values is None:
+                raise ValueError("budget_feedback is not possible with use_cache=False: the cache has the costs of the tokens")
+            if past >= prompt_length:
+                cost = execution_log(past_key_values).cost_since(prompt_length)
+                energy_budget = moved_budget(energy_budget, budget_feedback, cost, past - prompt_length)
+        inputs["energy_budget"] = energy_budget
         if prompt_energy_budget is not None and energy_budget is not None and past < prompt_length:
             tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
             in_prompt = torch.arange(past, past + tokens.shape[1]) < prompt_length

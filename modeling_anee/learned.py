@@ -26,6 +26,9 @@ class LearnedController(Controller):
     Untrained it always answers PROCESS. Its cost is charged at every decision.
     """
 
+    probes: Any  # a ModuleList, whose items have no type
+    policies: Any
+
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.segments = segments_of(config)
@@ -45,7 +48,7 @@ class LearnedController(Controller):
             for layer in policy:
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
-            last: Any = policy[-1]
+            last = policy[-1]
             nn.init.zeros_(last.weight)
             with torch.no_grad():
                 last.bias.zero_().view(-1, len(Action))[:, Action.PROCESS] = 1.0
@@ -57,16 +60,34 @@ class LearnedController(Controller):
         self._costs = costs.layers
         allowed = torch.tensor(self._allowed)
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
-        stays = allowed.clone()
-        stays[:, Action.EXIT] = False
-        cheapest = costs.layers.masked_fill(~stays, torch.inf).amin(dim=1)
-        # From the end of each segment on, if every layer takes its cheapest action short of leaving; decisions included.
-        self._after = [float(cheapest[stop:].sum()) + sum(self._own[i + 1 :]) for i, (_, stop) in enumerate(self.segments)]
-        self.floor = float(cheapest.sum()) + sum(self._own)
-        if self.segments and self._allowed[self.segments[0][0]][Action.EXIT]:
-            first = self.segments[0][0]
-            leaves = float(costs.layers[:first, Action.PROCESS].sum() + costs.layers[first:, Action.EXIT].sum())
-            self.floor = min(self.floor, leaves + self._own[0])
+        stays = costs.layers.masked_fill(~allowed, torch.inf)
+        stays[:, Action.EXIT] = torch.inf
+        self._cheapest = stays.argmin(dim=1)  # action of each layer, short of leaving
+        self._find_floor(stays.amin(dim=1), costs.layers[:, Action.EXIT])
+
+    def _find_floor(self, staying: Tensor, leaving: Tensor) -> None:
+        """The cheapest way through each segment and what follows it, from the last segment to the first.
+
+        Args:
+            staying: cost of each layer's cheapest action short of EXIT, float64 [L].
+            leaving: cost of each layer once a token has left, float64 [L].
+        """
+        end = self.segments[-1][1] if self.segments else 0
+        self._left = [float(leaving[stop:].sum()) for _, stop in self.segments]  # after each segment, for tokens that left
+        self._rest = [float(staying[end:].sum())]  # at least, from each segment on, decisions included; last: after them all
+        self._least: list[Tensor] = []  # actions [n] of that way
+        for (start, stop), own in zip(reversed(self.segments), reversed(self._own), strict=True):
+            ways = {stop: float(staying[start:stop].sum()) + self._rest[0]}
+            for layer in range(start, stop):
+                if self._allowed[layer][Action.EXIT]:
+                    ways[layer] = float(staying[start:layer].sum() + leaving[layer:].sum())
+            exit_layer = min(ways, key=lambda layer: ways[layer])
+            least = self._cheapest[start:stop].clone()
+            least[exit_layer - start :] = Action.EXIT
+            self._least.insert(0, least)
+            self._rest.insert(0, ways[exit_layer] + own)
+        first = self.segments[0][0] if self.segments else 0
+        self.floor = float(staying[:first].sum()) + self._rest[0]
 
     def cost_before(self, segment: int) -> float:
         """Cost of the decisions before a segment."""
@@ -78,7 +99,8 @@ class LearnedController(Controller):
         depth = self.segments[segment][0] / self.num_layers
         state = state_vector(self.probes[segment], seen.hidden, seen.previous, depth, remaining)
         start, stop = self.segments[segment]
-        preferences = self.policies[segment](state).unflatten(-1, (stop - start, len(Action)))
+        policy = self.policies[segment]
+        preferences = policy(state.to(policy[-1].weight.dtype)).unflatten(-1, (stop - start, len(Action)))
         return preferences + self._blocked[start:stop].to(preferences)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
@@ -90,9 +112,20 @@ class LearnedController(Controller):
         actions = worth.argmax(dim=-1)
         own = self._own[segment]
         if self.strict:
-            left = seen.budget - seen.spent - own - self._after[segment]
-            actions = cap(actions, worth, costs, left)
+            actions = self._affordable(segment, actions, worth, seen.budget - seen.spent - own)
         return Decision(actions.to(torch.uint8), own)
+
+    def _affordable(self, segment: int, actions: Tensor, worth: Tensor, left: Tensor) -> Tensor:
+        """Actions [N, n] that leave enough for the cheapest way on, where any do; `left` float64 [N] is for all layers on."""
+        start, stop = self.segments[segment]
+        costs = self._costs[start:stop]
+        gone = (actions == Action.EXIT).cumsum(dim=-1) > 0
+        actions = actions.masked_fill(gone, Action.EXIT)
+        cheapest = self._cheapest[start:stop].masked_fill(gone, Action.EXIT)
+        after = left.new_tensor([self._rest[segment + 1], self._left[segment]])[gone[:, -1].long()]
+        actions = cap(actions, cheapest, worth, costs, left - after)
+        spent = costs[torch.arange(stop - start), actions].sum(dim=-1)
+        return torch.where((spent <= left - after + TOLERANCE).unsqueeze(-1), actions, self._least[segment])
 
 
 def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
@@ -111,11 +144,12 @@ def _policy(layers: int, hidden_sizes: Any) -> nn.Sequential:
 
 
 def allowed_actions(config: AneeConfig) -> list[list[bool]]:
-    """Which actions each layer has, [L][actions]: the configured ones, and a skip only where it has its bridge, if any has."""
+    """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has."""
     layers = range(config.num_layers)
     bridged = config.bridge_layers if config.bridge_rank and config.bridge_layers is not None else layers
     ffn_bridged = config.ffn_bridge_layers if config.ffn_bridge_rank and config.ffn_bridge_layers is not None else layers
-    where = {Action.PROCESS: layers, Action.SKIP: bridged, Action.EXIT: layers, Action.SKIP_FFN: ffn_bridged}
+    translated = config.exit_layers if config.exit_translator_rank and config.exit_layers is not None else layers
+    where = {Action.PROCESS: layers, Action.SKIP: bridged, Action.EXIT: translated, Action.SKIP_FFN: ffn_bridged}
     decided = range(config.min_layers, config.num_layers - config.keep_last_layers)
     names = set(config.controller_actions or [])
     return [
@@ -127,22 +161,20 @@ def allowed_actions(config: AneeConfig) -> list[list[bool]]:
     ]
 
 
-def cap(actions: Tensor, worth: Tensor, costs: Tensor, left: Tensor) -> Tensor:
-    """Make actions affordable: the least missed ones become their layer's cheapest until the sum fits.
+def cap(actions: Tensor, cheapest: Tensor, worth: Tensor, costs: Tensor, left: Tensor) -> Tensor:
+    """Make actions affordable: the least missed ones become the cheapest until the sum fits.
 
     Args:
         actions: int64 [N, n], as preferred.
-        worth: preferences less their price, float64 [N, n, actions]; forbidden ones far below.
+        cheapest: int64 [N, n], none dearer than its counterpart in `actions`.
+        worth: preferences less their price, float64 [N, n, actions].
         costs: float64 [n, actions].
         left: what may be spent on these layers, float64 [N]; where even the cheapest don't fit, they are taken.
     """
-    affordable = torch.where(worth > FORBIDDEN / 2, costs, torch.inf)
-    cheapest = affordable.argmin(dim=-1)
     layers = torch.arange(costs.shape[0])
-    extra = costs[layers, actions] - costs[layers, cheapest]
+    least = costs[layers, cheapest]
     gain = worth.gather(-1, actions.unsqueeze(-1)) - worth.gather(-1, cheapest.unsqueeze(-1))
     order = gain.squeeze(-1).argsort(dim=-1, descending=True, stable=True)
-    room = left - costs[layers, cheapest].sum(dim=-1)
-    fits = extra.gather(-1, order).cumsum(dim=-1) <= room.unsqueeze(-1) + TOLERANCE
-    keeps = torch.zeros_like(fits).scatter(-1, order, fits)
-    return torch.where(keeps, actions, cheapest)
+    extra = (costs[layers, actions] - least).gather(-1, order).cumsum(dim=-1)
+    fits = extra <= (left - least.sum(dim=-1)).unsqueeze(-1) + TOLERANCE
+    return torch.where(torch.zeros_like(fits).scatter(-1, order, fits), actions, cheapest)

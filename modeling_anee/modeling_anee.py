@@ -21,10 +21,11 @@ from .cache import AneeCache
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controllers import build_controller
-from .execution import Executor, Step
+from .execution import Executor
 from .execution_log import execution_log
 from .generation import AneeGenerationMixin, budget_tensor
 from .loading import BASE_KWARGS, HUB_KWARGS, check_fingerprint, load_base
+from .step import Step
 from .trace import ExecutionTrace
 
 

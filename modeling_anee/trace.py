@@ -59,8 +59,8 @@ class ExecutionTrace:
 
     @property
     def depth(self) -> Tensor:
-        """Number of layers that each token processed, int64 [B, T]."""
-        return (self.actions == Action.PROCESS).sum(dim=-1) * self.valid
+        """Number of layers that ran for each token, with the feed-forward or without it, int64 [B, T]."""
+        return ran(self.actions).sum(dim=-1) * self.valid
 
     @property
     def layer_share(self) -> dict[Action, Tensor]:
@@ -107,17 +107,22 @@ class ExecutionTrace:
     def render(self, row: int = 0, width: int = 100) -> str:
         """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.
 
-        The right margin has the share of the drawn tokens that each layer processed, the bottom their depth.
+        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth.
         """
         actions = self.actions[row][self.valid[row]][-width:]  # [T, L]
-        processed = (actions == Action.PROCESS).float()
+        running = ran(actions).float()
         lines = []
         for layer in range(actions.shape[1] - 1, -1, -1):
             symbols = "".join(SYMBOLS[Action(value)] for value in actions[:, layer].tolist())
-            lines.append(f"{layer:4d} |{symbols}| {processed[:, layer].mean():4.0%}")
-        depths = "".join(_tenth(int(count), actions.shape[1]) for count in processed.sum(dim=1).tolist())
+            lines.append(f"{layer:4d} |{symbols}| {running[:, layer].mean():4.0%}")
+        depths = "".join(_tenth(int(count), actions.shape[1]) for count in running.sum(dim=1).tolist())
         legend = "  ".join(f"{symbol!r} {action.name}" for action, symbol in SYMBOLS.items())
         return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
+
+
+def ran(actions: Tensor) -> Tensor:
+    """Where a layer ran for a token: PROCESS, or SKIP_FFN, which leaves out a part of it; bool, of the shape of `actions`."""
+    return (actions == Action.PROCESS) | (actions == Action.SKIP_FFN)
 
 
 def _tenth(count: int, total: int) -> str:

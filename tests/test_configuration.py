@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from modeling_anee import AneeConfig
-from modeling_anee.configuration_anee import CONFIDENCE_METRICS, CONTROLLERS, COST_UNITS, FORMAT_VERSION, check_budget
+from modeling_anee.configuration_anee import (
+    BUDGET_MODES,
+    CALIBRATION_COLUMNS,
+    CONFIDENCE_METRICS,
+    CONTROLLERS,
+    COST_UNITS,
+    FORMAT_VERSION,
+    check_budget,
+)
 
 from .tiny import CONFIGS, FAMILIES, LAYERS
 
@@ -44,6 +52,16 @@ BAD = {
     "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
     "confidence_threshold": ((*BAD_BUDGETS, None), NUMBER),
     "controller_hidden_sizes": ((8, "8", [0], [-1], [8.0], [True], [None]), "list of positive integers"),
+    "budget_mode": (("mean", None, True), "'average', 'strict'"),
+    **dict.fromkeys(
+        ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"),
+        ((-1, 1.0, "1", True, None), "integer from 0"),
+    ),
+    "bridge_layers": (BAD_LAYERS, LAYER_LIST),
+    "ffn_bridge_layers": (BAD_LAYERS, LAYER_LIST),
+    "controller_actions": (("SKIP", ["PROCESS"], ["skip"], [1], [None], [["SKIP"]], 3), "'SKIP', 'EXIT', 'SKIP_FFN'"),
+    "calibration": ((3, [0.5], {}, {"settings": [1.0]}, {"budgets": 0.5}, {"budgets": [0.5], "price": [1.0]}), "'budgets'"),
+    "budget_feedback": ((*BAD_BUDGETS, None), NUMBER),
     "format_version": ((0, -1, "1", 1.5, None, True), "integer from 1"),
 }
 CASES = [(field, value, allowed) for field, (values, allowed) in BAD.items() for value in values]
@@ -58,10 +76,23 @@ def fields_of(configuration: AneeConfig) -> dict:
 
 
 @st.composite
+def calibrations(draw) -> dict:
+    budgets = sorted(draw(st.sets(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=4)))
+    count = len(budgets)
+    columns = st.lists(st.floats(-9, 9, allow_subnormal=False), min_size=count, max_size=count)
+    table = {"budgets": budgets}
+    if draw(st.booleans()):
+        table["settings"] = sorted(draw(columns), reverse=draw(st.booleans()))
+    for name in draw(st.lists(st.sampled_from(CALIBRATION_COLUMNS[2:]), unique=True)):
+        table[name] = draw(columns)
+    return table
+
+
+@st.composite
 def good_fields(draw) -> dict:
     budget = st.floats(0, 1, allow_subnormal=False)
     layers = st.lists(st.integers(0, LAYERS - 1), unique=True)
-    plan = st.text(alphabet="PS", min_size=LAYERS, max_size=LAYERS)
+    plan = st.text(alphabet="PSF", min_size=LAYERS, max_size=LAYERS)
     choices = {
         "base_model_name_or_path": st.sampled_from(["", "org/name", "./base", "/tmp/ä b"]),
         "base_model_revision": st.sampled_from([None, "main"]),
@@ -79,12 +110,23 @@ def good_fields(draw) -> dict:
         "skip_order": st.none() | layers,
         "plans": st.none() | st.lists(plan, min_size=1, max_size=3),
         "exit_layers": st.none() | layers,
+        "budget_mode": st.sampled_from(BUDGET_MODES),
+        "keep_first_tokens": st.integers(0, 3),
+        "bridge_rank": st.integers(0, 9),
+        "bridge_layers": st.none() | layers,
+        "ffn_bridge_rank": st.integers(0, 9),
+        "ffn_bridge_layers": st.none() | layers,
+        "exit_translator_rank": st.integers(0, 9),
+        "controller_actions": st.lists(st.sampled_from(["SKIP", "SKIP_FFN", "EXIT"]), unique=True),
+        "calibration": st.none() | calibrations(),
+        "budget_feedback": budget,
         "confidence_metric": st.sampled_from(CONFIDENCE_METRICS),
         "confidence_threshold": budget,
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
         "format_version": st.just(FORMAT_VERSION),
     }
-    return {name: draw(strategy) for name, strategy in choices.items()}
+    fields = {name: draw(strategy) for name, strategy in choices.items()}
+    return fields | ({"budget_feedback": 0.0} if fields["budget_mode"] == "strict" else {})
 
 
 def test_the_table_of_bad_values_covers_every_field():
@@ -114,6 +156,38 @@ def test_check_finds_what_was_changed_by_hand(field):
     setattr(configuration, field, BAD[field][0][0])
     with pytest.raises(ValueError, match=field):
         configuration.check()
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "allowed"),
+    [
+        ({"budgets": []}, "budgets=[]", "ascending numbers between 0 and 1"),
+        ({"budgets": [0.8, 0.5]}, "budgets=[0.8, 0.5]", "ascending"),
+        ({"budgets": [0.5, 0.5]}, "budgets=[0.5, 0.5]", "ascending"),
+        ({"budgets": [-0.1, 0.5]}, "budgets=[-0.1, 0.5]", "between 0 and 1"),
+        ({"budgets": [0.5, 1.5]}, "budgets=[0.5, 1.5]", "between 0 and 1"),
+        ({"budgets": ["0.5"]}, "budgets=['0.5']", "list of numbers"),
+        ({"budgets": [0.5, None]}, "budgets=[0.5, None]", "list of numbers"),
+        ({"budgets": [float("nan")]}, "budgets=[nan]", "list of numbers"),
+        ({"budgets": [0.2, 0.5], "settings": [1.0]}, "settings=[1.0]", "as many as budgets"),
+        ({"budgets": [0.5], "settings": 1.0}, "settings=1.0", "list of numbers"),
+        ({"budgets": [0.5], "settings": [float("inf")]}, "settings=[inf]", "list of numbers"),
+        ({"budgets": [0.5], "settings": [True]}, "settings=[True]", "list of numbers"),
+        ({"budgets": [0.2, 0.5, 0.8], "settings": [1.0, 3.0, 2.0]}, "settings=[1.0, 3.0, 2.0]", "monotone"),
+        ({"budgets": [0.5], "cost": ["much"]}, "cost=['much']", "list of numbers"),
+        ({"budgets": [0.5], "standard_error": []}, "standard_error=[]", "as many as budgets"),
+    ],
+)
+def test_a_bad_calibration_is_named_by_its_column(table, column, allowed):
+    with pytest.raises(ValueError) as caught:
+        config(calibration=table)
+    assert all(part in str(caught.value) for part in ("calibration", column, allowed)), caught.value
+
+
+def test_feedback_is_refused_in_strict_mode():
+    assert config(budget_mode="strict", budget_feedback=0).budget_feedback == 0.0
+    with pytest.raises(ValueError, match="budget_feedback=0.5 is not allowed with budget_mode='strict'"):
+        config(budget_mode="strict", budget_feedback=0.5)
 
 
 def test_a_newer_format_is_refused_before_anything_else():

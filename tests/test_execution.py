@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_anee import execution
-from modeling_anee.execution import Subset
+from modeling_anee.actions import Action
+from modeling_anee.step import Subset
 
-from .tiny import CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.data())
@@ -22,9 +23,9 @@ def test_subset_gathers_and_scatters_the_chosen_tokens(rows, tokens, data):
         return
     x = torch.arange(rows * tokens * 2.0).reshape(rows, tokens, 2)
     subset = Subset.of(chosen, x.device)
-    part = subset.gather(x)
-    assert part[subset.real].tolist() == x[chosen].tolist()
-    assert int(subset.real.sum()) == int(chosen.sum()) and subset.columns.shape[1] == int(chosen.sum(dim=1).max())
+    assert subset.columns.shape[1] == int(chosen.sum(dim=1).max())
+    part = subset.flat(subset.gather(x))
+    assert part.tolist() == x[chosen].tolist()
     changed = subset.scatter(x, part + 100)
     assert torch.equal(changed[chosen], x[chosen] + 100) and torch.equal(changed[~chosen], x[~chosen])
     assert not torch.equal(changed, x)
@@ -33,8 +34,8 @@ def test_subset_gathers_and_scatters_the_chosen_tokens(rows, tokens, data):
 @pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
-    fields = {"plans": ["PSSP", "PPSS", "PSPE", "PPPS"]} if controller == "plan" else {}
-    model, ids = wrap(tiny_base(family), controller, **fields), token_ids(3)
+    fields = {"plans": ["PSSF", "PFSS", "PSPE", "FPFP"]} if controller == "plan" else {"decision_interval": 2}
+    model, ids = wrap(tiny_base(family), controller, **fields, **BRIDGES), token_ids(3)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     call = {"attention_mask": mask, "energy_budget": [0.5, 0.7, 0.9]}
@@ -62,9 +63,70 @@ def test_the_trace_says_what_was_run_anyway(monkeypatch):
     assert alone.ran_anyway is None and "run anyway" not in alone.summary()
 
 
+def runs(model, ids, **call) -> tuple[list[int], list[int], torch.Tensor]:
+    """For how many tokens each layer's attention output and feed-forward ran, and the actions, [tokens, layers]."""
+    counts: dict[str, list[int]] = {"self_attn.o_proj": [0] * LAYERS, "mlp.down_proj": [0] * LAYERS}
+    hooks = []
+    for number, layer in enumerate(model.base.model.layers):
+        for name, count in counts.items():
+
+            def add(module, args, output, count=count, number=number):
+                count[number] += output.numel() // output.shape[-1]
+
+            hooks.append(layer.get_submodule(name).register_forward_hook(add))
+    trace = model(ids, **call).execution
+    for hook in hooks:
+        hook.remove()
+    return *counts.values(), trace.actions[trace.valid]
+
+
+MIXTURES = {
+    "all four": (["PSFE", "FPSE", "SFPF"], 0.5),
+    "feed-forward or not": (["FFPP", "FPFP"], 0.85),
+    "some attend, none feeds": (["FSSS", "SFSF"], 0.3),
+    "nobody feeds": (["FFFF"], 0.0),
+    "nobody attends": (["SSSS"], 0.0),
+    "some leave": (["SEEE", "SSSE"], 0.0),
+}
+
+
+@pytest.mark.parametrize("plans, budget", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_is_left_out_is_not_called(plans, budget, cached):
+    model, ids = wrap(plans=plans, keep_first_tokens=0, **BRIDGES), token_ids(1, 20)
+    attended, fed, actions = runs(model, ids, energy_budget=budget, use_cache=cached)
+    feeds = actions == Action.PROCESS
+    assert fed == feeds.sum(dim=0).tolist()
+    assert attended == (feeds | (actions == Action.SKIP_FFN)).sum(dim=0).tolist()
+
+
+@pytest.mark.parametrize("plans, budget", MIXTURES.values(), ids=MIXTURES)
+def test_even_where_gathering_does_not_pay_nothing_runs_for_nobody(plans, budget, monkeypatch):
+    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
+    model, ids = wrap(plans=plans, keep_first_tokens=0, **BRIDGES), token_ids(1, 20)
+    attended, fed, actions = runs(model, ids, energy_budget=budget)
+    feeds = actions == Action.PROCESS
+    attends = feeds | (actions == Action.SKIP_FFN)
+    assert fed == (20 * feeds.any(dim=0)).tolist() and attended == (20 * attends.any(dim=0)).tolist()
+    trace = model(ids, energy_budget=budget).execution
+    expected = sum(20 - int(feeds[:, n].sum()) for n in range(LAYERS) if feeds[:, n].any())
+    expected += sum(20 - int(attends[:, n].sum()) for n in range(LAYERS) if attends[:, n].any() and not feeds[:, n].any())
+    assert (0 if trace.ran_anyway is None else int(trace.ran_anyway.sum())) == expected
+
+
+def test_fillers_and_padding_are_not_fed():
+    """Rows of a subset are filled up to the longest; that is for attention only."""
+    model, ids = wrap(plans=["PSFE", "FPSE", "SFPF"], **BRIDGES), token_ids(3)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    _, fed, actions = runs(model, ids, attention_mask=mask, energy_budget=[0.45, 0.6, 0.5])
+    feeds = actions == Action.PROCESS
+    assert fed == feeds.sum(dim=0).tolist() and 0 < feeds.sum() < feeds.numel()
+
+
 def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
     monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
-    model, ids = wrap(cost_unit="flops", plans=["PSSP"]), token_ids(2)
+    model, ids = wrap(cost_unit="flops", plans=["PSSP"], keep_first_tokens=0), token_ids(2)
     with FlopCounterMode(display=False) as counter:
         trace = model(ids, energy_budget=0.0).execution
     linear = sum(v for name, v in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))

@@ -23,6 +23,7 @@ operations = st.one_of(
     st.tuples(st.just("select"), st.integers(1, 2**31)),
     st.tuples(st.just("select by mask"), st.integers(1, 2**31)),
     st.tuples(st.just("read"), st.just(0)),
+    st.tuples(st.just("cost since"), st.integers(0, 6)),
     st.tuples(st.just("copy"), st.just(0)),
     st.tuples(st.just("reset"), st.just(0)),
 )
@@ -69,6 +70,8 @@ class ListsOfTokens:
             self.rows = [[] for _ in self.rows]
         elif name == "read":
             self.check()
+        elif name == "cost since":
+            self.check_cost_since(number)
 
     def check(self) -> None:
         trace = self.log.trace
@@ -76,6 +79,11 @@ class ListsOfTokens:
             assert self.rows == [[] for _ in self.rows]
         else:
             assert tokens_of(trace) == self.rows
+
+    def check_cost_since(self, start: int) -> None:
+        expected = [sum(cost for _, cost, _ in row[start:]) for row in self.rows]
+        found = self.log.cost_since(start)
+        assert found.dtype == torch.float64 and found.expand(len(expected)).tolist() == pytest.approx(expected)
 
 
 def random_trace(rows: int, tokens: int, generator: torch.Generator) -> ExecutionTrace:
@@ -98,6 +106,8 @@ def test_any_program_gives_the_trace_of_lists_of_tokens(rows, program):
     lists = ListsOfTokens(rows)
     for name, number in program:
         lists.do(name, number)
+    for start in (0, 3):
+        lists.check_cost_since(start)
     lists.check()
     lists.check()  # reading changes nothing
 
@@ -108,6 +118,7 @@ def test_reorders_leave_the_steps_as_they_were_run():
     for step in steps:
         log.append(step)
         log.reorder_cache(torch.tensor([2, 0, 0]))
+        log.cost_since(2)
     assert [id(step) for step in log.steps] == [id(step) for step in steps]
 
 

@@ -1,4 +1,4 @@
-"""Every family and variant against its base: the same logits, whatever is skipped, cached, padded or batched."""
+"""Every family and variant against its base: the same logits, whatever is left out, cached, padded or batched."""
 
 import contextlib
 import functools
@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 from modeling_anee.base_model import BaseStack
 from modeling_anee.families import FAMILIES, family_of
 
-from .tiny import CONFIGS, LAYERS, VARIANTS, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONFIGS, LAYERS, VARIANTS, tiny_base, token_ids, wrap
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-BUDGETS = [0.5, 0.75]  # of the two rows
+BUDGETS = [0.3, 0.75]  # of the two rows
 TOKENS = 10
 NAMES = [*CONFIGS, *VARIANTS]
 EVERY = [(name, kind) for name in NAMES for kind in ("sdpa", "eager") if (name[:6], kind) != ("gemma2", "sdpa")]
-PLANS = ["SPEE", "PSPS", "SPPP"]  # of different costs, so that every one is used
+PLANS = ["SFEE", "PEEE", "FPFS", "PFPS", "SPFP"]  # of different costs, so that every action is used
 
 every_base = pytest.mark.parametrize("name, attention", EVERY)
 every_controller = pytest.mark.parametrize("controller", ["plan", "learned"])
@@ -32,7 +32,7 @@ every_controller = pytest.mark.parametrize("controller", ["plan", "learned"])
 @functools.cache
 def model_of(name: str, attention: str, controller: str = "plan") -> AneeForCausalLM:
     fields = {"plans": PLANS} if controller == "plan" else {"min_layers": 0, "keep_last_layers": 0}
-    return wrap(tiny_base(name, attention), controller, **fields)
+    return wrap(tiny_base(name, attention), controller, **fields, **BRIDGES)
 
 
 @pytest.fixture(autouse=True)
@@ -48,27 +48,60 @@ def padded(side: str) -> tuple[Tensor, Tensor, Tensor]:
     return ids.masked_fill(mask == 0, 0), mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-@contextlib.contextmanager
-def layers_of_base(base: PreTrainedModel, actions: Tensor) -> Iterator[None]:
-    """Slow reference: every layer of the base runs on every token, and skipped tokens keep their hidden state."""
+class Reference:
+    """Slow and plain: every layer of the base runs on every token, and what a token leaves out is replaced by hooks.
 
-    def keep_skipped(layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    SKIP and EXIT put the hidden state back that entered the layer, over the bridge; SKIP_FFN silences the feed-forward and
+    adds the bridge to what attention left; the translator of the layer where a token left follows the last layer.
+    """
+
+    def __init__(self, model: AneeForCausalLM, actions: Tensor) -> None:
+        self.bridges, self.actions, self.family = model.bridges, actions, family_of(model.base)
+        self.layers = model.base.get_submodule(self.family.decoder).get_submodule(self.family.layers)
+
+    def left_out(self, layer: int, action: Action) -> Tensor:
+        return (self.actions[..., layer] == action).unsqueeze(-1)
+
+    def after_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
         entering = args[0] if args else kwargs["hidden_states"]
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.where((actions[..., layer] == Action.PROCESS).unsqueeze(-1), hidden, entering)
+        hidden = torch.where(self.left_out(layer, Action.SKIP), self.bridges.of_skip(layer)(entering), hidden)
+        hidden = torch.where(self.left_out(layer, Action.EXIT), entering, hidden)
+        attended = self.attended if self.family.norm_after_residual else hidden
+        hidden = torch.where(self.left_out(layer, Action.SKIP_FFN), self.bridges.of_skip_ffn(layer)(attended), hidden)
+        if layer == LAYERS - 1:
+            hidden = self.translated(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    family = family_of(base)
-    layers = base.get_submodule(family.decoder).get_submodule(family.layers)
-    hooks = [
-        layer.register_forward_hook(functools.partial(keep_skipped, index), with_kwargs=True)
-        for index, layer in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def translated(self, hidden: Tensor) -> Tensor:
+        for layer in range(LAYERS):
+            left_before = (self.actions[..., :layer] == Action.EXIT).any(dim=-1, keepdim=True)
+            leaves = self.left_out(layer, Action.EXIT) & ~left_before
+            hidden = torch.where(leaves, self.bridges.of_exit(layer)(hidden), hidden)
+        return hidden
+
+    def before_feed_forward(self, module: nn.Module, args: tuple) -> None:
+        self.attended = args[0].view(*self.actions.shape[:2], -1)
+
+    def after_feed_forward(self, layer: int, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return output.masked_fill(self.left_out(layer, Action.SKIP_FFN).view(*output.shape[:-1], 1), 0.0)
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        names = self.family.feed_forward
+        first, last = (names, names) if isinstance(names, str) else (names[0], names[-1])
+        hooks = []
+        for index, layer in enumerate(self.layers):
+            hooks += [
+                layer.register_forward_hook(functools.partial(self.after_layer, index), with_kwargs=True),
+                layer.get_submodule(first).register_forward_pre_hook(self.before_feed_forward),
+                layer.get_submodule(last).register_forward_hook(functools.partial(self.after_feed_forward, index)),
+            ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def test_every_family_and_only_those_are_tested():
@@ -100,15 +133,15 @@ def test_full_budget_generates_the_bases_tokens(name, attention):
 
 @every_controller
 @every_base
-def test_skipped_tokens_keep_their_state_and_give_keys_and_values(name, attention, controller):
+def test_what_is_left_out_is_what_a_plain_reference_leaves_out(name, attention, controller):
     model = model_of(name, attention, controller)
     for side in ("left", "right"):
         ids, mask, positions = padded(side)
         inputs = {"attention_mask": mask, "position_ids": positions}
         output = model(ids, energy_budget=BUDGETS, **inputs)
         real, actions = mask.bool(), output.execution.actions
-        assert {*actions[real].flatten().tolist()} >= {Action.PROCESS, Action.SKIP, *([Action.EXIT] * (controller == "plan"))}
-        with layers_of_base(model.base, actions):
+        assert len(actions[real].unique()) >= (len(Action) if controller == "plan" else 3)
+        with Reference(model, actions).attached():
             expected = model.base(ids, **inputs).logits
         torch.testing.assert_close(output.logits[real], expected[real], **CLOSE)
 
@@ -120,14 +153,14 @@ def test_scoring_is_decoding(name, attention, controller):
     model, ids = model_of(name, attention, controller), token_ids(2, TOKENS)
     whole = model(ids, energy_budget=BUDGETS)
     config = model.config.get_text_config()
-    for cuts in ([1] * TOKENS, [3, 1, TOKENS - 4]):
-        for cache in (None, DynamicCache(config=config), DynamicCache()):
-            logits = []
-            for part in ids.split(cuts, dim=1):
-                output = model(part, past_key_values=cache, energy_budget=BUDGETS)
-                cache = output.past_key_values
-                logits.append(output.logits)
-            torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, **CLOSE)
+    chunks = [3, 1, TOKENS - 4]
+    for cuts, cache in (([1] * TOKENS, None), (chunks, None), (chunks, DynamicCache(config=config)), (chunks, DynamicCache())):
+        logits = []
+        for part in ids.split(cuts, dim=1):
+            output = model(part, past_key_values=cache, energy_budget=BUDGETS)
+            cache = output.past_key_values
+            logits.append(output.logits)
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, **CLOSE)
 
 
 @every_controller
@@ -161,7 +194,9 @@ def test_costs_are_what_blocks_run(name):
         assert flops(block.keys_values, hidden, rotation) == pytest.approx(float(modelled[Action.SKIP]))
         inputs = block.queries_keys_values(hidden, rotation)
         scores = 2 * 2 * tokens**2 * block.heads * block.head_size  # queries by keys, weights by values
-        process = flops(block.queries_keys_values, hidden, rotation) + flops(block.process, hidden, *inputs, None) - scores
+        attention = flops(block.queries_keys_values, hidden, rotation) + flops(block.add_attention, hidden, *inputs, None)
+        assert attention - scores == pytest.approx(float(modelled[Action.SKIP_FFN]))
+        process = attention - scores + flops(block.add_feed_forward, hidden, hidden)
         assert process == pytest.approx(float(modelled[Action.PROCESS]))
         both = flops(block.queries, hidden, rotation) + flops(block.keys_values, hidden, rotation)
         if base.config.model_type != "falcon" or not base.config.bias:  # such a module runs whole, twice

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
-from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput
+from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput, moved_budget
 
-from .tiny import CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
 
 NEW = 8
@@ -253,6 +255,151 @@ def test_logits_processors_and_scores():
     assert len(output.scores) == len(output.logits) == NEW and output.logits[0].shape == (2, VOCABULARY)
     assert len(output.hidden_states[0]) == LAYERS + 1
     assert 5 not in output.sequences[:, ids.shape[1] :]
+
+
+# Feedback
+
+
+def fed_back(asked: float, feedback: float, cost: torch.Tensor) -> list[float]:
+    """Budgets of new tokens with these costs, one after the other."""
+    budgets, owed = [], 0.0
+    for spent in cost.tolist():
+        budgets.append(1.0 if asked == 1.0 else min(max(asked + feedback * owed, 0.0), 1.0))
+        owed += asked - spent
+    return budgets
+
+
+CALIBRATED = {"controller": "confidence", "exit_layers": [1, 2], "calibration": {"budgets": [0.4, 1.0], "settings": [1.0, 0.4]}}
+KINDS = {"learned": {"controller": "learned"}, "confidence": CALIBRATED, "plan": {}, "budget": {"controller": "budget"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_feedback_moves_each_rows_budget_by_what_it_owes(kind):
+    model, ids = wrap(**KINDS[kind], **BRIDGES), token_ids(3)
+    mask, budgets, feedback = mask_of(ids, left=5), [0.6, 0.75, 1.0], [0.5, 0.1, 0.5]
+    call = {"energy_budget": budgets, "prompt_energy_budget": 0.9, "budget_feedback": feedback}
+    output = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **call, **GREEDY)
+    cost = output.execution.cost[:, ids.shape[1] :].double()
+    new = [fed_back(*row) for row in zip(budgets, feedback, cost, strict=True)]
+    assert len({round(budget, 6) for budget in new[0]}) > 2 and new[2] == [1.0] * (NEW - 1)
+    per_token = torch.cat((torch.full(ids.shape, 0.9, dtype=torch.float64), torch.tensor(new, dtype=torch.float64)), dim=1)
+    whole = torch.cat((mask, torch.ones(3, NEW - 1, dtype=torch.long)), dim=1)
+    positions = (whole.cumsum(dim=1) - 1).clamp(min=0)
+    expected = model(output.sequences[:, :-1], attention_mask=whole, position_ids=positions, energy_budget=per_token)
+    assert torch.equal(output.execution.actions, expected.execution.actions)
+    torch.testing.assert_close(output.execution.cost, expected.execution.cost)
+    logits = expected.logits[:, ids.shape[1] - 1 :].detach()
+    logits[..., 2] = -torch.inf  # the end is held back
+    assert torch.equal(logits.argmax(dim=-1), output.sequences[:, ids.shape[1] :])
+    for row, budget in enumerate(budgets):  # and alone as in the batch
+        start = 5 if row == 0 else 0
+        call = {"energy_budget": budget, "prompt_energy_budget": 0.9, "budget_feedback": feedback[row]}
+        alone = model.generate(ids[row : row + 1, start:], **call, **GREEDY)
+        assert torch.equal(alone[0], output.sequences[row, start:])
+
+
+def test_feedback_brings_the_mean_cost_to_the_budget():
+    model, ids = wrap(**CALIBRATED), token_ids(2)
+    mode = {"max_new_tokens": 80, "min_new_tokens": 80, "do_sample": True, "return_dict_in_generate": True}
+    for budget in (0.75, 0.9):
+        off = []
+        for feedback in (0.0, 0.3):
+            torch.manual_seed(0)
+            output = model.generate(ids, energy_budget=budget, budget_feedback=feedback, **mode)
+            off.append((output.execution.cost[:, ids.shape[1] :].mean(dim=1) - budget).abs().max())
+        assert off[1] < 0.03 < off[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_feedback_nothing_changes(kind):
+    model, ids = wrap(**KINDS[kind]), token_ids(2)
+    mode = {"energy_budget": 0.6, "return_dict_in_generate": True, **GREEDY}
+    expected = model.generate(ids, **mode)
+    for value in (0.0, [0.0, 0.0]):
+        output = model.generate(ids, budget_feedback=value, **mode)
+        assert torch.equal(output.sequences, expected.sequences)
+        assert torch.equal(output.execution.actions, expected.execution.actions)
+
+
+def test_feedback_comes_from_the_argument_then_generation_config_then_config():
+    ids, mode = token_ids(1), {"energy_budget": 0.6, "return_dict_in_generate": True, **GREEDY}
+
+    def actions(model, **kwargs):
+        return model.generate(ids, **mode, **kwargs).execution.actions
+
+    plain = wrap(**CALIBRATED)
+    with_feedback = actions(plain, budget_feedback=1.0)
+    assert not torch.equal(with_feedback, actions(plain))
+    assert torch.equal(actions(plain, generation_config=GenerationConfig(budget_feedback=1.0)), with_feedback)
+    configured = wrap(**CALIBRATED, budget_feedback=1.0)
+    assert torch.equal(actions(configured), with_feedback)
+    assert torch.equal(actions(configured, budget_feedback=0.0), actions(plain))
+
+
+@pytest.mark.parametrize("kind", ["learned", "confidence"])
+def test_feedback_with_other_caches_chunks_and_a_cache_that_goes_on(kind):
+    model, ids = wrap(**KINDS[kind]), token_ids(2)
+    mode = {"energy_budget": 0.6, "budget_feedback": 0.5, "return_dict_in_generate": True, **GREEDY}
+    expected = model.generate(ids, **mode)
+    for how in ({"past_key_values": DynamicCache()}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}):
+        output = model.generate(ids, **how, **mode)
+        assert torch.equal(output.sequences, expected.sequences)
+        assert torch.equal(output.execution.actions, expected.execution.actions)
+    first = model.generate(ids, **{**mode, "max_new_tokens": 3, "min_new_tokens": 3})
+    second = model.generate(first.sequences, past_key_values=first.past_key_values, **mode)  # begins to count anew
+    cost = second.execution.cost[:, ids.shape[1] + 3 :].double()
+    per_token = torch.full(second.execution.cost.shape, 0.6, dtype=torch.float64)
+    for start, part in ((ids.shape[1], first.execution.cost[:, ids.shape[1] :].double()), (ids.shape[1] + 3, cost)):
+        for row in range(2):
+            per_token[row, start : start + part.shape[1]] = torch.tensor(fed_back(0.6, 0.5, part[row]), dtype=torch.float64)
+    # The last token of the first call is run by the second, as a part of its prompt.
+    assert torch.equal(model(second.sequences[:, :-1], energy_budget=per_token).execution.actions, second.execution.actions)
+
+
+def test_feedback_goes_with_beams_sampling_and_assistants():
+    model, ids = wrap(**CALIBRATED), token_ids(2)
+    mode = {"energy_budget": 0.6, "budget_feedback": 0.5, "return_dict_in_generate": True, "max_new_tokens": NEW}
+    for more in ({"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}):
+        output = model.generate(ids, **more, **mode)
+        assert len(output.sequences) == len(output.execution.cost) == 2 * more["num_return_sequences"]
+    assert model.generate(ids[:1], prompt_lookup_num_tokens=3, **mode).execution.cost.shape[0] == 1
+    one_row = {**mode, "energy_budget": [0.6, 1.0]}
+    expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)[1]
+    sequence = model.generate(ids, do_sample=False, **one_row).sequences[1]
+    assert torch.equal(sequence[: len(expected)], expected[: len(sequence)])
+
+
+def test_feedback_is_refused_in_strict_mode():
+    model, ids = wrap(budget_mode="strict"), token_ids(1)
+    with pytest.raises(ValueError, match="budget_feedback.*strict"):
+        model.generate(ids, budget_feedback=0.5, energy_budget=0.6, **GREEDY)
+    assert model.generate(ids, energy_budget=0.6, return_dict_in_generate=True, **GREEDY).execution.cost.max() <= 0.6
+
+
+def test_feedback_without_a_cache_is_refused():
+    with pytest.raises(ValueError, match="budget_feedback.*use_cache=False"):
+        wrap().generate(token_ids(1), budget_feedback=0.5, energy_budget=0.6, use_cache=False, **GREEDY)
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=1, max_size=5), st.integers(0, 50))
+def test_a_moved_budget_stays_a_budget(rows, tokens):
+    budget, feedback, share = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
+    moved = moved_budget(budget, feedback, share * tokens, tokens)
+    assert ((moved >= 0) & (moved <= 1)).all()
+    assert torch.equal(moved[budget == 1.0], budget[budget == 1.0])
+    still = (feedback == 0) | (tokens == 0)
+    torch.testing.assert_close(moved[still], budget[still])
+    asked_less = (share > budget) & (budget < 1)
+    assert (moved[asked_less] <= budget[asked_less]).all()
+
+
+@pytest.mark.parametrize("value, message", [(1.5, "budget_feedback=1.5"), ([0.5] * 3, "each of the 2 rows"), (True, "=True")])
+def test_bad_feedback_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        wrap().generate(token_ids(2), budget_feedback=value, **GREEDY)
+
+
+# What is refused
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,16 @@ def test_the_last_generated_token_may_have_a_label_but_no_others(tmp_path):
 
 def test_one_token_can_be_drawn(tmp_path):
     picture(random_trace().tokens(0, 1), tmp_path / "map.png", ["x"], prompt_length=1)
+
+
+def test_the_share_of_each_layer_is_drawn_by_action(tmp_path):
+    """At the right of the map: PROCESS from the axis on, then SKIP_FFN; what is left out is blank."""
+    trace = random_trace(rows=1)
+    actions = torch.full_like(trace.actions, int(Action.SKIP))
+    actions[0, 1:7, 2], actions[0, 7:10, 2] = int(Action.PROCESS), int(Action.SKIP_FFN)
+    pixels = picture(ExecutionTrace(actions, 0 * trace.cost, trace.valid, 0.8, 0.1, "bytes"), tmp_path / "map.png")
+    side = pixels[pixels.shape[0] // 3 :, 52 * pixels.shape[1] // 100 :]
+    whole, attention = (box(pixels_of(side, action).any(dim=0)) for action in (Action.PROCESS, Action.SKIP_FFN))
+    assert abs(whole[1] - attention[0]) <= 2  # one follows the other
+    assert whole[1] - whole[0] == pytest.approx(2 * (attention[1] - attention[0]), abs=4)
+    assert not pixels_of(side, Action.SKIP).any()

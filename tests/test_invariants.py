@@ -1,4 +1,7 @@
-"""What must always hold, for every family and controller (DESIGN's invariants 1-7 and 9)."""
+"""What must always hold, for every family and controller, with bridges and translators of random weights.
+
+Numbers are those of DESIGN's invariants; 8 is in `test_loading`.
+"""
 
 import functools
 
@@ -12,26 +15,29 @@ from transformers import DynamicCache
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 
-from .tiny import CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
 
 
 BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
+PLANS = ["PSFE", "PEEE", "PFSP", "FSPF", "PSPE", "PFPS", "SPFP"]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 ALL_FAMILIES = sorted(CONFIGS)
 few = settings(max_examples=60, deadline=None)
 
 
 @functools.cache
-def model_of(family: str, controller: str) -> AneeForCausalLM:
-    fields = {"exit_budget_threshold": 0.5} if controller == "budget" else {}
-    if controller == "confidence":
-        fields = {"confidence_threshold": 0.93, "exit_layers": [1, 2]}
-    if controller == "plan":
-        fields = {"plans": ["PSSP", "PPSS", "PSPE", "PPPS", "SPPP"]}
-    return wrap(tiny_base(family), controller, **fields)
+def model_of(family: str, controller: str, mode: str = "average") -> AneeForCausalLM:
+    fields = {
+        "budget": {"exit_budget_threshold": 0.5},
+        "confidence": {"confidence_threshold": 0.93, "exit_layers": [1, 2]},
+        "learned": {"decision_interval": 2},
+        "plan": {"plans": PLANS},
+    }
+    return wrap(tiny_base(family), controller, budget_mode=mode, **fields[controller], **BRIDGES)
 
 
 every_model = pytest.mark.parametrize("family, controller", [(f, c) for f in ALL_FAMILIES for c in CONTROLLERS])
+every_family = pytest.mark.parametrize("family", ALL_FAMILIES)
 
 
 @every_model
@@ -43,7 +49,7 @@ def test_1_full_budget_is_the_base(family, controller):
 
 
 def test_1_an_untrained_learned_controller_changes_nothing():
-    untrained = AneeForCausalLM.from_base(tiny_base(), controller="learned")
+    untrained = AneeForCausalLM.from_base(tiny_base(), controller="learned", **BRIDGES)
     ids = token_ids()
     torch.testing.assert_close(untrained(ids, energy_budget=0.1).logits, untrained.base(ids).logits, **CLOSE)
 
@@ -51,7 +57,8 @@ def test_1_an_untrained_learned_controller_changes_nothing():
 @every_model
 def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller):
     model, ids = model_of(family, controller), token_ids()
-    output = model(ids, energy_budget=0.6, output_hidden_states=True)
+    output = model(ids, energy_budget=[0.5, 0.65], output_hidden_states=True)
+    assert len(output.execution.actions.unique()) >= {"plan": 4, "learned": 3}.get(controller, 2)
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     for layer, block in enumerate(model.stack.blocks):
         entering = output.hidden_states[layer]
@@ -141,27 +148,48 @@ def test_5_cache_operations_keep_everything_true(data):
 @every_model
 def test_6_costs_add_up(family, controller):
     model, ids = model_of(family, controller), token_ids()
-    trace = model(ids, energy_budget=0.95).execution
-    actions = model.costs.of_actions(trace.actions).float()
-    if controller in ("plan", "budget"):
-        torch.testing.assert_close(trace.cost, actions)
-        return
-    # The rest is what deciding cost: a whole number of questions per token.
-    question = model.costs.head if controller == "confidence" else model.costs.of_module(model.controller)
-    questions = (trace.cost - actions) / question
-    torch.testing.assert_close(questions, questions.round(), atol=1e-3, rtol=0)
-    questions = questions.round()
-    assert questions.min() >= 0 and 0 < questions.max() <= len(model.controller.segments)
+    for budget in (0.4, 0.95):
+        trace = model(ids, energy_budget=budget).execution
+        assert torch.equal(trace.actions[:, 0], torch.zeros_like(trace.actions[:, 0])) and (trace.cost[:, 0] == 1.0).all()
+        actions, deciding = trace.actions[:, 1:], trace.cost[:, 1:] - model.costs.of_actions(trace.actions[:, 1:])
+        expected = torch.zeros_like(deciding)
+        if controller == "learned":
+            pairs = zip(model.controller.probes, model.controller.policies, strict=True)
+            for (start, _), pair in zip(model.controller.segments, pairs, strict=True):
+                asked = actions[..., start - 1] != Action.EXIT
+                expected += asked * model.costs.of_module(torch.nn.ModuleList(pair))
+        if controller == "confidence":  # nobody asks who cannot go on, so at least who went on did
+            question = model.costs.head + model.costs.of_module(model.bridges.of_exit(1))
+            asked = (deciding / question).round()
+            went_on = sum((actions[..., start] == Action.PROCESS).long() for start, _ in model.controller.segments)
+            assert (asked >= went_on).all() and (asked <= went_on + 1).all()
+            expected = asked * question
+        torch.testing.assert_close(deciding, expected, atol=1e-6, rtol=0)
+
+
+@every_family
+def test_6_translators_are_charged_once_where_they_run(family):
+    """Token by token, at the last layer's EXIT; never where a token stays."""
+    model = wrap(tiny_base(family), plans=["PSEE"], **BRIDGES)
+    trace = model(token_ids(1), energy_budget=0.0).execution
+    process, skip, leave, _ = model.costs.layers.unbind(dim=1)
+    bridge, translator = (model.costs.of_module(module) for module in (model.bridges.of_skip(1), model.bridges.of_exit(2)))
+    bare = wrap(tiny_base(family), plans=["PSEE"]).costs.layers[:, Action.SKIP]
+    torch.testing.assert_close(skip, bare + bridge)
+    torch.testing.assert_close(leave, bare + translator * torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    expected = float(process[0] + bare[1:].sum()) + bridge + translator
+    assert trace.cost[0, 1:].tolist() == pytest.approx([expected] * 11)
 
 
 # gemma2 has no sdpa: its attention scores are matrix products that this count can't tell from linear maps.
 @pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family != "gemma2"])
-@pytest.mark.parametrize("steps", [1, 12])
-def test_6_skipped_work_is_not_run(family, steps):
+# Where tokens of one forward differ, bridges run for all of them, since gathering would cost more.
+@pytest.mark.parametrize("steps, bridges", [(1, {}), (12, BRIDGES)])
+def test_6_skipped_work_is_not_run(family, steps, bridges):
     """The FLOPs of linear maps that run are those that the trace claims: nothing is computed and thrown away."""
-    model = wrap(tiny_base(family), "plan", cost_unit="flops", plans=["PSPE", "PSSP"])
+    model = wrap(tiny_base(family), "plan", cost_unit="flops", plans=PLANS, **bridges)
     ids = token_ids(1)
-    for budget in (0.45, 0.6, 1.0):
+    for budget in (0.35, 0.45, 0.6, 1.0):
         linear = 0
         cache, cost = None, 0.0
         for part in ids.split(ids.shape[1] // steps, dim=1):
@@ -188,7 +216,20 @@ def test_7_a_lower_budget_never_costs_more_and_is_kept(family, controller):
         for budget, cost in zip(budgets, costs, strict=True):
             assert abs(cost - max(budget, traces[0].floor)) <= 0.02
     if controller == "confidence":
-        assert all((trace.cost <= max(budget, trace.floor) + 1e-6).all() for budget, trace in zip(budgets, traces, strict=True))
+        for budget, trace in zip(budgets, traces, strict=True):
+            assert (trace.cost[:, model.controller.keep_first :] <= max(budget, trace.floor) + 1e-6).all()
+
+
+@every_model
+def test_7_a_strict_budget_is_kept_by_every_token(family, controller):
+    model, ids = model_of(family, controller, "strict"), token_ids(2, 20)
+    for budget in (0.0, 0.3, 0.5, 0.7, 0.9, 0.99):
+        output = model(ids, energy_budget=budget)
+        assert (output.execution.cost <= max(budget, output.execution.floor) + 1e-6).all()
+    parts = [model(ids[:, :1], energy_budget=0.99)]
+    parts.append(model(ids[:, 1:], energy_budget=0.99, past_key_values=parts[0].past_key_values))
+    torch.testing.assert_close(torch.cat([part.logits for part in parts], dim=1), output.logits, **CLOSE)
+    assert (model(ids, energy_budget=1.0).execution.cost == 1.0).all()
 
 
 def test_9_no_randomness_of_our_own():

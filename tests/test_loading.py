@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from modeling_anee import AneeConfig, AneeForCausalLM
 from modeling_anee.loading import find_base
 
-from .tiny import CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
 
 
 COMMIT = "0" * 39 + "1"
@@ -30,8 +30,8 @@ def base_folder(tmp_path):
 
 
 def artifact_over(base_folder: Path, folder: Path, controller: str = "learned", **fields) -> tuple[AneeForCausalLM, Path]:
-    """A saved artifact whose base lies in `base_folder`."""
-    fields.setdefault("base_model_name_or_path", str(base_folder))
+    """A saved artifact with bridges whose base lies in `base_folder`."""
+    fields = {"base_model_name_or_path": str(base_folder), "decision_interval": 2} | BRIDGES | fields
     model = wrap(AutoModelForCausalLM.from_pretrained(base_folder), controller, energy_budget=0.6, **fields)
     model.save_pretrained(folder)
     return model, folder
@@ -42,6 +42,8 @@ def in_fresh_process(code: str, *arguments: object, installed: bool = False, **e
     hide = "" if installed else "import sys; sys.modules['modeling_anee'] = None\n"
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     variables.pop("PYTHONPATH", None)
+    if installed:  # the package that is being tested, wherever another one may be installed
+        variables["PYTHONPATH"] = str(Path(sys.modules["modeling_anee"].__file__).parents[1])
     command = [sys.executable, "-W", "error::FutureWarning", "-c", hide + code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=environment.get("HF_HOME"), check=False)
 
@@ -109,7 +111,7 @@ def test_fresh_process_without_the_package_loads_from_a_hub_cache(base_folder, t
 def test_revisions_pin_the_artifact_and_not_its_base(base_folder, tmp_path):
     older, folder = artifact_over(base_folder, tmp_path / "older", base_model_name_or_path="someone/base")
     newer = wrap(AutoModelForCausalLM.from_pretrained(base_folder), "learned", base_model_name_or_path="someone/base")
-    torch.nn.init.zeros_(newer.controller.policy[-1].weight)
+    torch.nn.init.zeros_(newer.controller.policies[0][-1].weight)
     newer.save_pretrained(tmp_path / "newer")
     home = tmp_path / "home"
     hub_cache(home, "someone/base", base_folder)
@@ -123,8 +125,8 @@ from modeling_anee import AneeForCausalLM
 from transformers import AutoModelForCausalLM
 for load in (AneeForCausalLM, AutoModelForCausalLM):
     model = load.from_pretrained("someone/artifact", revision="v1", energy_budget=0.6)
-    assert model.controller.policy[-1].weight.abs().sum() > 0
-    assert load.from_pretrained("someone/artifact").controller.policy[-1].weight.abs().sum() == 0
+    assert model.controller.policies[0][-1].weight.abs().sum() > 0
+    assert load.from_pretrained("someone/artifact").controller.policies[0][-1].weight.abs().sum() == 0
 torch.save({"logits": model(torch.arange(3, 15).unsqueeze(0)).logits.detach()}, sys.argv[1])
 """
     done = in_fresh_process(code, tmp_path / "out.pt", installed=True, HF_HOME=str(home))
@@ -164,11 +166,42 @@ def test_round_trip_of_every_family_and_controller(family, controller, tmp_path)
     assert all(torch.equal(value, again[name]) for name, value in load_file(artifact / "model.safetensors").items())
 
 
+def test_modules_saved_in_half_precision_load_in_float32(base_folder, tmp_path):
+    """Half the size; what was rounded once gives the same again."""
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "half", state_dict=half)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert set(stored) == set(load_file(artifact / "model.safetensors"))
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    loaded = AneeForCausalLM.from_pretrained(tmp_path / "half")
+    own = [*loaded.controller.parameters(), *loaded.bridges.parameters()]
+    assert {parameter.dtype for parameter in own} == {torch.float32}
+    with torch.no_grad():
+        for parameter in (*model.controller.parameters(), *model.bridges.parameters()):
+            parameter.copy_(parameter.half())
+    torch.testing.assert_close(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+@pytest.mark.parametrize("controller", ["confidence", "learned"])
+def test_a_calibrated_artifact_loads_with_its_dial(controller, base_folder, tmp_path):
+    calibration = {"budgets": [0.3, 0.8], "settings": [0.9, 0.4], "cost": [0.31, 0.79]}
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact", controller, calibration=calibration)
+    loaded = AneeForCausalLM.from_pretrained(artifact)
+    assert loaded.config.calibration == calibration and loaded.controller.floor == model.controller.floor
+    for budget in (0.3, 0.6, 0.9):
+        first, second = (each(token_ids(), energy_budget=budget) for each in (model, loaded))
+        torch.testing.assert_close(first.logits, second.logits)
+        assert torch.equal(first.execution.actions, second.execution.actions)
+
+
 def test_artifact_holds_our_modules_the_code_and_nothing_of_the_base(base_folder, tmp_path):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact")
     with safe_open(artifact / "model.safetensors", "pt") as file:
         names = set(file.keys())
-    assert names == {f"controller.{name}" for name in model.controller.state_dict()}
+    own = {"controller": model.controller, "bridges": model.bridges}
+    assert names == {f"{where}.{name}" for where, module in own.items() for name in module.state_dict()}
+    assert sum(name.startswith("bridges.") for name in names) == 3 * 3 * 4  # kinds, tensors, layers
     files = {path.name for path in artifact.iterdir()}
     package = Path(sys.modules["modeling_anee"].__file__).parent
     flat = {path.name for path in package.glob("*.py")} - {"__init__.py", "version.py"}
@@ -205,13 +238,14 @@ def test_shipped_files_import_stdlib_torch_and_transformers_only():
 def test_wrapping_and_training_leave_the_base_bit_identical():
     base = tiny_base()
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    model = wrap(base, "learned", energy_budget=0.5).train()
+    model = wrap(base, "learned", energy_budget=0.5, **BRIDGES).train()
     assert not base.training and not any(p.requires_grad for p in base.parameters())
     trainable = [p for p in model.parameters() if p.requires_grad]
-    assert trainable and {id(p) for p in trainable} == {id(p) for p in model.controller.parameters()}
+    own = [*model.controller.parameters(), *model.bridges.parameters()]
+    assert trainable and {id(p) for p in trainable} == {id(p) for p in own}
     optimizer = torch.optim.SGD(trainable, lr=0.1)
     seen = torch.randn(5, 32)
-    model.controller.probe(seen).sum().backward()
+    (model.controller.probes[0](seen).sum() + model.bridges.of_skip(1)(seen).sum()).backward()
     optimizer.step()
     model(token_ids())
     after = base.state_dict()
@@ -232,7 +266,7 @@ def test_arguments_of_the_base_reach_it(base_folder, tmp_path):
     _, artifact = artifact_over(base_folder, tmp_path / "artifact")
     model = AneeForCausalLM.from_pretrained(artifact, dtype=torch.bfloat16, device_map="cpu", attn_implementation="eager")
     assert model.dtype == model.base.dtype == torch.bfloat16
-    assert {p.dtype for p in model.controller.parameters()} == {torch.float32}
+    assert {p.dtype for own in (model.controller, model.bridges) for p in own.parameters()} == {torch.float32}
     assert model.base.config._attn_implementation == "eager" and str(model.device) == "cpu"
     assert model(token_ids()).logits.dtype == torch.bfloat16
 
@@ -315,9 +349,11 @@ def test_foreign_weights_are_refused(base_folder, tmp_path):
     tensors = load_file(weights)
     for wrong in (
         {"some.weight": torch.zeros(3)},
-        {name: value for name, value in tensors.items() if "policy.0" not in name},
+        {name: value for name, value in tensors.items() if "policies.0.0" not in name},
+        {name: value for name, value in tensors.items() if "bridges.skip.1.up" not in name},
         {**tensors, "controller.extra": torch.zeros(1)},
-        {**tensors, "controller.policy.0.weight": torch.zeros(3, 3)},
+        {**tensors, "controller.policies.0.0.weight": torch.zeros(3, 3)},
+        {**tensors, "bridges.exit.0.down.weight": torch.zeros(3, 3)},
     ):
         save_file(wrong, weights, metadata={"format": "pt"})
         with pytest.raises(ValueError, match="don't belong to a 'learned' controller"):

@@ -40,7 +40,7 @@ def scramble(run):
 def test_a_new_run_has_our_modules_and_none_of_the_bases(workshop, tmp_path):
     run = open_run(workshop, tmp_path / "run")
     assert run.done == [] and (tmp_path / "run" / "run.json").is_file()
-    assert run.own().keys() >= run.own_parameters().keys() >= {"controller.policy.0.weight"}
+    assert run.own().keys() >= run.own_parameters().keys() >= {"controller.policies.0.0.weight"}
     base = {f"base.{name}" for name in run.model.base.state_dict()}
     assert run.own().keys() | base == set(run.model.state_dict()) and not run.own().keys() & base
     assert run.model.config.base_model_name_or_path == str(workshop / "base")
@@ -184,8 +184,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_weights_of_another_version_are_refused(workshop, tmp_path):
     run = open_run(workshop, tmp_path)
-    with pytest.raises(ValueError, match=r"lacks controller\.policy\.0\.bias"):
-        run.load_own({name: value for name, value in run.own().items() if name != "controller.policy.0.bias"})
+    with pytest.raises(ValueError, match=r"lacks controller\.policies\.0\.0\.bias"):
+        run.load_own({name: value for name, value in run.own().items() if name != "controller.policies.0.0.bias"})
 
 
 NAMES = ["first", "second.weight", "unused"]

@@ -9,6 +9,9 @@ from modeling_anee.actions import Action
 from modeling_anee.trace import SYMBOLS, ExecutionTrace
 
 
+RUNNING = (Action.PROCESS, Action.SKIP_FFN)  # a layer that runs, if not all of it
+
+
 def random_trace(rows: int, tokens: int, layers: int, seed: int) -> ExecutionTrace:
     generator = torch.Generator().manual_seed(seed)
     actions = torch.randint(0, len(Action), (rows, tokens, layers), generator=generator, dtype=torch.uint8)
@@ -44,7 +47,7 @@ def test_means_and_depths_are_those_of_the_real_tokens(trace):
     assert trace.row_cost.tolist() == pytest.approx([sum(row) / max(len(row), 1) for row in costs])
     for b in range(rows):
         for t in range(tokens):
-            expected = trace.actions[b, t].tolist().count(Action.PROCESS) if t in real[b] else 0
+            expected = sum(map(trace.actions[b, t].tolist().count, RUNNING)) if t in real[b] else 0
             assert int(trace.depth[b, t]) == expected
     if count:
         share = trace.layer_share
@@ -111,12 +114,12 @@ def test_the_drawing_has_every_action_of_the_last_tokens(trace, width):
         taken = trace.actions[0, tokens, layer].tolist()
         assert int(number) == layer and drawn == "".join(SYMBOLS[Action(value)] for value in taken)
         if tokens:
-            assert share.strip() == f"{taken.count(Action.PROCESS) / len(taken):.0%}"
+            assert share.strip() == f"{sum(map(taken.count, RUNNING)) / len(taken):.0%}"
     assert all(action.name in lines[-1] and repr(symbol) in lines[-1] for action, symbol in SYMBOLS.items())
 
 
 @pytest.mark.parametrize("layers", [1, 3, 10, 30])
 def test_depths_are_drawn_in_whole_tenths(layers):
-    columns = [[Action.PROCESS] * count + [Action.SKIP] * (layers - count) for count in range(layers + 1)]
+    columns = [[RUNNING[count % 2]] * count + [Action.SKIP] * (layers - count) for count in range(layers + 1)]
     drawn = one_row(columns).render().splitlines()[-2].split("|")[1]
     assert drawn == "".join(str(min(10 * count // layers, 9)) for count in range(layers + 1))

@@ -80,9 +80,9 @@ def training_stage(name, before_step=lambda step: None, updates=None):
             before_step(step)
             generator = run.generator(name, step)
             rows = run.rows(windows[torch.randperm(len(windows), generator=generator)[:4]])
-            states = rows.float()[:, :7] / VOCABULARY  # as many numbers as a policy reads
-            policy = run.model.controller.policy
-            loss = (policy(states) - torch.randn(3, generator=generator)).square().mean()
+            policy = run.model.controller.policies[0]
+            states = rows.float()[:, : policy[0].in_features] / VOCABULARY
+            loss = (policy(states) - torch.randn(policy[-1].out_features, generator=generator)).square().mean()
             optimizer.zero_grad()
             loss.backward()
             run.reduce_gradients(named.values())

@@ -32,7 +32,7 @@ def draw_heatmap(
 ) -> None:
     """Write a PNG of one row of a trace.
 
-    Above the map is the cost of each token, at its right the share of tokens that each layer processed.
+    Above the map is the cost of each token, at its right the share of tokens that each layer ran for, by action.
 
     Args:
         trace: what was done.
@@ -83,11 +83,12 @@ def draw_heatmap(
     top.tick_params(labelbottom=False)
 
     side = figure.add_subplot(grid[1, 1], sharey=main)
-    share = (actions == Action.PROCESS).float().mean(dim=1)
-    side.barh(range(layers), share.numpy(), height=0.9, color=COLOURS[Action.PROCESS])
+    whole, attention = ((actions == a).float().mean(dim=1).numpy() for a in (Action.PROCESS, Action.SKIP_FFN))
+    side.barh(range(layers), whole, height=0.9, color=COLOURS[Action.PROCESS])
+    side.barh(range(layers), attention, height=0.9, left=whole, color=COLOURS[Action.SKIP_FFN])
     side.set_xlim(0, 1)
     side.set_xticks([0, 1], ["0", "100%"], fontsize=7)
-    side.set_xlabel("processed", fontsize=8)
+    side.set_xlabel("tokens it ran for", fontsize=8)
     side.tick_params(labelleft=False)
 
     corner = figure.add_subplot(grid[0, 1])
