@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 
@@ -131,3 +132,25 @@ def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, stage, tmp_p
     fit(recipe, tmp_path / "run", fitted / "data")
     for name in ("artifact/model.safetensors", "artifact/config.json", "run.json", "log.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (fitted / "run" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("slope", [0.3, 2.0, 5.0])
+@pytest.mark.parametrize("place", [-380.0, -3.0, 0.0, 12.5, 390.0])
+def test_a_root_is_found_in_few_steps(slope, place):
+    asked = []
+
+    def function(x):
+        asked.append(x)
+        return torch.sigmoid(torch.tensor(slope * (x - place) / 40, dtype=torch.float64)).item() - 0.5
+
+    found = root(function, -400.0, 400.0)
+    assert abs(function(found)) <= TOLERANCE and len(asked) <= ROUNDS + 1
+
+
+def test_without_a_root_the_end_is_approached():
+    assert root(lambda x: 1.0, -400.0, 400.0) < -399 and root(lambda x: -1.0, 0.0, 1.0) > 0.99
+
+
+def test_monotone_averages_what_is_out_of_order():
+    assert monotone([3.0, 1.0, 2.0, 5.0], True) == [2.0, 2.0, 2.0, 5.0]
+    assert monotone([5.0, 2.0, 1.0], False) == [5.0, 2.0, 1.0]

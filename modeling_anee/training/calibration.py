@@ -1,8 +1,10 @@
 """Calibration: the dial's setting for every budget, on held-out text, and the curve that results.
 
-Each setting is found by bisection on the mean realised cost; the curve (cost, perplexity ratio, standard error) is
+Each setting is found by root finding on the mean realised cost; the curve (cost, perplexity ratio, standard error) is
 measured on the same windows and kept in the artifact's config.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,8 +17,10 @@ from .run import Run
 
 NAME = "calibration"
 # Between these the dial is turned: a price that forbids, or forces, every action; a threshold of confidence.
-SETTINGS = {"learned": (-3000.0, 3000.0), "confidence": (0.0, 1.0)}
-ROUNDS = 14  # of bisection: the range over 2 ** 14
+SETTINGS = {"learned": (-400.0, 400.0), "confidence": (0.0, 1.0)}
+ROUNDS = 12  # evaluations at most
+HALVINGS = 4
+TOLERANCE = 0.003  # of the mean cost
 BATCH_WINDOWS = 4
 
 
@@ -44,16 +48,29 @@ def rising_of(model: AneeForCausalLM) -> bool:
 
 
 def find_setting(run: Run, windows: Tensor, budget: float) -> float:
-    """Setting at which the mean cost of a token is nearest to the budget."""
-    model = run.model
-    low, high = SETTINGS[model.config.controller]
-    for _ in range(ROUNDS):
-        middle = (low + high) / 2
-        if (mean_cost(run, windows, budget, middle) > budget) == rising_of(model):
-            high = middle
+    """Setting at which the mean cost of a token is the budget, or the nearest one."""
+    low, high = SETTINGS[run.model.config.controller]
+    sign = 1.0 if rising_of(run.model) else -1.0
+    return root(lambda setting: sign * (mean_cost(run, windows, budget, setting) - budget), low, high)
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function is within `TOLERANCE` of 0, or the better end of the range if it has no root there.
+
+    A few halvings, since the function is flat far out, then regula falsi with halved weights (Illinois).
+    """
+    at_low, at_high = -1.0, 1.0  # only the signs matter while halving
+    for halving in range(ROUNDS):
+        known = halving >= HALVINGS and abs(at_low) < 1.0 and abs(at_high) < 1.0
+        middle = (low * at_high - high * at_low) / (at_high - at_low) if known else (low + high) / 2
+        value = function(middle)
+        if abs(value) <= TOLERANCE:
+            return middle
+        if value > 0:
+            high, at_high, at_low = middle, value, at_low / 2 if known else at_low
         else:
-            low = middle
-    return (low + high) / 2
+            low, at_low, at_high = middle, value, at_high / 2 if known else at_high
+    return middle
 
 
 @torch.no_grad()
