@@ -17,9 +17,9 @@ from .run import Run
 
 NAME = "calibration"
 # Between these the dial is turned: a price that forbids, or forces, every action; a threshold of confidence.
-SETTINGS = {"learned": (-400.0, 400.0), "confidence": (0.0, 1.0)}
+SETTINGS = {"learned": (-200.0, 200.0), "confidence": (0.0, 1.0)}
 ROUNDS = 12  # evaluations at most
-HALVINGS = 4
+HALVINGS = 2
 TOLERANCE = 0.003  # of the mean cost
 BATCH_WINDOWS = 4
 
