@@ -1,0 +1,24 @@
+"""Verbs that make an artifact: `anee fit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers.utils import logging
+
+from .console import plain_errors, training_libraries
+
+
+def fit(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) of what to fit to which base.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run: a new one, or the one of an interrupted run.")],
+    data: Annotated[Path, typer.Option(help="Folder of the recipe's text files.")] = Path(),
+    stage: Annotated[str | None, typer.Option(help="Run only this stage; default: all that are not done.")] = None,
+) -> None:
+    """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
+    with plain_errors():
+        with training_libraries("fit"):
+            from ..training.fit import fit as fit_recipe
+            from ..training.recipe import read_recipe
+        logging.disable_progress_bar()
+        print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
