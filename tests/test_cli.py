@@ -38,7 +38,7 @@ def anee(*arguments):
 
 def test_help_names_every_verb_and_option():
     assert anee("--help").exit_code == 0
-    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench", "perplexity", "compare"))
+    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench", "perplexity", "compare", "samples"))
     for option in ("--energy-budget", "--heatmap", "--stats", "--model", "--prompt"):
         assert option in anee("generate", "--help").output
 
@@ -91,6 +91,8 @@ def test_sampling_is_seeded(base_folder):
         (["compare", "--text", __file__, "--length", "100000"], 1, "--length 100000"),
         (["compare", "--text", __file__, "--fit", "no_such_fit"], 1, "no_such_fit has no traces"),
         (["compare", "--text", __file__, "--output", "no/such/folder/rows.json"], 1, "--output no/such/folder"),
+        (["samples", "--budgets", "much"], 1, "'much'"),
+        (["samples", "--output", "no/such/folder/samples.json"], 1, "--output no/such/folder"),
         (["generate", "--energy-budget", "0.5"], 2, "--prompt"),
         (["generate", "--prompt", "w5", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["frobnicate"], 2, "frobnicate"),
@@ -235,6 +237,16 @@ def test_compare_refuses_another_base_or_a_name_that_is_taken(base_folder, text,
     assert done.exit_code == 1 and "another base" in done.stderr
     done = anee(*call, f"plan={tmp_path / 'other'}")
     assert done.exit_code == 1 and "have the name 'plan'" in done.stderr
+
+
+def test_samples_are_printed_and_written_as_they_are(shipped, tmp_path):
+    done = anee("samples", "--budgets", "1.0,0.7", "--max-new-tokens", 3, "--output", tmp_path / "samples.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "samples.json").read_text())
+    assert report["controller"] == "budget" and report["max_new_tokens"] == 3 and len(report["rows"]) == 20
+    for row in report["rows"]:
+        assert f"**{row['prompt']}**" in done.stdout and f"```text\n{row['text']}\n```" in done.stdout
+        assert f"budget {row['budget']:g}, cost {row['cost']:.3f}:" in done.stdout
 
 
 def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import typer
 
 from .generating import demo, generate
 from .making import fit
-from .measuring import bench, compare, perplexity
+from .measuring import bench, compare, perplexity, samples
 
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run.",
 )
-for verb in (bench, compare, demo, fit, generate, perplexity):
+for verb in (bench, compare, demo, fit, generate, perplexity, samples):
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""Verbs that measure: `anee bench`, `anee perplexity` and `anee compare`."""
+"""Verbs that measure: `anee bench`, `anee perplexity`, `anee compare` and `anee samples`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -115,4 +115,33 @@ def compare(
         print(as_text(rows))
         if output is not None:
             write_report(report, output)
+            print(f"\nfigures: {output}")
+
+
+def samples(
+    model: ModelOption = None,
+    budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 80,
+    output: FiguresOption = None,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Print the greedy answers to ten questions at several budgets, unedited, as Markdown."""
+    from ..evaluation.report import write_report
+    from ..evaluation.samples import PROMPTS, as_text, sample
+    from .perplexity import parse_budgets
+
+    with plain_errors():
+        check_folder("--output", output)
+        listed = parse_budgets(budgets)
+        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded.to(device)
+        with progress_bar("answering", len(PROMPTS) * len(listed)) as advance:
+            rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)
+        print(as_text(rows))
+        if output is not None:
+            kind = loaded.config.controller
+            write_report({"controller": kind, "max_new_tokens": max_new_tokens, "rows": rows}, output)
             print(f"\nfigures: {output}")
