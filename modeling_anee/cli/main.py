@@ -3,7 +3,7 @@
 import typer
 
 from .generating import demo, generate
-from .making import fit
+from .making import card, fit
 from .measuring import bench, compare, perplexity, samples
 
 
@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run.",
 )
-for verb in (bench, compare, demo, fit, generate, perplexity, samples):
+for verb in (bench, card, compare, demo, fit, generate, perplexity, samples):
     app.command()(verb)
 
 

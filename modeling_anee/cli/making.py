@@ -1,4 +1,4 @@
-"""Verbs that make an artifact: `anee fit`."""
+"""Verbs that make an artifact: `anee fit` and `anee card`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,3 +22,22 @@ def fit(
             from ..training.recipe import read_recipe
         logging.disable_progress_bar()
         print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
+
+
+def card(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact, which gets a README.md.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe (YAML) that it was fitted by.")],
+    figures: Annotated[Path | None, typer.Option(help="Figures that `anee compare` wrote.")] = None,
+    budget_figures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Figures that `anee perplexity` wrote, of a text not used for the fit; repeatable."),
+    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="Answers that `anee samples` wrote.")] = None,
+    language: Annotated[str, typer.Option(help="Language of the text that it was fitted on.")] = "English",
+) -> None:
+    """Write the model card of an artifact from its configuration, its recipe and what was measured."""
+    with plain_errors():
+        with training_libraries("card"):
+            from ..training.card import Measured, write_card
+        measured = Measured.read(figures, budget_figures or [], samples)
+        print(f"card: {write_card(artifact, recipe, measured, language)}")
