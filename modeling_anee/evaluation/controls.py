@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..actions import Action, parse_plan
 from ..bridges import Bridges
+from ..execution import Executor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plans_of_order
 from ..training.examples import Examples
@@ -53,7 +54,13 @@ def score_control(
 
 
 def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[Control]:
-    """Every control of an artifact with plans and bridges; the oracle needs the examples of its fit."""
+    """Every control of an artifact with plans and bridges; the oracle needs the examples of its fit.
+
+    Raises:
+        ValueError: the cheapest plan exits, so its layers can't be left out one by one.
+    """
+    if Action.EXIT in plan_table(model).actions[0].tolist():
+        raise ValueError("plans with EXIT are not allowed for the controls: they leave out layers one by one")
     bare = WithoutBridges(model)
     found = [
         Control("random skip, same bridges", lambda ids, budget: random_skip(model, ids, budget)),
@@ -139,15 +146,16 @@ class WithoutBridges:
 
     def __init__(self, model: AneeForCausalLM) -> None:
         self.model = model
-        config = type(model.config)(text_config=model.config.text_config)  # of rank 0
-        self.none = Bridges(config)
-        self.table = plan_table(model, model.stack.measure_costs(model.config.cost_unit))
+        costs = model.stack.measure_costs(model.config.cost_unit)
+        none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
+        self.executor = Executor(model.stack, model.controller, none, costs)
+        self.table = plan_table(model, costs)
 
     def static(self, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
         """The plans nearest to the budget."""
-        executor = self.model.executor
-        bridges, executor.bridges = executor.bridges, self.none
+        model = self.model
+        executor, model.executor = model.executor, self.executor
         try:
-            return static(self.model, ids, budget, self.table)
+            return static(model, ids, budget, self.table)
         finally:
-            executor.bridges = bridges
+            model.executor = executor

@@ -211,7 +211,7 @@ def score_with(
     return Scores(
         nll=torch.tensor(sums, dtype=torch.float64),
         tokens=torch.tensor([len(window.ids) - window.context for window in windows]),
-        digest=_digest(windows),
+        digest=digest_of(windows),
         cost=torch.cat(costs) if costs else None,
         cost_tokens=torch.tensor([len(window.ids) for window in windows]) if costs else None,
         stack_share=stack_share,
@@ -275,7 +275,8 @@ def _check_lengths(model: Any, windows: Sequence[Window]) -> None:
         raise ValueError(f"length={longest} is not allowed: the model has {positions} positions (max_position_embeddings)")
 
 
-def _digest(windows: Sequence[Window]) -> str:
+def digest_of(windows: Sequence[Window]) -> str:
+    """SHA-256 of windows."""
     digest = hashlib.sha256()
     for window in windows:
         digest.update(f"{len(window.ids)} {window.context} ".encode())

@@ -9,8 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..confidence import ConfidenceController
 from ..dial import Dial
 from ..evaluation.perplexity import Scores, Window, ratio, score
+from ..learned import LearnedController
 from ..modeling_anee import AneeForCausalLM
 from .run import Run
 
@@ -38,8 +40,19 @@ def run_stage(run: Run) -> dict:
     table: dict[str, list[float]] = {"budgets": budgets}
     if found:
         table["settings"] = monotone([found[str(budget)] for budget in budgets], rising_of(model))
-        model.controller.dial = Dial(table, neutral=0.0)
+        controller_of(model).dial = Dial(table, neutral=0.0)
     return {"calibration": table | curve(run, windows, budgets)}
+
+
+def controller_of(model: AneeForCausalLM) -> LearnedController | ConfidenceController:
+    """The model's controller, which has a dial.
+
+    Raises:
+        ValueError: it is of a kind without one.
+    """
+    if not isinstance(model.controller, LearnedController | ConfidenceController):
+        raise ValueError(f"controller={model.config.controller!r} has no dial to set; {', '.join(SETTINGS)} have one")
+    return model.controller
 
 
 def rising_of(model: AneeForCausalLM) -> bool:
@@ -77,7 +90,7 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
     """Mean realised cost of a token with the dial at a setting; the head is not run."""
     model = run.model
-    model.controller.dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
+    controller_of(model).dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.share(windows).split(BATCH_WINDOWS):
         trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution

@@ -91,5 +91,6 @@ def sublayers(run: Run, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tens
     for layer, block in enumerate(model.stack.blocks):
         attended = model.executor.attend(layer, hidden, step)
         out = block.add_feed_forward(hidden, attended)
-        yield layer, *(x[:, kept:].flatten(0, 1) for x in (hidden, attended, out))
+        entering, between, leaving = (x[:, kept:].flatten(0, 1) for x in (hidden, attended, out))
+        yield layer, entering, between, leaving
         hidden = out

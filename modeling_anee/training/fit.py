@@ -1,6 +1,7 @@
 """The stages of a fit in their order, and the artifact at its end."""
 
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import PART
+from torch import Tensor
+
+from .checkpoint import PART, write_atomically
 from .recipe import STAGE_NAMES, Recipe
 from .run import Run
 
@@ -57,16 +60,41 @@ def _to_run(recipe: Recipe, done: list[str], only: str | None) -> list[str]:
 
 
 def export(run: Run) -> Path:
-    """Write the artifact of what is trained so far into the run's folder."""
+    """Write the artifact of what is trained so far into the run's folder, as small as it can be.
+
+    Raises:
+        ValueError: a weight is too large for half precision.
+    """
     artifact = run.folder / "artifact"
     if run.accelerator.is_main_process:
         part, old = (artifact.with_name(artifact.name + ending) for ending in (PART, ".old"))
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        run.model.save_pretrained(part, tokenizer=run.tokenizer)
+        run.model.save_pretrained(part, tokenizer=run.tokenizer, state_dict=in_half(run.own()))
+        compact(part / "tokenizer.json")
         if artifact.exists():
             os.replace(artifact, old)
         os.replace(part, artifact)
         shutil.rmtree(old, ignore_errors=True)
     run.accelerator.wait_for_everyone()
     return artifact
+
+
+def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating tensors in float16, which loading turns back into float32; others, such as versions, as they are.
+
+    Raises:
+        ValueError: a value that is not finite in float16.
+    """
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    wrong = [name for name, tensor in half.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"weights can't be exported in half precision: values of {', '.join(wrong[:4])} are too large for it")
+    return half
+
+
+def compact(file: Path) -> None:
+    """Rewrite a JSON file without spaces and escapes; nothing is done where there is none."""
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        write_atomically(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())

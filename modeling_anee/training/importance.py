@@ -110,7 +110,8 @@ def resume(run: Run) -> Search:
     if saved is None:
         return Search(plan=[int(Action.PROCESS)] * run.model.config.num_layers)
     search = Search(**saved[2]["search"])
-    search.queue = [tuple(entry) for entry in search.queue]  # JSON makes lists of them
+    # JSON made lists of its tuples.
+    search.queue = [(gain, layer, action, made) for gain, layer, action, made in search.queue]
     return search
 
 

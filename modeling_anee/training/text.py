@@ -50,17 +50,18 @@ def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_di
         stretches = _stretches(source, tokenizer, data_dir, derive_seed(seed, "sampled", number), base)
         tokens = _take(stretches, source.tokens)
         if len(tokens) < source.tokens:
-            logger.warning(f"text of {_name(source)} has {len(tokens)} tokens, fewer than tokens={source.tokens}")
+            logger.warning(f"text of {name_of(source)} has {len(tokens)} tokens, fewer than tokens={source.tokens}")
         parts.append(tokens[: len(tokens) // length * length].view(-1, length))
     windows = torch.cat(parts)
     if not len(windows):
-        names = ", ".join(map(_name, sources)) or "none"
+        names = ", ".join(map(name_of, sources)) or "none"
         raise ValueError(f"the text (sources: {names}) is too short for one window of {length} tokens")
     order = torch.Generator().manual_seed(derive_seed(seed, "order"))
     return windows[torch.randperm(len(windows), generator=order)]
 
 
-def _name(source: AnySource) -> str:
+def name_of(source: AnySource) -> str:
+    """What a source is called in messages and on cards."""
     if isinstance(source, FileSource):
         return source.file
     return source.dataset if isinstance(source, DatasetSource) else f"generated={source.generated!r}"

@@ -1,0 +1,85 @@
+"""What `anee compare` reads from its options; the comparison itself is `evaluation/comparison.py`'s."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..evaluation.perplexity import Window, digest_of, encode_text, spread, windows
+from ..fingerprint import same_base
+from ..modeling_anee import AneeForCausalLM
+from .model import load
+from .perplexity import parse_budgets
+
+
+def parse_lower_budgets(text: str) -> list[float]:
+    """Budgets below 1 of a list like `0.9,0.8`, highest first; the base at 1 is always compared with.
+
+    Raises:
+        ValueError: something that is not a number between 0 and 1, or no budget below 1.
+    """
+    budgets = [budget for budget in parse_budgets(text) if budget < 1.0]
+    if not budgets:
+        raise ValueError(f"--budgets {text}: there is nothing to compare without a budget below 1")
+    return budgets
+
+
+def parse_also(values: Sequence[str]) -> dict[str, str]:
+    """Artifacts by name, of values like `NAME=ARTIFACT`.
+
+    Raises:
+        ValueError: no `=`, an empty part, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, _, artifact = value.partition("=")
+        if not name or not artifact:
+            raise ValueError(f"--also {value} is not allowed: it must be NAME=ARTIFACT")
+        if name in found:
+            raise ValueError(f"--also {value} is not allowed: the name {name!r} is given twice")
+        found[name] = artifact
+    return found
+
+
+def load_all(
+    model: str | None, others: dict[str, str], controller: str | None, device: str, **kwargs: Any
+) -> tuple[dict[str, AneeForCausalLM], Any]:
+    """The model, under the kind of its controller, and the others, under their names; and the model's tokenizer.
+
+    Raises:
+        ValueError: a name that is that kind already, or another base.
+    """
+    first, tokenizer = load(model, controller, **kwargs)
+    kind = first.config.controller
+    models = {kind: first.to(device)}
+    for name, artifact in others.items():
+        if name == kind:
+            raise ValueError(f"--also {name}={artifact} is not allowed: the rows of --model have the name {kind!r}")
+        other, _ = load(artifact, None, **kwargs)
+        if not same_base(other.config.base_fingerprint, first.config.base_fingerprint):
+            raise ValueError(f"--also {name}={artifact} is not allowed: it is over another base than --model")
+        models[name] = other.to(device)
+    return models, tokenizer
+
+
+def full_windows(tokenizer: Any, text: str, length: int, limit: int | None) -> list[Window]:
+    """At most `limit` windows of `length` tokens each; a last one that is shorter is dropped.
+
+    Raises:
+        ValueError: the text is too short for one.
+    """
+    ids = encode_text(tokenizer, text)
+    if len(ids) < length:
+        raise ValueError(f"--text has {len(ids)} tokens, too few for one window of --length {length}")
+    return spread([window for window in windows(ids, length) if len(window.ids) == length], limit)
+
+
+def describe(models: dict[str, AneeForCausalLM], windows: Sequence[Window]) -> dict[str, Any]:
+    """What was compared on what, ready for JSON."""
+    first = next(iter(models.values()))
+    return {
+        "controllers": {name: model.config.controller for name, model in models.items()},
+        "cost_unit": first.config.cost_unit,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "length": len(windows[0].ids),
+        "windows": len(windows),
+        "windows_sha256": digest_of(windows),
+    }

@@ -1,0 +1,59 @@
+"""What every verb does on a terminal: errors without tracebacks, progress on stderr, files that can be written."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+progress_console = Console(stderr=True)
+EXPECTED_ERRORS = (OSError, ValueError, NotImplementedError, ImportError)
+TRAINING_LIBRARIES = ("accelerate", "pydantic", "yaml")
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn expected errors into one message on stderr and exit code 1."""
+    try:
+        yield
+    except EXPECTED_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def training_libraries(verb: str) -> Iterator[None]:
+    """Around the imports of a verb that needs the extra `train`.
+
+    Raises:
+        ImportError: one of its libraries is not installed; the message says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_LIBRARIES:
+            raise
+        raise ImportError(f"anee {verb} needs {error.name}: pip install 'modeling-anee[train]'") from error
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, and the function that moves it on."""
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=progress_console, transient=True) as progress:
+        yield partial(progress.advance, progress.add_task(title, total=total))
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """Notice a file that can't be written before the work for it is done; None is no file.
+
+    Raises:
+        OSError: its folder does not exist.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise OSError(f"{option} {file}: the folder {file.parent} does not exist")

@@ -1,0 +1,43 @@
+"""Verbs that make an artifact: `anee fit` and `anee card`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers.utils import logging
+
+from .console import plain_errors, training_libraries
+
+
+def fit(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) of what to fit to which base.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run: a new one, or the one of an interrupted run.")],
+    data: Annotated[Path, typer.Option(help="Folder of the recipe's text files.")] = Path(),
+    stage: Annotated[str | None, typer.Option(help="Run only this stage; default: all that are not done.")] = None,
+) -> None:
+    """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
+    with plain_errors():
+        with training_libraries("fit"):
+            from ..training.fit import fit as fit_recipe
+            from ..training.recipe import read_recipe
+        logging.disable_progress_bar()
+        print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
+
+
+def card(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact, which gets a README.md.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe (YAML) that it was fitted by.")],
+    figures: Annotated[Path | None, typer.Option(help="Figures that `anee compare` wrote.")] = None,
+    budget_figures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Figures that `anee perplexity` wrote, of a text not used for the fit; repeatable."),
+    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="Answers that `anee samples` wrote.")] = None,
+    language: Annotated[str, typer.Option(help="Language of the text that it was fitted on.")] = "English",
+) -> None:
+    """Write the model card of an artifact from its configuration, its recipe and what was measured."""
+    with plain_errors():
+        with training_libraries("card"):
+            from ..training.card import Measured, write_card
+        measured = Measured.read(figures, budget_figures or [], samples)
+        print(f"card: {write_card(artifact, recipe, measured, language)}")

@@ -1,0 +1,147 @@
+"""Verbs that measure: `anee bench`, `anee perplexity`, `anee compare` and `anee samples`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import check_folder, plain_errors, progress_bar, progress_console, training_libraries
+from .model import load
+from .options import (
+    ControllerOption,
+    DeviceOption,
+    DtypeOption,
+    FiguresOption,
+    LengthOption,
+    LimitOption,
+    ModelOption,
+    TextOption,
+    TrustOption,
+)
+
+
+def bench(
+    model: ModelOption = None,
+    output: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("anee_bench.json"),
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each run decodes.")] = 48,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each case.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
+    prefill: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 512,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
+    from ..evaluation.benchmark import as_text, benchmark
+    from ..evaluation.report import write_report
+
+    with plain_errors():
+        check_folder("--output", output)
+        loaded, tokenizer = load(model, controller, dtype=dtype)
+        loaded.to(device)
+        with progress_console.status("measuring"):
+            report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
+        print(as_text(report))
+        write_report(report, output)
+        print(f"\nfigures: {output}")
+
+
+def perplexity(
+    text: TextOption,
+    model: ModelOption = None,
+    budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
+    length: LengthOption = 512,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows. Default: no overlap.")] = None,
+    limit: LimitOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows that are run together.")] = 4,
+    output: FiguresOption = None,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Score a text at several budgets: cost, perplexity, and its ratio to the base's, with standard errors."""
+    from ..evaluation.perplexity import encode_text, read_text, spread, windows
+    from ..evaluation.report import write_report
+    from .perplexity import as_text, measure, parse_budgets
+
+    with plain_errors():
+        check_folder("--output", output)
+        listed, passage = parse_budgets(budgets), read_text(text)
+        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded.to(device)
+        chosen = spread(windows(encode_text(tokenizer, passage), length, stride), limit)
+        with progress_bar("scoring windows", len(chosen) * len(listed)) as advance:
+            report = measure(loaded, chosen, listed, batch_size, advance)
+        report = {"text": text.name, "length": length, "stride": stride or length} | report
+        print(as_text(report))
+        if output is not None:
+            write_report(report, output)
+            print(f"\nfigures: {output}")
+
+
+def compare(
+    text: TextOption,
+    model: ModelOption = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="NAME=ARTIFACT: one more artifact over the same base, with a name for its rows.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="Energy budgets below 1.")] = "0.9,0.8,0.6,0.5",
+    length: LengthOption = 512,
+    limit: LimitOption = None,
+    fit: Annotated[Path | None, typer.Option(help="Folder of the `anee fit` of --model: adds the oracle.")] = None,
+    output: FiguresOption = None,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
+    with plain_errors():
+        with training_libraries("compare"):
+            from ..evaluation.comparison import as_text, compare, count_scores
+        from ..evaluation.perplexity import read_text
+        from ..evaluation.report import write_report
+        from .comparison import describe, full_windows, load_all, parse_also, parse_lower_budgets
+
+        check_folder("--output", output)
+        listed, others, passage = parse_lower_budgets(budgets), parse_also(also or []), read_text(text)
+        models, tokenizer = load_all(model, others, controller, device, dtype=dtype, trust_remote_code=trust_remote_code)
+        chosen = full_windows(tokenizer, passage, length, limit)
+        total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
+        with progress_bar("scoring windows", total) as advance:
+            rows = compare(models, chosen, listed, fit, advance)
+        report = {"text": text.name} | describe(models, chosen) | {"rows": rows}
+        print(as_text(rows))
+        if output is not None:
+            write_report(report, output)
+            print(f"\nfigures: {output}")
+
+
+def samples(
+    model: ModelOption = None,
+    budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 80,
+    output: FiguresOption = None,
+    controller: ControllerOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Print the greedy answers to ten questions at several budgets, unedited, as Markdown."""
+    from ..evaluation.report import write_report
+    from ..evaluation.samples import PROMPTS, as_text, sample
+    from .perplexity import parse_budgets
+
+    with plain_errors():
+        check_folder("--output", output)
+        listed = parse_budgets(budgets)
+        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded.to(device)
+        with progress_bar("answering", len(PROMPTS) * len(listed)) as advance:
+            rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)
+        print(as_text(rows))
+        if output is not None:
+            kind = loaded.config.controller
+            write_report({"controller": kind, "max_new_tokens": max_new_tokens, "rows": rows}, output)
+            print(f"\nfigures: {output}")

@@ -1,0 +1,28 @@
+"""Options that several verbs have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..configuration_anee import CONTROLLERS
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Artifact or base: a folder or a Hub name. Default: the artifact over SmolLM2-135M-Instruct that comes with a "
+        "checkout; where there is none, or with --controller, that base.",
+    ),
+]
+ControllerOption = Annotated[
+    str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLERS)}. Default: plan.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
+DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with --model.")]
+TextOption = Annotated[Path, typer.Option(help="UTF-8 text file to score.")]
+LengthOption = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Score so many windows, evenly spread. Default: all.")]
+FiguresOption = Annotated[Path | None, typer.Option("--output", help="Write the figures to this JSON file.")]

@@ -1,0 +1,177 @@
+"""The model card: every number is the artifact's, the recipe's or a report's; the code on it runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from modeling_anee.cli import smollm2
+from modeling_anee.cli.main import app
+from modeling_anee.evaluation.report import read_report, write_report
+from modeling_anee.training.card import Measured, quality, write_card
+
+from .tiny import tiny_base, wrap
+from .workshop import make_workshop, recipe_fields, tiny_tokenizer, words
+
+
+CALIBRATION = {
+    "budgets": [0.5, 0.7, 0.9],
+    "settings": [9.0, 5.0, 1.0],
+    "cost": [0.51, 0.7, 0.89],
+    "perplexity_ratio": [2.5, 1.6, 1.02],
+    "standard_error": [0.2, 0.05, 0.004],
+}
+FIELDS = {"bridge_rank": 4, "bridge_layers": [1, 2], "ffn_bridge_rank": 3, "ffn_bridge_layers": [3], "plans": ["PPSP", "PSSF"]}
+ROW = {"name": "plan", "budget": 0.8, "cost": 0.79, "perplexity": 12.3, "ratio": 1.25, "standard_error": 0.01}
+SCORED = {"budget": 0.8, "mean_cost": 0.787, "ratio": 1.3, "ratio_standard_error": 0.02}
+PLACE = {"text": "other.txt", "windows": 7, "length": 64}
+COMPARISON = {**PLACE, "rows": [ROW]}
+BUDGETS = {**PLACE, "rows": [SCORED | {"budget": 1.0, "mean_cost": 1.0}, SCORED]}
+SAMPLES = {"max_new_tokens": 9, "rows": [{"prompt": "Why?", "budget": 0.8, "cost": 0.8, "text": "# so\n```"}]}
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """A folder with a base, a recipe and an artifact."""
+    make_workshop(tmp_path)
+    text = {"train": [{"file": "text.txt", "tokens": 1200}, {"generated": "bos", "tokens": 30, "documents": 2}]}
+    anee = {"controller": "plan", "bridge_rank": 4, "ffn_bridge_rank": 3}
+    recipe = yaml.safe_dump(recipe_fields(tmp_path, text=text, anee=anee))
+    (tmp_path / "recipe.yaml").write_text(f"# A comment.\n{recipe}")
+    save_artifact(tmp_path, calibration=CALIBRATION)
+    return tmp_path
+
+
+def save_artifact(folder, **fields):
+    model = wrap(tiny_base(), "plan", **(FIELDS | {"base_model_name_or_path": str(folder / "base")} | fields))
+    model.save_pretrained(folder / "artifact", tokenizer=tiny_tokenizer())
+
+
+def card_of(folder, measured=None, **options):
+    return write_card(folder / "artifact", folder / "recipe.yaml", measured or Measured(), **options).read_text()
+
+
+def anee_card(folder, *options):
+    call = ["card", folder / "artifact", "--recipe", folder / "recipe.yaml", *options]
+    return CliRunner().invoke(app, [str(argument) for argument in call])
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_front_matter_is_what_the_hub_reads(workshop):
+    fields = front_matter(card_of(workshop))
+    assert fields["library_name"] == "transformers" and fields["pipeline_tag"] == "text-generation"
+    assert fields["license"] == "apache-2.0" and "anee" in fields["tags"]
+    assert "base_model" not in fields  # a folder is no name on the Hub
+    save_artifact(workshop, **smollm2.BASE_FIELDS)
+    card = card_of(workshop)
+    assert front_matter(card)["base_model"] == smollm2.REPOSITORY
+    assert f"`{smollm2.REPOSITORY}`" in card and smollm2.GGUF_FILE in card and "its own license" in card
+
+
+def test_no_folder_of_this_machine_is_on_it_but_in_the_recipe(workshop):
+    card = card_of(workshop)
+    assert str(workshop) not in card.split("## Recipe")[0] and "# A comment." in card.split("## Recipe")[1]
+
+
+def test_it_counts_what_is_in_the_artifact(workshop):
+    card = card_of(workshop)
+    assert "| bridges for skipped layers, rank 4 | 2 | 576 |" in card  # 2 * (32 * 4 + 4 * 32 + 32)
+    assert "| bridges for skipped feed-forwards, rank 3 | 1 | 224 |" in card
+    assert "exit translators" not in card and "| plans | 2 | - |" in card
+    assert "| `plan` controller | 1 | 0 |" in card
+
+
+def test_data_and_curve_are_those_of_recipe_and_config(workshop):
+    card = card_of(workshop)
+    assert "| train | `text.txt` | 1,200 |" in card and "`generated='bos'`" in card
+    assert "| budget | cost | ratio | standard error |" in card
+    assert "| 0.5 | 0.510 | 2.500 | 0.2000 |" in card and "settings" not in card
+    assert "Beside controls" not in card and "not used for the fit" not in card and "Greedy" not in card
+
+
+def test_limits_follow_from_the_figures(workshop):
+    card = card_of(workshop, language="Dutch").split("## Limits")[1]
+    assert "Fitted on Dutch text" in card and "first token is always processed in full" in card
+    assert "from 0.5 to 0.9" in card
+    assert "At budget 0.5, the lowest that was measured, perplexity is 2.50 times" in card
+    assert "more than 1.5 times the base's at a budget of 0.7" in card
+    assert quality([0.5, 0.9], [1.2, 1.01]) == [
+        "At budget 0.5, the lowest that was measured, perplexity is 1.20 times the base's."
+    ]
+    save_artifact(workshop, budget_mode="strict")
+    card = card_of(workshop).split("## Limits")[1]
+    assert "`strict`" in card and "processed in full" not in card and "measured" not in card.split("## Recipe")[0]
+
+
+def test_without_any_figure_it_says_so(workshop):
+    save_artifact(workshop)
+    assert "## Measured\n\nNothing yet.\n" in card_of(workshop)
+
+
+def test_figures_that_are_given_are_on_it(workshop):
+    files = {name: workshop / f"{name}.json" for name in ("compare", "kept", "samples")}
+    for file, report in zip(files.values(), (COMPARISON, BUDGETS, SAMPLES), strict=True):
+        write_report(report, file)
+    options = ("--figures", files["compare"], "--budget-figures", files["kept"], "--samples", files["samples"])
+    done = anee_card(workshop, *options)
+    assert done.exit_code == 0 and done.stdout.split() == ["card:", str(workshop / "artifact" / "README.md")], done.output
+    card = (workshop / "artifact" / "README.md").read_text()
+    assert "| 0.8 | plan | 0.790 | 12.30 | 1.250 +- 0.010 |" in card
+    assert "| `other.txt` (7 windows of 64 tokens) | 0.8 | 0.787 | 1.300 +- 0.020 |" in card
+    assert "at most 0.013 off its budget" in card
+    assert "````text\n# so\n```\n````" in card and "at most 9 tokens, unedited" in card
+
+
+@pytest.mark.parametrize("option", ["--figures", "--budget-figures", "--samples"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{}]}', '{"rows": 1}'])
+def test_files_that_are_no_reports_are_errors(workshop, option, content):
+    (workshop / "wrong.json").write_text(content)
+    done = anee_card(workshop, option, workshop / "wrong.json")
+    assert done.exit_code == 1 and "wrong.json is not a report of anee" in done.stderr
+    assert not (workshop / "artifact" / "README.md").exists()
+
+
+def test_what_is_not_finite_survives_as_null(tmp_path):
+    write_report({"rows": [{"a": float("nan"), "b": 1.5}], "c": [float("inf")]}, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == {"rows": [{"a": None, "b": 1.5}], "c": [None]}
+    (row,) = read_report(tmp_path / "r.json", "compare", ("c",), ("a", "b"))["rows"]
+    assert row["a"] != row["a"] and row["b"] == 1.5 and [*tmp_path.iterdir()] == [tmp_path / "r.json"]
+
+
+def test_the_recipe_of_another_artifact_is_an_error(workshop):
+    save_artifact(workshop, bridge_rank=2)
+    with pytest.raises(ValueError, match="bridge_rank=4, but the artifact 2"):
+        card_of(workshop)
+
+
+def test_a_folder_without_artifact_is_an_error(workshop):
+    (workshop / "artifact" / "config.json").unlink()
+    done = anee_card(workshop)
+    assert done.exit_code == 1 and "artifact is not an artifact" in done.stderr
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_code_on_it_runs_beside_the_artifact(workshop, chat):
+    if not chat:
+        (workshop / "artifact" / "chat_template.jinja").unlink()
+    code = re.search(r"```python\n(.*?)```", card_of(workshop), re.DOTALL).group(1)
+    assert ("apply_chat_template" in code) == chat and len(code.splitlines()) <= 12
+    hide = "import sys; sys.modules['modeling_anee'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", hide + code],
+        cwd=workshop,
+        env=os.environ | {"HF_HOME": str(workshop / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean cost" in done.stdout and words(10)[:1] in done.stdout
