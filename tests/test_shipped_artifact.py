@@ -1,0 +1,102 @@
+"""The trained artifact in `configuration/`: small, whole, in step with the package; on the real base (slow) it keeps budgets."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import modeling_anee
+from modeling_anee.actions import parse_plan
+from modeling_anee.cli.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
+from modeling_anee.evaluation.perplexity import encode_text, ratio, score, windows
+from modeling_anee.modeling_anee import AneeForCausalLM, without_base
+from modeling_anee.training.recipe import read_recipe
+
+from .test_real_base import TEXT
+
+
+PACKAGE = Path(modeling_anee.__file__).parent
+LIMIT = 8_000_000  # bytes
+
+
+def test_the_artifact_is_small():
+    assert sum(file.stat().st_size for file in SHIPPED_ARTIFACT.iterdir()) < LIMIT
+
+
+def test_its_code_is_the_package_s():
+    shipped = {file.name for file in SHIPPED_ARTIFACT.glob("*.py")}
+    assert {"modeling_anee.py", "configuration_anee.py", "execution.py", "bridges.py"} <= shipped
+    stale = [name for name in shipped if (SHIPPED_ARTIFACT / name).read_bytes() != (PACKAGE / name).read_bytes()]
+    assert stale == [], "copy them from the package"
+
+
+def test_its_weights_fit_its_configuration():
+    with without_base():
+        model, info = AneeForCausalLM._load_own(
+            SHIPPED_ARTIFACT, config=modeling_anee.AneeConfig.from_pretrained(SHIPPED_ARTIFACT)
+        )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(parameter.isfinite().all() and parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_it_holds_no_weight_of_the_base():
+    with safe_open(SHIPPED_ARTIFACT / "model.safetensors", "pt") as file:
+        assert all(name.split(".")[0] in ("bridges", "controller") for name in file.keys())
+
+
+def test_it_is_what_its_recipe_says():
+    recipe = read_recipe(SHIPPED_ARTIFACT.parent / f"{SHIPPED_ARTIFACT.name}.yaml")
+    config = json.loads((SHIPPED_ARTIFACT / "config.json").read_text())
+    assert {name: config[name] for name in recipe.anee} == recipe.anee
+    assert config["calibration"]["budgets"] == recipe.stages.calibration.budgets
+    assert all(parse_plan(plan) for plan in config["plans"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    smollm2_folder()  # makes the base known by its name
+    return AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return AutoTokenizer.from_pretrained(SHIPPED_ARTIFACT), TEXT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.5, 0.8])
+def test_strict_is_never_over(model, text, budget):
+    strict = AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=torch.float32, budget_mode="strict")
+    trace = strict(encode_text(*text)[None], energy_budget=budget).execution
+    assert float(trace.cost.max()) <= budget + 1e-6
+
+
+@pytest.mark.slow
+def test_perplexity_rises_as_the_budget_falls_and_bridges_earn_their_cost(model, text):
+    ids = windows(encode_text(*text), 128)
+    base = score(model, ids, 1.0)
+    ratios = [ratio(score(model, ids, budget), base)[0] for budget in (0.9, 0.8, 0.6, 0.5)]
+    print("perplexity ratios at 0.9, 0.8, 0.6, 0.5:", [round(value, 3) for value in ratios])
+    assert ratios == sorted(ratios) and ratios[1] < 2.7  # what the same number of layers costs without bridges
+
+
+@pytest.mark.slow
+def test_at_full_budget_it_is_the_base(model, text):
+    ids = encode_text(*text)[None]
+    base = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.float32)
+    torch.testing.assert_close(model(ids, energy_budget=1.0).logits, base(ids).logits, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_scoring_is_decoding_with_the_trained_controller(model, text):
+    ids = encode_text(*text)[None, :96]
+    whole = model(ids, energy_budget=0.6)
+    cache, logits = None, []
+    for token in range(ids.shape[1]):
+        output = model(ids[:, token : token + 1], energy_budget=0.6, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits[0, -1])
+    torch.testing.assert_close(torch.stack(logits), whole.logits[0], rtol=1e-3, atol=5e-3)
