@@ -1,4 +1,4 @@
-"""The trained artifact in `configuration/`: small, whole, in step with the package; on the real base (slow) it keeps budgets."""
+"""The trained artifact in `configuration/`: small, whole, in step with the package; the slow tests run it."""
 
 import json
 from pathlib import Path
