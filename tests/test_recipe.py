@@ -1,5 +1,7 @@
 """Recipes: what is read, and errors that say where, what and what is allowed."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -121,3 +123,11 @@ def test_every_field_is_described():
         assert section.__doc__
     described = [Recipe.model_fields[name] for name in Recipe.model_fields if name not in ("base", "text", "stages")]
     assert all(field.description for field in described) and "controller" in ANEE_FIELDS
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[1] / "configuration").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_recipes_that_come_with_the_project_are_recipes(file):
+    recipe = read_recipe(file)
+    assert recipe.planned == list(STAGE_NAMES) and recipe.anee["controller"] == "learned"
