@@ -1,0 +1,152 @@
+"""A frozen base causal LM, taken apart: embeddings, blocks, final norm and head.
+
+This is the only file that knows where a base keeps its parts; `families.py` has the names.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
+
+from .blocks import Block
+from .bridges import Bridges
+from .cache import AneeCache
+from .costs import CostTable
+from .families import Family, family_of
+from .projections import JointLinear, is_plain
+from .rotary import Rotation, prepare_rotation
+
+
+class BaseStack:
+    """The parts of a base causal LM, by reference; nothing is copied.
+
+    Raises:
+        ValueError: an unknown family, or a variant or attention implementation that is not supported.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self.base = base
+        self.config = base.config
+        self.family = family = family_of(base)
+        decoder = base.get_submodule(family.decoder)
+        layers: Any = decoder.get_submodule(family.layers)
+        self.blocks = [Block(layer, family, base.config, index) for index, layer in enumerate(layers)]
+        self.embed_tokens = base.get_input_embeddings()
+        self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
+        self.final_norm = _in_turn(self._head_modules)
+        self.lm_head = head_function(base.get_output_embeddings(), base.config, family)
+        self._head_modules.append(base.get_output_embeddings())
+        self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
+        self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
+        self._positions = position_function(decoder, family)
+        self._project_in = decoder.get_submodule(family.project_in) if family.project_in else None
+        field = family.embedding_multiplier_field
+        self._embedding_multiplier = getattr(base.config, field) if field else None
+        types = {block.layer_type for block in self.blocks}
+        slides = "sliding_attention" in types or (types == {None} and getattr(base.config, "sliding_window", None) is not None)
+        self._window = base.config.sliding_window if slides else math.inf  # keys that every layer sees
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are taken apart anew from the copied base."""
+        return type(self), (self.base,)
+
+    def measure_costs(self, unit: str, bridges: Bridges | None = None) -> CostTable:
+        """What every action costs at every layer, the bridges included."""
+        return CostTable.measure(self.blocks, self._head_modules, unit, bridges)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head, [..., D] -> [..., V]."""
+        return self.lm_head(self.final_norm(hidden))
+
+    def positions(self, attention_mask: Tensor | None, past: int, tokens: int, device: torch.device) -> Tensor:
+        """Default positions of new tokens, int64 [B or 1, T]."""
+        if self.family.positions_count_tokens and attention_mask is not None and attention_mask.dim() == 2:
+            mask = attention_mask.to(device, torch.long)
+            return (mask.cumsum(dim=1) * mask - 1)[:, -tokens:]
+        return torch.arange(past, past + tokens, device=device).unsqueeze(0)
+
+    def add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
+        """Token embeddings [B, T, D] -> hidden states: scaled, projected, with learned positions, as the family has it."""
+        if self._embedding_multiplier is not None:
+            embeddings = embeddings * self._embedding_multiplier
+        if self._project_in is not None:
+            embeddings = self._project_in(embeddings)
+        return embeddings if self._positions is None else embeddings + self._positions(position_ids)
+
+    def rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Rotation | None:
+        """Rotary cos and sin of the positions [B or 1, T]; with a layer type where they differ by it."""
+        if self._rotary is None:
+            return None
+        kind = () if layer_type is None else (layer_type,)
+        cos, sin = self._rotary(hidden, position_ids, *kind)
+        return prepare_rotation(cos, sin, self.family.rotary_interleaved)
+
+    def rotations(self, hidden: Tensor, position_ids: Tensor) -> list[Rotation | None]:
+        """The rotation of each layer."""
+        made = {kind: self.rotation(hidden, position_ids, kind) for kind in set(self._rotary_kinds)}
+        return [made[kind] if block.rotates else None for kind, block in zip(self._rotary_kinds, self.blocks, strict=True)]
+
+    def masks(
+        self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
+    ) -> list[Tensor | None]:
+        """Attention mask of each layer, [B or 1, 1, T, S], as the base would make it; None where no masking is needed."""
+        if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache):
+            if cache.get_seq_length() < self._window:
+                return [None] * len(self.blocks)
+        masks = create_masks_for_generate(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        return [masks[block.layer_type] if isinstance(masks, dict) else masks for block in self.blocks]
+
+
+def _in_turn(modules: list[nn.Module]) -> nn.Module:
+    """One module that runs all of them."""
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def position_function(decoder: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
+    """Learned position embeddings, int64 [B or 1, T] -> [B or 1, T, D]."""
+    if family.position_embeddings is None:
+        return None
+    module = decoder.get_submodule(family.position_embeddings)
+    # opt's module takes a mask and a past length first, and needs neither when it is given positions.
+    return partial(module, None, 0) if family.positions_count_tokens else module
+
+
+def head_function(head: Any, config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
+    """The head with what the family does to its logits: [..., D] -> [..., V]."""
+    fields = (family.logit_multiplier_field, family.logit_divisor_field, family.logit_softcap_field)
+    multiplier, divisor, softcap = (getattr(config, field) if field else None for field in fields)
+    head = JointLinear([head]) if is_plain(head) else head
+    if multiplier is None and divisor is None and softcap is None:
+        return head
+    return partial(_scaled_logits, head, multiplier, divisor, softcap)
+
+
+def _scaled_logits(
+    head: Callable[[Tensor], Tensor], multiplier: float | None, divisor: float | None, softcap: float | None, hidden: Tensor
+) -> Tensor:
+    logits = head(hidden)
+    if multiplier is not None:
+        logits = logits * multiplier
+    if divisor is not None:
+        logits = logits / divisor
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def token_positions(attention_mask: Tensor | None, past: int, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Index of each new token among its row's real tokens, int64 [B, T], and whether it is one, bool [B, T]; on the CPU."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        index = torch.arange(past, past + tokens).expand(rows, tokens)
+        return index, torch.ones(rows, tokens, dtype=torch.bool)
+    mask = attention_mask.cpu().bool()
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens:], mask[:, -tokens:]

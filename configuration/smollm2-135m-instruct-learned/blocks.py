@@ -1,0 +1,212 @@
+"""One decoder layer of a frozen base, in the pieces that the executor puts together.
+
+A block knows its family's anatomy and nothing of actions, budgets or caches.
+Shapes: B rows, T tokens, D hidden size, H query heads, G key/value heads, E head size, S cached tokens.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .attention import attention_function
+from .families import Family
+from .projections import GroupedLinear, JointLinear, is_plain
+from .rotary import Rotation, rotate_function
+
+
+# Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.
+RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3", "Olmo2", "Granite"))
+
+
+class Block:
+    """Queries, keys, values, attention and feed-forward of one decoder layer."""
+
+    def __init__(self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int) -> None:
+        attention = layer.get_submodule(family.attention)
+        layer_types = getattr(config, "layer_types", None)
+        self.layer_type = layer_types[index] if layer_types else None
+        self.rotates = family.rotary is not None and (
+            family.rotary_switch is None or bool(getattr(attention, family.rotary_switch))
+        )
+        self.parallel = family.parallel
+        after = self._norms_after_residual = family.norm_after_residual
+
+        self.heads = config.num_attention_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        projections = [attention.get_submodule(name) for name in family.qkv]
+        self.kv_heads = (JointLinear(projections).out_features // self.head_size - self.heads) // 2
+        self.grouped = family.qkv_layout == "grouped"
+        self.qkv = GroupedLinear(projections[0], self.kv_heads) if self.grouped else JointLinear(projections)
+        # Outputs of `qkv` (of each group of them, when grouped) that are queries.
+        self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
+        self._rotate = rotate_function(family.rotary_interleaved)
+
+        attention_norm = _find(layer, family.attention_norm)
+        query_norm, key_norm = _find(attention, family.query_norm), _find(attention, family.key_norm)
+        output, output_norm = attention.get_submodule(family.output), _find(layer, family.attention_output_norm)
+        mlp = feed_forward_module(layer, family)
+        mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
+        # What costs, beside `qkv`: output and feed-forward; norms of attention, of keys and values alone, of the feed-forward.
+        self.output, self.mlp = output, mlp
+        self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
+        self.key_norms = _present(None if after else attention_norm, key_norm)
+        self.mlp_norms = _present(mlp_norm, mlp_output_norm)
+
+        multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
+        softcap = getattr(config, family.softcap_field) if family.softcap_field else None
+        self._before_attention = norm_function(None if after else attention_norm)
+        self._before_feed_forward = norm_function(None if after else mlp_norm)
+        self._after_attention = norm_function(attention_norm if after else None)
+        self._after_feed_forward = norm_function(mlp_norm if after else None)
+        self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
+        self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
+        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
+        self._output = branch_function(output, output_norm, multiplier)
+        self._feed_forward = branch_function(feed_forward_function(mlp, family), mlp_output_norm, multiplier)
+
+    @property
+    def keys_values_share(self) -> float:
+        """Share of the work of `qkv` that keys and values alone need."""
+        return self.qkv.share(self._end_of_queries)
+
+    def queries_keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, E], keys and values [B, G, T, E] of hidden states [B, T, D]."""
+        heads = self._project(hidden, True, True)
+        rotated = heads[:, :, : self.heads + self.kv_heads]
+        if self._normalise_queries is not None and self._normalise_keys is not None:
+            queries, keys = rotated.split((self.heads, self.kv_heads), dim=2)
+            rotated = torch.cat((self._normalise_queries(queries), self._normalise_keys(keys)), dim=2)
+        rotated = self._rotate(rotated, rotation).transpose(1, 2)
+        values = heads[:, :, self.heads + self.kv_heads :].transpose(1, 2)
+        return rotated[:, : self.heads], rotated[:, self.heads :], values
+
+    def keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, T, E] of hidden states [B, T, D]; queries are not computed."""
+        keys, values = self._project(hidden, False, True).split(self.kv_heads, dim=2)
+        if self._normalise_keys is not None:
+            keys = self._normalise_keys(keys)
+        return self._rotate(keys, rotation).transpose(1, 2), values.transpose(1, 2)
+
+    def queries(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
+        """Queries [B, H, T, E] of hidden states [B, T, D]."""
+        queries = self._project(hidden, True, False)
+        if self._normalise_queries is not None:
+            queries = self._normalise_queries(queries)
+        return self._rotate(queries, rotation).transpose(1, 2)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention branch [B, T, D], for keys and values [B, G, S, E] and a mask [B or 1, 1, T, S].
+
+        Without a mask a single query sees every key, and several are the last of a causal sequence.
+        """
+        return self._output(self._attend(queries, keys, values, mask).flatten(2))
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The feed-forward branch, [B, T, D] -> [B, T, D]."""
+        return self._feed_forward(self._before_feed_forward(hidden))
+
+    def add_attention(self, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The first half of the layer: hidden states [B, T, D] -> attended [B, T, D]."""
+        return self._after_attention(hidden + self.attend(queries, keys, values, mask))
+
+    def add_feed_forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The second half: hidden states that entered the layer, and attended, [..., D] -> [..., D]."""
+        return self._after_feed_forward(attended + self.feed_forward(hidden if self.parallel else attended))
+
+    def _project(self, hidden: Tensor, queries: bool, keys_values: bool) -> Tensor:
+        """Heads of queries, keys and values in this order, or only the former or the latter, [B, T, heads, E]."""
+        start, stop = 0 if queries else self._end_of_queries, None if keys_values else self._end_of_queries
+        heads = self.qkv(self._before_attention(hidden), start, stop).unflatten(-1, (-1, self.head_size))
+        if not self.grouped:
+            return heads
+        # [B, T, G, heads of a group, E]; the last two are the keys and the values.
+        parts = [heads[..., : self.heads // self.kv_heads, :].flatten(2, 3)] if queries else []
+        if keys_values:
+            parts += [heads[..., -2, :], heads[..., -1, :]]
+        return torch.cat(parts, dim=2)
+
+
+def _find(parent: nn.Module, name: str | None) -> nn.Module | None:
+    return None if name is None else parent.get_submodule(name)
+
+
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]
+
+
+def norm_function(norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """`norm` itself, or one fused kernel where torch has one with the same result; nothing without a norm."""
+    if norm is None:
+        return nn.Identity()
+    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and not hasattr(norm, "_hf_hook") else norm
+
+
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """Root mean square norm of x [..., D], in one kernel."""
+    # In half precision the base rounds before the weight is applied; torch's kernel after.
+    if x.dtype != torch.float32:
+        return norm(x)
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def head_norm_function(norm: nn.Module | None, layout: str) -> Callable[[Tensor], Tensor] | None:
+    """A norm of queries or keys, [B, T, heads, E] -> the same, whatever layout the base's module takes."""
+    if norm is None:
+        return None
+    function = norm_function(norm)
+    if layout == "heads":
+        return function
+    return partial(_norm_flat if layout == "flat" else _norm_tokens, function)
+
+
+def _norm_flat(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(x.flatten(2)).view_as(x)
+
+
+def _norm_tokens(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def branch_function(
+    function: Callable[[Tensor], Tensor], norm: nn.Module | None, multiplier: float | None
+) -> Callable[[Tensor], Tensor]:
+    """A branch with what follows before it is added to the residual stream: a norm, or a factor."""
+    if norm is not None:
+        return partial(_then, function, norm_function(norm))
+    return function if multiplier is None else partial(_times, function, multiplier)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return second(first(x))
+
+
+def _times(function: Callable[[Tensor], Tensor], multiplier: float, x: Tensor) -> Tensor:
+    return function(x) * multiplier
+
+
+def feed_forward_module(layer: nn.Module, family: Family) -> nn.Module:
+    """The feed-forward network of a layer, as one module."""
+    if isinstance(family.feed_forward, str):
+        return layer.get_submodule(family.feed_forward)
+    return nn.Sequential(*(layer.get_submodule(name) for name in family.feed_forward))
+
+
+def feed_forward_function(mlp: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
+    """`mlp` itself, or the same with gate and up projections in one kernel."""
+    if family.gated is None:
+        return mlp
+    gate, up, down = (mlp.get_submodule(name) for name in family.gated)
+    if not (is_plain(gate) and is_plain(up)):
+        return mlp
+    return partial(gated, JointLinear([gate, up]), mlp.get_submodule(family.activation), down)
+
+
+def gated(gate_up: JointLinear, activation: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
+    """A gated feed-forward network, [..., D] -> [..., D]."""
+    gate, up = gate_up(x).chunk(2, dim=-1)
+    return down(activation(gate) * up)

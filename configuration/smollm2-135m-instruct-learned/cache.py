@@ -1,0 +1,236 @@
+"""KV cache that grows by doubling and writes the keys and values of skipped tokens only when a layer needs them.
+
+Deferred alignment: when every token of a step skips a layer, their hidden states are noted as pending for that
+layer. Once a later token needs the layer, the keys and values of all pending tokens are computed in one projection,
+so its weights are read once instead of once a token. The result is that of writing at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from .blocks import Block
+from .execution_log import ExecutionLog
+from .rotary import Rotation
+
+
+MIN_CAPACITY = 64
+
+
+class GrowingTensor:
+    """A tensor [B, G, n, E] that is appended to along n; its storage at least doubles when it is full."""
+
+    def __init__(self) -> None:
+        self._storage: Tensor | None = None  # [B, G, capacity, E]
+
+    def append(self, length: int, new: Tensor) -> Tensor:
+        """Put `new` [B, G, T, E] after the first `length`; return the first length + T."""
+        end = length + new.shape[2]
+        storage = self._reserve(length, new)
+        storage[:, :, length:end] = new
+        return storage[:, :, :end]
+
+    def first(self, length: int) -> Tensor | None:
+        """The first `length`, None when nothing was ever appended."""
+        return None if self._storage is None else self._storage[:, :, :length]
+
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a change of rows."""
+        if self._storage is not None:
+            self._storage = change(self._storage)
+
+    def _reserve(self, length: int, new: Tensor) -> Tensor:
+        old, needed = self._storage, length + new.shape[2]
+        capacity = 0 if old is None else old.shape[2]
+        # What was made in inference mode can't be written to outside of it.
+        frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
+        if old is not None and length == 0 and len(old) != len(new):  # emptied, and begun again with other rows
+            old, capacity = None, 0
+        if old is not None and needed <= capacity and not frozen:
+            return old
+        if needed > capacity:
+            capacity = max(needed, 2 * capacity, MIN_CAPACITY)
+        self._storage = new.new_empty((*new.shape[:2], capacity, new.shape[3]))
+        if old is not None:
+            self._storage[:, :, :length] = old[:, :, :length]
+        return self._storage
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Tokens that all skipped a layer: hidden states [B, T, D] and the rotation of their positions."""
+
+    hidden: Tensor
+    rotation: Rotation | None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens T."""
+        return self.hidden.shape[1]
+
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Pending":
+        """Apply a change of rows; a rotation shared by all rows stays."""
+        if self.rotation is None or self.rotation[0].shape[0] == 1:
+            return Pending(change(self.hidden), self.rotation)
+        cos, sin = self.rotation
+        return Pending(change(self.hidden), (change(cos), change(sin)))
+
+    def first(self, count: int) -> "Pending":
+        """The first `count` tokens."""
+        rotation = self.rotation and (self.rotation[0][:, :count], self.rotation[1][:, :count])
+        return Pending(self.hidden[:, :count], rotation)
+
+    @staticmethod
+    def concatenate(parts: list["Pending"]) -> "Pending":
+        """Pending tokens of the same rows, one after the other in time."""
+        if len(parts) == 1:
+            return parts[0]
+        rotations = [part.rotation for part in parts if part.rotation is not None]
+        rotation = None
+        if rotations:
+            rotation = (_cat_in_time([cos for cos, _ in rotations]), _cat_in_time([sin for _, sin in rotations]))
+        return Pending(torch.cat([part.hidden for part in parts], dim=1), rotation)
+
+
+def _cat_in_time(parts: list[Tensor]) -> Tensor:
+    """Concatenate cos or sin [B or 1, T, 1, R] in time."""
+    rows = max(part.shape[0] for part in parts)
+    return torch.cat([part.expand(rows, -1, -1, -1) for part in parts], dim=1)
+
+
+class AneeCacheLayer(CacheLayerMixin):
+    """Keys and values [B, G, S, E] of one layer: a written part, then pending tokens."""
+
+    is_sliding = False
+    is_croppable = True
+    is_compileable = False
+
+    def __init__(self, block: Block) -> None:
+        # The parent's __init__ would assign `keys` and `values`, which are computed here.
+        self._block = _Shared(block)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every token; the storage is released."""
+        self._keys, self._values = GrowingTensor(), GrowingTensor()
+        self._written = 0
+        self._pending: list[Pending] = []
+        self._pending_length = 0
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the layer holds tokens."""
+        return self.get_seq_length() > 0
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Keys of every token, [B, G, S, E]."""
+        self._align()
+        return self._keys.first(self._written)
+
+    @property
+    def values(self) -> Tensor | None:
+        """Values of every token, [B, G, S, E]."""
+        self._align()
+        return self._values.first(self._written)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for the shape of the first keys and values."""
+        self._keys.append(0, key_states[:, :, :0])
+        self._values.append(0, value_states[:, :, :0])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, G, T, E]; return those of every token."""
+        self._align()
+        return self._append(key_states, value_states)
+
+    def defer(self, hidden: Tensor, rotation: Rotation | None) -> None:
+        """Note tokens with hidden states [B, T, D] as pending."""
+        self._pending.append(Pending(hidden, rotation))
+        self._pending_length += hidden.shape[1]
+
+    def get_seq_length(self) -> int:
+        """Number of tokens held, the pending ones included."""
+        return self._written + self._pending_length
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that `query_length` new tokens will see."""
+        return self.get_seq_length() + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove={tokens_to_remove} is not allowed: it must be 0 or negative")
+        left = max(self.get_seq_length() + tokens_to_remove, 0)
+        self._written = min(self._written, left)
+        while self.get_seq_length() > left:
+            last = self._pending.pop()
+            self._pending_length -= last.length
+            kept = left - self.get_seq_length()
+            if kept > 0:
+                part = last.first(kept)
+                self.defer(part.hidden, part.rotation)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows at `beam_idx`."""
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows at `indices` (positions or a mask)."""
+        self._map_rows(lambda x: x[indices])
+
+    def offload(self) -> None:
+        """Refused: the storage follows the model."""
+        raise NotImplementedError("AneeCache does not offload; use cache_implementation='offloaded' in generate")
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._keys.map_rows(change)
+        self._values.map_rows(change)
+        if self._pending:
+            self._pending = [Pending.concatenate(self._pending).map_rows(change)]
+
+    def _align(self) -> None:
+        """Write the keys and values of all pending tokens."""
+        if self._pending:
+            pending = Pending.concatenate(self._pending)
+            self._append(*self._block.value.keys_values(pending.hidden, pending.rotation))
+            self._pending, self._pending_length = [], 0
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        appended = self._keys.append(self._written, keys), self._values.append(self._written, values)
+        self._written += keys.shape[2]
+        return appended
+
+
+class _Shared:
+    """Holds a block of the model; a deep copy of a cache shares it instead of copying the base's weights."""
+
+    def __init__(self, value: Block) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict) -> "_Shared":
+        return self
+
+
+class AneeCache(Cache):
+    """Cache of an `AneeForCausalLM`: one `AneeCacheLayer` per decoder layer, and an `ExecutionLog`."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self._own = [AneeCacheLayer(block) for block in blocks]
+        super().__init__(layers=[*self._own, ExecutionLog()])
+
+    def defer(self, hidden: Tensor, rotation: Rotation | None, layer_idx: int) -> None:
+        """Note tokens with hidden states [B, T, D] as pending for a layer that all of them skip."""
+        self._own[layer_idx].defer(hidden, rotation)

@@ -1,0 +1,267 @@
+"""`AneeConfig`: everything that an artifact says about itself, checked in one place.
+
+Leaves out what belongs to the base model: that is its own config, kept whole in `text_config`.
+"""
+
+import math
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .actions import Action, parse_plan
+
+
+FORMAT_VERSION = 1
+CONTROLLERS = ("budget", "confidence", "learned", "plan")
+COST_UNITS = ("flops", "bytes")
+BUDGET_MODES = ("average", "strict")
+CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
+CONFIDENCE_METRICS = ("entropy", "max_probability")
+
+
+def check_budget(value: Any, name: str = "energy_budget") -> float:
+    """Return `value` as a float in [0, 1].
+
+    Raises:
+        ValueError: when it is not a number in [0, 1]; the message names the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be a number between 0 and 1")
+    return float(value)
+
+
+class AneeConfig(PreTrainedConfig):
+    """Configuration of an `AneeForCausalLM`.
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`): the base model's own config.
+        base_model_name_or_path (`str`): Hub name or folder of the base. A name that begins with "." is relative
+            to the artifact.
+        base_model_revision (`str`, *optional*): commit, tag or branch of the base on the Hub.
+        base_gguf_file (`str`, *optional*): the GGUF file in the base's repository, when it has no safetensors.
+        base_fingerprint (`str`, *optional*): what `fingerprint.fingerprint` said of the base that the
+            controllers were made for; empty means unknown.
+        strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
+        energy_budget (`float`): default budget in [0, 1], the share of the decoder stack's work to spend.
+        prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
+        controller (`str`): `"budget"`, `"confidence"`, `"learned"` or `"plan"`.
+        cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
+        decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
+        budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
+            at or under it (down to the floor).
+        keep_first_tokens (`int`): first tokens of a sequence that are always processed in full, except in strict mode:
+            attention sinks with massive activations, which nothing small stands in for (arXiv:2402.17762).
+        min_layers (`int`): first layers that are always processed.
+        keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
+        exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
+            their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
+        skip_order (`list[int]`, *optional*): `plan` controller: layers in the order in which they are given up
+            as the budget falls, instead of the default (middle layers first).
+        plans (`list[str]`, *optional*): `plan` controller: one string per plan, one letter per layer (P, S, F or
+            E, see `actions.py`). A budget uses the two plans whose costs are nearest to it. Replaces `skip_order`.
+        bridge_rank (`int`): inner width of the bridges that stand for skipped layers; 0: no bridges.
+        bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
+        ffn_bridge_rank (`int`): the same for skipped feed-forwards.
+        ffn_bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
+        exit_translator_rank (`int`): inner width of the exit translators, at the `exit_layers`; 0: none.
+        exit_layers (`list[int]`, *optional*): `confidence` controller: layers before which the head is asked;
+            default: at 1/2 and 3/4 of the depth. Exit translators stand before the same layers; default: every layer.
+        confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
+            or `"max_probability"` (EXIT above it).
+        confidence_threshold (`float`): in [0, 1].
+        controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
+            at the layers that have its bridge or translator, if any layer has; default: SKIP, SKIP_FFN and EXIT.
+        calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
+            kinds that need one, `settings` (price of a `learned` controller, threshold of `confidence`; monotone); and what
+            was measured there: `cost`, `perplexity_ratio`, `standard_error`.
+        budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
+            the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
+            strict mode, where no token may make up for another.
+        controller_hidden_sizes (`list[int]`, *optional*): widths of the `learned` MLP's hidden layers; default [32].
+        format_version (`int`): version of this format; a newer one than this code knows is refused.
+
+    Raises:
+        ValueError: a bad value; the message names the field, the value and what is allowed.
+    """
+
+    model_type = "anee"
+    sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="llama")}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "execution"]
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    text_config: Any = None
+    base_model_name_or_path: str = ""
+    base_model_revision: str | None = None
+    base_gguf_file: str | None = None
+    base_fingerprint: str = ""
+    strict_base: bool = False
+    energy_budget: float = 1.0
+    prompt_energy_budget: float | None = None
+    controller: str = "budget"
+    cost_unit: str = "bytes"
+    decision_interval: int = 8
+    budget_mode: str = "average"
+    keep_first_tokens: int = 1
+    min_layers: int = 1
+    keep_last_layers: int = 1
+    exit_budget_threshold: float = 0.0
+    skip_order: list[int] | None = None
+    plans: list[str] | None = None
+    bridge_rank: int = 0
+    bridge_layers: list[int] | None = None
+    ffn_bridge_rank: int = 0
+    ffn_bridge_layers: list[int] | None = None
+    exit_translator_rank: int = 0
+    exit_layers: list[int] | None = None
+    confidence_metric: str = "entropy"
+    confidence_threshold: float = 0.3
+    controller_actions: list[str] | None = None
+    calibration: dict | None = None
+    budget_feedback: float = 0.0
+    controller_hidden_sizes: list[int] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in defaults and check every field."""
+        self._check_version()
+        if not isinstance(self.text_config, dict | PreTrainedConfig | None):
+            raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
+        if self.controller_hidden_sizes is None:
+            self.controller_hidden_sizes = [32]
+        if self.controller_actions is None:
+            self.controller_actions = [action.name for action in Action if action is not Action.PROCESS]
+        super().__post_init__(**kwargs)
+        # One answer for tied weights and tokens: the base's own.
+        self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
+        self.check()
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers of the base."""
+        return self.text_config.num_hidden_layers
+
+    def check(self) -> None:
+        """Check every field; call it again after changing one by hand."""
+        self._check_strings()
+        self._check_choices()
+        self._check_numbers()
+        self._check_layers()
+        self._check_actions()
+        self._check_calibration()
+
+    def _check_version(self) -> None:
+        version = self.format_version
+        if not _is_whole(version) or version < 1:
+            raise ValueError(f"format_version={version!r} is not allowed: it must be an integer from 1")
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={version} is newer than this code, which knows versions up to {FORMAT_VERSION}: "
+                "update modeling-anee, or load with trust_remote_code=True in a process where it is not installed"
+            )
+
+    def _check_strings(self) -> None:
+        for name in ("base_model_name_or_path", "base_fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string")
+        for name in ("base_model_revision", "base_gguf_file"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
+
+    def _check_choices(self) -> None:
+        _one_of("controller", self.controller, CONTROLLERS)
+        _one_of("cost_unit", self.cost_unit, COST_UNITS)
+        _one_of("budget_mode", self.budget_mode, BUDGET_MODES)
+        _one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
+        _one_of("strict_base", self.strict_base, (True, False))
+
+    def _check_numbers(self) -> None:
+        self.energy_budget = check_budget(self.energy_budget)
+        if self.prompt_energy_budget is not None:
+            self.prompt_energy_budget = check_budget(self.prompt_energy_budget, "prompt_energy_budget")
+        self.budget_feedback = check_budget(self.budget_feedback, "budget_feedback")
+        if self.budget_feedback and self.budget_mode == "strict":
+            raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
+        self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
+        self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
+        _whole("decision_interval", self.decision_interval, 1)
+        for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
+            _whole(name, getattr(self, name), 0)
+        _whole("min_layers", self.min_layers, 0, self.num_layers)
+        _whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
+        sizes = self.controller_hidden_sizes
+        if not isinstance(sizes, list | tuple) or not all(_is_whole(size) and size > 0 for size in sizes):
+            raise ValueError(f"controller_hidden_sizes={sizes!r} is not allowed: it must be a list of positive integers")
+
+    def _check_layers(self) -> None:
+        for name in ("skip_order", "exit_layers", "bridge_layers", "ffn_bridge_layers"):
+            layers = getattr(self, name)
+            if layers is None:
+                continue
+            known = isinstance(layers, list | tuple) and all(map(_is_whole, layers))
+            if not known or len(set(layers)) != len(layers) or not set(layers) <= set(range(self.num_layers)):
+                raise ValueError(
+                    f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
+                )
+        self._check_plans()
+
+    def _check_actions(self) -> None:
+        allowed = [action.name for action in Action if action is not Action.PROCESS]
+        actions = self.controller_actions
+        if not isinstance(actions, list | tuple) or not all(action in allowed for action in actions):
+            raise ValueError(f"controller_actions={actions!r} is not allowed: it must be a list of some of {allowed}")
+
+    def _check_calibration(self) -> None:
+        table = self.calibration
+        if table is None:
+            return
+        known = isinstance(table, dict) and set(table) <= set(CALIBRATION_COLUMNS)
+        if not known or not isinstance(table.get("budgets"), list | tuple):
+            raise ValueError(
+                f"calibration={table!r} is not allowed: it must be a dict of lists, 'budgets' and some of "
+                f"{CALIBRATION_COLUMNS[1:]}"
+            )
+        for name, column in table.items():
+            if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(_is_number, column)):
+                raise ValueError(
+                    f"calibration has {name}={column!r}, which is not allowed: it must be a list of numbers, as many as budgets"
+                )
+        budgets, settings = list(table["budgets"]), list(table.get("settings", ()))
+        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 0 or budgets[-1] > 1:
+            raise ValueError(
+                f"calibration has budgets={budgets}, which is not allowed: they must be ascending numbers between 0 and 1"
+            )
+        if settings not in (sorted(settings), sorted(settings, reverse=True)):
+            raise ValueError(f"calibration has settings={settings}, which is not allowed: they must be monotone")
+
+    def _check_plans(self) -> None:
+        if self.plans is None:
+            return
+        if not isinstance(self.plans, list | tuple) or not self.plans:
+            raise ValueError(f"plans={self.plans!r} is not allowed: it must be a list of at least one plan")
+        for plan in self.plans:
+            if not isinstance(plan, str) or len(plan) != self.num_layers:
+                raise ValueError(
+                    f"plans has {plan!r}, which is not allowed: it must be a string of {self.num_layers} letters, one per layer"
+                )
+            parse_plan(plan)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(name: str, value: Any, allowed: tuple) -> None:
+    # 1 == True, but only one of them is a bool.
+    if type(value) is not type(allowed[0]) or value not in allowed:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if not _is_whole(value) or value < low or (high is not None and value > high):
+        limit = "" if high is None else f" to {high}"
+        raise ValueError(f"{name}={value!r} is not allowed: it must be an integer from {low}{limit}")

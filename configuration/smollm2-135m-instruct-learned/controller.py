@@ -1,0 +1,76 @@
+"""What a controller is: from what is known of a token to the actions of its next layers.
+
+Every kind answers for many tokens at once and looks at each token alone, so a result depends neither on the batch
+nor on how a sequence was cut into steps. Tokens with a budget of 1 are never asked about: they are processed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_anee import FORMAT_VERSION, AneeConfig
+from .costs import CostTable
+
+
+TOLERANCE = 1e-9  # of budgets and costs, which are sums of float64 shares
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a controller may know of N tokens that enter a decision layer.
+
+    Args:
+        hidden: hidden states [N, D], on the model's device.
+        previous: hidden states [N, D] at the decision before (the embeddings, at the first).
+        budget: float64 [N], on the CPU.
+        spent: float64 [N], cost so far, on the CPU.
+        index: int64 [N], number of tokens before this one in its sequence, padding left out, on the CPU.
+        logits: the base's final norm and head, [n, D] -> [n, V]; its cost is the controller's to charge.
+    """
+
+    hidden: Tensor
+    previous: Tensor
+    budget: Tensor
+    spent: Tensor
+    index: Tensor
+    logits: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Actions uint8 [N, n] for the n layers of a segment, and what deciding cost, float64 [N] or a float."""
+
+    actions: Tensor
+    cost: Tensor | float = 0.0
+
+
+class Controller(nn.Module):
+    """Interface of every kind. `segments` are the decisions: (first layer, layer after the last).
+
+    The first `keep_first` tokens of a sequence are processed without being asked about.
+    """
+
+    needs_hidden = True
+
+    def __init__(self, config: AneeConfig) -> None:
+        super().__init__()
+        self.num_layers = config.num_layers
+        self.segments: list[tuple[int, int]] = []
+        self.floor = 0.0
+        self.strict = config.budget_mode == "strict"
+        self.keep_first = 0 if self.strict else config.keep_first_tokens
+        # Kinds without parameters need a weights file too, and a foreign file must be noticed.
+        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
+
+    def bind(self, costs: CostTable) -> None:
+        """Take the costs of the attached base; sets `floor`, the lowest mean cost that can be reached."""
+        raise NotImplementedError
+
+    def decide(self, segment: int, seen: Observation) -> Decision:
+        """Actions of N tokens for the layers of a segment."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Back to the untrained state, in which nothing changes the base."""

@@ -1,0 +1,64 @@
+"""A fingerprint of a base's weights, to notice a base that the controllers were not made for.
+
+It samples one weight of each of many tensors, so it takes milliseconds for a base of any size. Weights are compared as
+bfloat16: most must be equal and all within one unit, so the same weights in another floating dtype have the same
+fingerprint, while a fine-tuned copy has not.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+SAMPLED_TENSORS = 96
+EQUAL_SHARE = 0.75  # of the samples; a cast by way of another dtype changes hardly any
+TOLERANCE = 2.0**-7  # one unit in the last place of bfloat16, relative
+UNDERFLOW = 2.0**-14  # smallest normal number of float16
+MISSING = "none"  # a weight that is not in memory, or not a floating-point number
+
+
+def fingerprint(base: nn.Module) -> str:
+    """`"<hash of names and shapes>-<sampled weights, four hex digits each>"`."""
+    shapes = [(name, tuple(p.shape)) for name, p in base.named_parameters()]
+    digest = hashlib.sha256(repr([type(base).__name__, shapes]).encode()).hexdigest()[:16]
+    samples = "".join(_sample(parameter, number) for number, parameter in enumerate(_sampled_tensors(base)))
+    return f"{digest}-{samples}"
+
+
+def same_base(first: str, second: str) -> bool:
+    """Whether two fingerprints can be of the same weights."""
+    if not first or not second:
+        return True
+    (digest, samples), (other_digest, other_samples) = first.split("-"), second.split("-")
+    if digest != other_digest or len(samples) != len(other_samples):
+        return False
+    words = zip(_words(samples), _words(other_samples), strict=True)
+    pairs = torch.tensor([[_value(a), _value(b)] for a, b in words if MISSING not in (a, b)]).reshape(-1, 2)
+    size, difference = pairs.abs().amax(dim=1), (pairs[:, 0] - pairs[:, 1]).abs()
+    equal = (difference == 0) | (size < UNDERFLOW)
+    close = difference <= TOLERANCE * size + UNDERFLOW
+    return bool(close.all()) and int(equal.sum()) >= EQUAL_SHARE * len(pairs)
+
+
+def _sampled_tensors(base: nn.Module) -> list[torch.Tensor]:
+    tensors = [parameter for _, parameter in base.named_parameters()]
+    count = min(SAMPLED_TENSORS, len(tensors))
+    return [tensors[i * (len(tensors) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def _sample(parameter: torch.Tensor, number: int) -> str:
+    """One weight, from a place that differs between tensors, as four hex digits of bfloat16."""
+    if parameter.is_meta or not parameter.is_floating_point():
+        return MISSING
+    place = [(size * (2 * number + 1) // (2 * SAMPLED_TENSORS)) % size for size in parameter.shape]
+    value = parameter.detach()[tuple(place)].to("cpu", torch.bfloat16)
+    return f"{int(value.view(torch.int16)) & 0xFFFF:04x}"
+
+
+def _words(samples: str) -> list[str]:
+    return [samples[i : i + 4] for i in range(0, len(samples), 4)]
+
+
+def _value(word: str) -> float:
+    return float(torch.tensor(int(word, 16), dtype=torch.uint16).view(torch.bfloat16))

@@ -1,0 +1,180 @@
+"""The `learned` controller: a small policy over the signals, an action for each layer of a segment.
+
+The policy prefers; the dial decides how much a preference must be worth: every action pays its cost times a price that
+falls as the budget rises. With the price of a calibrated budget, the mean cost of a text is that budget.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .actions import Action
+from .configuration_anee import AneeConfig
+from .controller import TOLERANCE, Controller, Decision, Observation
+from .costs import CostTable
+from .dial import Dial
+from .signals import SIGNALS, SignalProbe, state_vector
+
+
+FORBIDDEN = -1e9  # preference for an action that a layer does not have
+
+
+class LearnedController(Controller):
+    """One probe and one policy (an MLP) per segment of `decision_interval` layers.
+
+    Untrained it always answers PROCESS. Its cost is charged at every decision.
+    """
+
+    probes: Any  # a ModuleList, whose items have no type
+    policies: Any
+
+    def __init__(self, config: AneeConfig) -> None:
+        super().__init__(config)
+        self.segments = segments_of(config)
+        lengths = [stop - start for start, stop in self.segments]
+        size = config.text_config.hidden_size
+        self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
+        self.policies = nn.ModuleList([_policy(length, config.controller_hidden_sizes or ()) for length in lengths])
+        self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
+        self._calibration = config.calibration
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to always PROCESS, whatever the signals."""
+        for probe in self.probes:
+            probe.reset_parameters()
+        for policy in self.policies:
+            for layer in policy:
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+            last = policy[-1]
+            nn.init.zeros_(last.weight)
+            with torch.no_grad():
+                last.bias.zero_().view(-1, len(Action))[:, Action.PROCESS] = 1.0
+
+    def bind(self, costs: CostTable) -> None:
+        """Cost of each decision and action; the floor takes the cheapest way through every layer."""
+        self._own = [costs.of_module(nn.ModuleList(pair)) for pair in zip(self.probes, self.policies, strict=True)]
+        self.dial = Dial(self._calibration, neutral=0.0)
+        self._costs = costs.layers
+        allowed = torch.tensor(self._allowed)
+        self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
+        stays = costs.layers.masked_fill(~allowed, torch.inf)
+        stays[:, Action.EXIT] = torch.inf
+        self._cheapest = stays.argmin(dim=1)  # action of each layer, short of leaving
+        self._find_floor(stays.amin(dim=1), costs.layers[:, Action.EXIT])
+
+    def _find_floor(self, staying: Tensor, leaving: Tensor) -> None:
+        """The cheapest way through each segment and what follows it, from the last segment to the first.
+
+        Args:
+            staying: cost of each layer's cheapest action short of EXIT, float64 [L].
+            leaving: cost of each layer once a token has left, float64 [L].
+        """
+        end = self.segments[-1][1] if self.segments else 0
+        self._left = [float(leaving[stop:].sum()) for _, stop in self.segments]  # after each segment, for tokens that left
+        self._rest = [float(staying[end:].sum())]  # at least, from each segment on, decisions included; last: after them all
+        self._least: list[Tensor] = []  # actions [n] of that way
+        for (start, stop), own in zip(reversed(self.segments), reversed(self._own), strict=True):
+            ways = {stop: float(staying[start:stop].sum()) + self._rest[0]}
+            for layer in range(start, stop):
+                if self._allowed[layer][Action.EXIT]:
+                    ways[layer] = float(staying[start:layer].sum() + leaving[layer:].sum())
+            exit_layer = min(ways, key=lambda layer: ways[layer])
+            least = self._cheapest[start:stop].clone()
+            least[exit_layer - start :] = Action.EXIT
+            self._least.insert(0, least)
+            self._rest.insert(0, ways[exit_layer] + own)
+        first = self.segments[0][0] if self.segments else 0
+        self.floor = float(staying[:first].sum()) + self._rest[0]
+
+    def cost_before(self, segment: int) -> float:
+        """Cost of the decisions before a segment."""
+        return sum(self._own[:segment])
+
+    def logits(self, segment: int, seen: Observation) -> Tensor:
+        """Preferences [N, n, actions] for the n layers of a segment; what training works on."""
+        remaining = (seen.budget - seen.spent).to(seen.hidden.device, torch.float32)
+        depth = self.segments[segment][0] / self.num_layers
+        state = state_vector(self.probes[segment], seen.hidden, seen.previous, depth, remaining)
+        start, stop = self.segments[segment]
+        policy = self.policies[segment]
+        preferences = policy(state.to(policy[-1].weight.dtype)).unflatten(-1, (stop - start, len(Action)))
+        return preferences + self._blocked[start:stop].to(preferences)
+
+    def decide(self, segment: int, seen: Observation) -> Decision:
+        """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
+        start, stop = self.segments[segment]
+        costs = self._costs[start:stop]
+        price = self.dial.setting(seen.budget).view(-1, 1, 1)
+        worth = self.logits(segment, seen).double().cpu() - price * costs
+        actions = worth.argmax(dim=-1)
+        own = self._own[segment]
+        if self.strict:
+            actions = self._affordable(segment, actions, worth, seen.budget - seen.spent - own)
+        return Decision(actions.to(torch.uint8), own)
+
+    def _affordable(self, segment: int, actions: Tensor, worth: Tensor, left: Tensor) -> Tensor:
+        """Actions [N, n] that leave enough for the cheapest way on, where any do; `left` float64 [N] is for all layers on."""
+        start, stop = self.segments[segment]
+        costs = self._costs[start:stop]
+        gone = (actions == Action.EXIT).cumsum(dim=-1) > 0
+        actions = actions.masked_fill(gone, Action.EXIT)
+        cheapest = self._cheapest[start:stop].masked_fill(gone, Action.EXIT)
+        after = left.new_tensor([self._rest[segment + 1], self._left[segment]])[gone[:, -1].long()]
+        actions = cap(actions, cheapest, worth, costs, left - after)
+        spent = costs[torch.arange(stop - start), actions].sum(dim=-1)
+        return torch.where((spent <= left - after + TOLERANCE).unsqueeze(-1), actions, self._least[segment])
+
+
+def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
+    """Layers that each decision covers: (first, the one after the last)."""
+    end = config.num_layers - config.keep_last_layers
+    starts = range(config.min_layers, end, config.decision_interval)
+    return [(start, min(start + config.decision_interval, end)) for start in starts]
+
+
+def _policy(layers: int, hidden_sizes: Any) -> nn.Sequential:
+    sizes = [len(SIGNALS) + layers, *hidden_sizes]
+    parts: list[nn.Module] = []
+    for width, next_width in zip(sizes[:-1], sizes[1:], strict=True):
+        parts += [nn.Linear(width, next_width), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(sizes[-1], layers * len(Action)))
+
+
+def allowed_actions(config: AneeConfig) -> list[list[bool]]:
+    """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has."""
+    layers = range(config.num_layers)
+    bridged = config.bridge_layers if config.bridge_rank and config.bridge_layers is not None else layers
+    ffn_bridged = config.ffn_bridge_layers if config.ffn_bridge_rank and config.ffn_bridge_layers is not None else layers
+    translated = config.exit_layers if config.exit_translator_rank and config.exit_layers is not None else layers
+    where = {Action.PROCESS: layers, Action.SKIP: bridged, Action.EXIT: translated, Action.SKIP_FFN: ffn_bridged}
+    decided = range(config.min_layers, config.num_layers - config.keep_last_layers)
+    names = set(config.controller_actions or [])
+    return [
+        [
+            action is Action.PROCESS or (action.name in names and layer in where[action] and layer in decided)
+            for action in Action
+        ]
+        for layer in layers
+    ]
+
+
+def cap(actions: Tensor, cheapest: Tensor, worth: Tensor, costs: Tensor, left: Tensor) -> Tensor:
+    """Make actions affordable: the least missed ones become the cheapest until the sum fits.
+
+    Args:
+        actions: int64 [N, n], as preferred.
+        cheapest: int64 [N, n], none dearer than its counterpart in `actions`.
+        worth: preferences less their price, float64 [N, n, actions].
+        costs: float64 [n, actions].
+        left: what may be spent on these layers, float64 [N]; where even the cheapest don't fit, they are taken.
+    """
+    layers = torch.arange(costs.shape[0])
+    least = costs[layers, cheapest]
+    gain = worth.gather(-1, actions.unsqueeze(-1)) - worth.gather(-1, cheapest.unsqueeze(-1))
+    order = gain.squeeze(-1).argsort(dim=-1, descending=True, stable=True)
+    extra = (costs[layers, actions] - least).gather(-1, order).cumsum(dim=-1)
+    fits = extra <= (left - least.sum(dim=-1)).unsqueeze(-1) + TOLERANCE
+    return torch.where(torch.zeros_like(fits).scatter(-1, order, fits), actions, cheapest)

@@ -1,0 +1,370 @@
+"""`AneeForCausalLM`: a frozen causal LM, held by reference, with a compute dial.
+
+What runs is in `execution.py`; this file is about being a transformers model: build, load, save, forward.
+"""
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .base_model import BaseStack, token_positions
+from .bridges import Bridge, Bridges
+from .cache import AneeCache
+from .configuration_anee import AneeConfig
+from .controller import Controller
+from .controllers import build_controller
+from .execution import Executor
+from .execution_log import execution_log
+from .generation import AneeGenerationMixin, budget_tensor
+from .loading import BASE_KWARGS, HUB_KWARGS, check_fingerprint, load_base
+from .step import Step
+from .trace import ExecutionTrace
+
+
+# While our own modules load, no base may be attached: transformers would overwrite its buffers.
+_without_base: contextvars.ContextVar[bool] = contextvars.ContextVar("anee_without_base", default=False)
+
+
+@contextlib.contextmanager
+def without_base() -> Iterator[None]:
+    """Models built inside have no base yet."""
+    token = _without_base.set(True)
+    try:
+        yield
+    finally:
+        _without_base.reset(token)
+
+
+@dataclass
+class AneeCausalLMOutput(CausalLMOutputWithPast):
+    """Output of a forward; `execution` says what was done with every token and what it cost."""
+
+    execution: ExecutionTrace | None = None
+
+
+class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
+    """A frozen base causal LM whose layers are processed, skipped or left early, token by token, under a budget.
+
+    Build it with `from_base`, load it with `from_pretrained`.
+    """
+
+    config_class = AneeConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = False
+    config: AneeConfig
+    base: Any  # the causal LM, whose attributes differ between families
+    _supports_sdpa = True
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: AneeConfig) -> None:
+        config.check()
+        super().__init__(config)
+        self.bridges = Bridges(config)
+        self.controller: Controller = build_controller(config)
+        self.post_init()
+        if not _without_base.get():
+            self.attach_base(AutoModelForCausalLM.from_config(config.text_config))
+
+    # Build, load and save
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | os.PathLike | PreTrainedModel,
+        *,
+        controller: str = "budget",
+        energy_budget: float = 1.0,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        **kwargs: Any,
+    ) -> "AneeForCausalLM":
+        """Wrap a base that is not an artifact yet; the controllers are untrained.
+
+        Args:
+            base: Hub name or folder, or a loaded causal LM, which is wrapped as it is.
+            controller: kind of controller, see `AneeConfig`.
+            energy_budget: default budget in [0, 1].
+            gguf_file: GGUF file of the base in its repository or folder.
+            revision: revision of the base on the Hub.
+            dtype: dtype of the base; default: that of its checkpoint.
+            device_map: where the base's layers go.
+            kwargs: fields of `AneeConfig`, and further arguments of the base's `from_pretrained`.
+
+        Raises:
+            ValueError: a base of an unknown family (the known ones are listed), or a bad configuration field.
+            OSError: the base can't be found.
+        """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
+        fields |= {"controller": controller, "energy_budget": energy_budget}
+        if not isinstance(base, PreTrainedModel):
+            # A name that begins with "." would mean: relative to the artifact.
+            fields.setdefault("base_model_name_or_path", os.path.abspath(base) if os.path.isdir(base) else str(base))
+            fields.setdefault("base_model_revision", revision)
+            fields.setdefault("base_gguf_file", gguf_file)
+            loaded = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
+            kwargs |= {name: value for name, value in loaded.items() if value is not None}
+            base = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+        elif kwargs or gguf_file or revision or dtype or device_map is not None:
+            raise ValueError(
+                "the base is a model already: gguf_file, revision, dtype, device_map and other loading arguments "
+                f"({', '.join(kwargs) or 'as given'}) do not apply"
+            )
+        else:
+            fields.setdefault("base_model_name_or_path", base.name_or_path)
+        text_config = base.config.to_dict()
+        for name in ("quantization_config", "_name_or_path"):
+            text_config.pop(name, None)
+        with without_base():
+            model = cls(AneeConfig(text_config=text_config, **fields))
+        check_fingerprint(model.config, base)
+        model.attach_base(base)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: Any = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load an artifact: our modules from its safetensors, the base by the name in its config.
+
+        Arguments about weights (`dtype`, `device_map`, `quantization_config`, `attn_implementation`, `gguf_file`, ...) go
+        to the base; our modules are small and stay in float32. Fields of `AneeConfig` override the artifact's:
+        `base_model_name_or_path=` points to another copy of the base.
+
+        Raises:
+            ValueError: weights that don't belong to this model, a newer format, or another base with `strict_base=True`.
+            OSError: the artifact or its base can't be found or read.
+        """
+        base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        own_hub_kwargs = hub_kwargs | {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):  # also of another AneeConfig class: that of shipped code
+            source = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+            kwargs |= own_hub_kwargs
+        if config._attn_implementation is not None:  # AutoModel moves the argument into the config
+            base_kwargs.setdefault("attn_implementation", config._attn_implementation)
+            config._attn_implementation = None
+        kwargs.pop("trust_remote_code", None)
+        with without_base():
+            model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        base = load_base(model.config, pretrained_model_name_or_path, kwargs.get("revision"), **hub_kwargs, **base_kwargs)
+        check_fingerprint(model.config, base)
+        model.attach_base(base)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _load_own(cls, artifact: str | os.PathLike, *model_args: Any, **kwargs: Any) -> tuple["AneeForCausalLM", dict]:
+        loaded: Any
+        try:
+            loaded = super().from_pretrained(
+                artifact,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the other keys that are wrong
+                dtype=torch.float32,
+                use_safetensors=True,
+                **kwargs,
+            )
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise OSError(f"the weights in {str(artifact)!r} are truncated or not safetensors: {error}") from error
+        model, info = loaded
+        wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if any(wrong.values()):
+            details = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in wrong.items() if keys)
+            raise ValueError(
+                f"the weights in {str(artifact)!r} don't belong to a {kwargs['config'].controller!r} controller of this "
+                f"base: {details}"
+            )
+        return model, info
+
+    def save_pretrained(self, save_directory: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write an artifact: config, our modules (no base weight), the code, generation config and the tokenizer, if given.
+
+        Args:
+            save_directory: folder to write to.
+            tokenizer: saved into the same folder.
+            kwargs: as in `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+
+    def attach_base(self, base: PreTrainedModel) -> None:
+        """Hold a base by reference, frozen and in eval mode.
+
+        Raises:
+            ValueError: an unknown family, or a shape other than the configuration's.
+        """
+        stack = BaseStack(base)
+        for name in ("num_hidden_layers", "hidden_size"):
+            expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
+            if expected != found:
+                raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
+        base.requires_grad_(False)
+        base.eval()
+        base.config._name_or_path = ""  # a local path would be written into our config.json
+        self.base = base
+        self.stack = stack
+        self.costs = stack.measure_costs(self.config.cost_unit, self.bridges)
+        self.controller.bind(self.costs)
+        self.controller.to(self.device)
+        self.bridges.to(self.device)
+        self.executor = Executor(stack, self.controller, self.bridges, self.costs)
+        self._adopt(base)
+
+    def _adopt(self, base: Any) -> None:
+        """Take over what transformers wants to know of the whole model from the base."""
+        self.config._attn_implementation_internal = base.config._attn_implementation
+        self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
+        self._no_split_modules = set(base._no_split_modules or ())
+        self._skip_keys_device_placement = set(base._skip_keys_device_placement or ())
+        self._keys_to_ignore_on_save = {f"base.{key}" for key in base.state_dict()}
+        for plan in ("_tp_plan", "_pp_plan", "_ep_plan", "_fsdp_plan"):
+            entries = getattr(base, plan, None) or {}
+            setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
+        if hasattr(base, "hf_device_map"):
+            self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
+        # Values of the artifact's generation config stay; the base's fill in what it leaves open.
+        defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
+        self.generation_config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        self.generation_config._from_model_config = None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Controller | Bridge):
+            module.reset_parameters()
+
+    # What a transformers model answers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's dtype."""
+        return self.base.dtype if "base" in self._modules else super().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The base's device."""
+        return self.base.device if "base" in self._modules else super().device
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's token embeddings."""
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The base's head."""
+        return self.base.get_output_embeddings()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refused: the base is not ours to change, and the change would not be saved."""
+        raise ValueError("resize_token_embeddings is not possible: the base is frozen and not saved; resize it before wrapping")
+
+    def train(self, mode: bool = True) -> "AneeForCausalLM":
+        """Training mode of our own modules; the base stays in eval mode."""
+        super().train(mode)
+        if "base" in self._modules:
+            self.base.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        energy_budget: float | Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> AneeCausalLMOutput | tuple:
+        """Run B rows of T tokens, as the base's forward would, under a budget.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, S], 0 for padding, S counting the cached tokens too; or a ready 4D mask.
+            position_ids: int64 [B or 1, T].
+            past_key_values: any transformers cache; default: an `AneeCache`.
+            inputs_embeds: token embeddings [B, T, D] instead of `input_ids`.
+            labels: int64 [B, T], -100 where there is nothing to predict.
+            use_cache: keep keys and values; default: the base's config.
+            logits_to_keep: compute only the last so many logits (0: all), or those at these indices.
+            energy_budget: share of the decoder stack's work to spend, in [0, 1]: a number, one per row, or one per
+                token [B, T]; default: `config.energy_budget`.
+            output_hidden_states: return what enters each layer, and what the head reads.
+            output_attentions: refused, since skipped layers have none.
+            return_dict: return an output object (default) or a tuple.
+            kwargs: passed on to the loss.
+
+        Returns:
+            logits [B, T, V] with `execution`, an `ExecutionTrace`.
+        """
+        if output_attentions:
+            raise ValueError("output_attentions=True is not supported: skipped layers compute no attention")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        stack = self.stack
+        use_cache = stack.config.use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = AneeCache(stack.blocks)
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        rows, tokens = embeddings.shape[:2]
+        if position_ids is None:
+            position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
+        hidden = stack.add_positions(embeddings, position_ids)
+        index, valid = token_positions(attention_mask, past, tokens, rows)
+        budget = budget_tensor(self.config.energy_budget if energy_budget is None else energy_budget, rows)
+        step = Step(
+            budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),
+            index=index,
+            valid=valid,
+            rotations=stack.rotations(hidden, position_ids),
+            masks=stack.masks(hidden, attention_mask, past_key_values, position_ids),
+            cache=past_key_values,
+            past=past,
+        )
+        kept: list[Tensor] | None = [] if output_hidden_states else None
+        hidden, trace = self.executor.run(hidden, step, kept)
+        if past_key_values is not None:
+            execution_log(past_key_values).append(trace)
+        hidden = stack.final_norm(hidden)
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        logits = stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=stack.config.vocab_size, **kwargs)
+        output = AneeCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=None if kept is None else (*kept, hidden),
+            execution=trace,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModelForCausalLM` know the installed classes, so no remote code is needed."""
+    AutoConfig.register(AneeConfig.model_type, AneeConfig, exist_ok=True)
+    AutoModelForCausalLM.register(AneeConfig, AneeForCausalLM, exist_ok=True)

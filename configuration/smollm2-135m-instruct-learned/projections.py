@@ -1,0 +1,156 @@
+"""Linear maps of a frozen layer, applied with as few kernels as possible.
+
+Projections that share an input run as one: their weights are moved into one storage, of which the base's own
+parameters become views, so memory, values and `state_dict` stay the same. A module that must run itself
+(quantised, offloaded, hooked) is simply called.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .kernels import linear
+
+
+def is_plain(module: Any) -> bool:
+    """Whether `module` is a linear map whose weights are present and unhooked, so they may be used directly."""
+    if not (type(module) in (nn.Linear, Conv1D) or _is_plain_falcon(module)) or not module.weight.is_floating_point():
+        return False
+    return not (hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks or module.weight.is_meta)
+
+
+def _is_plain_falcon(module: nn.Module) -> bool:
+    # With a bias, falcon's own linear class rounds twice in half precision, which one kernel would not.
+    return type(module).__name__ == "FalconLinear" and module.bias is None
+
+
+def out_features(module: Any) -> int:
+    """Output width of a linear-like module."""
+    return module.nf if isinstance(module, Conv1D) else module.out_features
+
+
+class JointLinear:
+    """Linear modules that share an input: [..., in] -> [..., sum of their outputs].
+
+    The weights are joined when first used, and again after the base was moved, cast or copied.
+    """
+
+    def __init__(self, modules: list[Any]) -> None:
+        self.modules = modules
+        self._ends = torch.tensor([out_features(module) for module in modules]).cumsum(0).tolist()
+        self._pointers: list[int] | None = None
+        self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
+        self._bias: torch.Tensor | None = None  # [out]
+
+    @property
+    def out_features(self) -> int:
+        """Width of all outputs."""
+        return self._ends[-1]
+
+    def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
+        if self._weight is None:
+            return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
+        if start == 0 and stop is None:
+            return linear(x, self._weight, self._bias)
+        return linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
+
+    def share(self, start: int, stop: int | None = None) -> float:
+        """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
+        stop = self._ends[-1] if stop is None else stop
+        needed, begin = 0, 0
+        for module, end in zip(self.modules, self._ends, strict=True):
+            overlap = max(min(stop, end) - max(start, begin), 0)
+            needed += overlap if is_plain(module) else (end - begin) * (overlap > 0)
+            begin = end
+        return needed / self._ends[-1]
+
+    def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        outputs, begin = [], 0
+        for module, end in zip(self.modules, self._ends, strict=True):
+            if begin < stop and end > start:
+                outputs.append(module(x)[..., max(start - begin, 0) : min(stop, end) - begin])
+            begin = end
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    @torch.inference_mode(False)  # else a first use in inference mode would make the base's parameters unfit for training
+    @torch.no_grad()
+    def _join(self) -> None:
+        self._weight = self._bias = None
+        first = self.modules[0]
+        if len(self.modules) == 1 and is_plain(first):
+            self._weight = first.weight.t() if isinstance(first, Conv1D) else first.weight
+            self._bias = first.bias
+        elif self._can_join():
+            self._weight = _share_storage([module.weight for module in self.modules])
+            if first.bias is not None:
+                self._bias = _share_storage([module.bias for module in self.modules])
+        self._pointers = [module.weight.data_ptr() for module in self.modules]
+
+    def _can_join(self) -> bool:
+        first = self.modules[0]
+        return all(
+            is_plain(module)
+            and not isinstance(module, Conv1D)
+            and module.weight.dtype == first.weight.dtype
+            and module.weight.device == first.weight.device
+            and (module.bias is None) == (first.bias is None)
+            for module in self.modules
+        )
+
+
+class GroupedLinear(JointLinear):
+    """One linear module whose outputs come in groups: [..., in] -> [..., groups, outputs of a group]."""
+
+    def __init__(self, module: nn.Module, groups: int) -> None:
+        super().__init__([module])
+        self.groups = groups
+
+    def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
+        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
+            self._join()
+        if self._weight is None or (start == 0 and stop is None):
+            return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
+        # A strided view of the weight, one matrix per group: nothing is copied.
+        weight = self._weight.unflatten(0, (self.groups, -1))[:, start:stop].mT  # [groups, in, outputs]
+        inputs = x.reshape(1, -1, x.shape[-1]).expand(self.groups, -1, -1)  # [groups, N, in]
+        if self._bias is None:
+            out = torch.bmm(inputs, weight)
+        else:
+            out = torch.baddbmm(self._bias.unflatten(0, (self.groups, 1, -1))[..., start:stop], inputs, weight)
+        return out.transpose(0, 1).unflatten(0, x.shape[:-1])
+
+    def share(self, start: int, stop: int | None = None) -> float:
+        """Share of all work that outputs `start:stop` of every group need."""
+        size = self.out_features // self.groups
+        return (min(size if stop is None else stop, size) - start) / size if is_plain(self.modules[0]) else 1.0
+
+
+def _share_storage(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """Move parameters of shape [out_i, ...] into one tensor [sum of out_i, ...]; they become views of it.
+
+    Where they are that already, since another wrapper holds the same base, nothing is moved.
+    """
+    first = parameters[0].data
+    total = sum(len(parameter) for parameter in parameters)
+    if _are_adjacent(parameters):
+        return first.as_strided((total, *first.shape[1:]), first.stride())
+    joint = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, joint.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joint
+
+
+def _are_adjacent(parameters: list[nn.Parameter]) -> bool:
+    """Whether parameters follow each other in one storage."""
+    storage, place = parameters[0].untyped_storage().data_ptr(), parameters[0].data_ptr()
+    for parameter in parameters:
+        if not parameter.is_contiguous() or parameter.untyped_storage().data_ptr() != storage or parameter.data_ptr() != place:
+            return False
+        place += parameter.numel() * parameter.element_size()
+    return True

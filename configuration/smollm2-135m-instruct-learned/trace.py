@@ -1,0 +1,130 @@
+"""`ExecutionTrace`: what was done with every token at every layer, and what it cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .actions import Action
+
+
+SYMBOLS = {Action.PROCESS: "█", Action.SKIP: "·", Action.EXIT: " ", Action.SKIP_FFN: "▄"}
+
+
+@dataclass(frozen=True)
+class ExecutionTrace:
+    """Actions and costs of B rows of T tokens at L layers, on the CPU.
+
+    Args:
+        actions: uint8 [B, T, L], values of `Action`.
+        cost: float32 [B, T], share of the decoder stack's work, controller included; 0 for padding.
+        valid: bool [B, T], False for padding.
+        stack_share: share of the whole model's work that the stack is (the rest is the head).
+        floor: the lowest mean cost that the controller can reach.
+        unit: unit of the costs, `"flops"` or `"bytes"`.
+        ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
+            the other tokens would have taken longer; not in `cost`. Default: none.
+    """
+
+    actions: Tensor
+    cost: Tensor
+    valid: Tensor
+    stack_share: float
+    floor: float
+    unit: str
+    ran_anyway: Tensor | None = None
+
+    @property
+    def share_run_anyway(self) -> float:
+        """Share of the skipped (token, layer) pairs that were run anyway."""
+        skipped = int((self.actions[self.valid] != Action.PROCESS).sum())
+        return 0.0 if self.ran_anyway is None else int(self.ran_anyway[self.valid].sum()) / max(skipped, 1)
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost of a token, as a share of the decoder stack."""
+        return float(self.cost.sum() / self.valid.sum().clamp(min=1))
+
+    @property
+    def mean_cost_of_whole_model(self) -> float:
+        """Mean cost of a token as a share of the whole model, the head included."""
+        return self.mean_cost * self.stack_share + 1.0 - self.stack_share
+
+    @property
+    def row_cost(self) -> Tensor:
+        """Mean cost of each row, float32 [B]."""
+        return self.cost.sum(dim=1) / self.valid.sum(dim=1).clamp(min=1)
+
+    @property
+    def depth(self) -> Tensor:
+        """Number of layers that ran for each token, with the feed-forward or without it, int64 [B, T]."""
+        return ran(self.actions).sum(dim=-1) * self.valid
+
+    @property
+    def layer_share(self) -> dict[Action, Tensor]:
+        """Per action, the share of the tokens that took it at each layer, float32 [L]."""
+        return {action: (self.actions[self.valid] == action).float().mean(dim=0) for action in Action}
+
+    def rows(self, index: Tensor) -> "ExecutionTrace":
+        """The rows at `index`, in its order."""
+        return self._map(lambda x: x[index])
+
+    def tokens(self, start: int | None, stop: int | None) -> "ExecutionTrace":
+        """The tokens `start:stop` of every row."""
+        return self._map(lambda x: x[:, start:stop])
+
+    def keep(self, kept: Tensor) -> "ExecutionTrace":
+        """The same with everything but the tokens in `kept`, bool [B, T], as padding."""
+        return replace(self, cost=self.cost * kept, valid=self.valid & kept)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
+        ran = None if self.ran_anyway is None else change(self.ran_anyway)
+        return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), ran_anyway=ran)
+
+    @staticmethod
+    def concatenate(traces: Sequence["ExecutionTrace"]) -> "ExecutionTrace":
+        """Traces of the same rows, one after the other in time."""
+        parts: dict[str, Any] = {
+            name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in ("actions", "cost", "valid")
+        }
+        ran = [torch.zeros_like(t.valid, dtype=torch.int64) if t.ran_anyway is None else t.ran_anyway for t in traces]
+        any_ran = any(t.ran_anyway is not None for t in traces)
+        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None)
+
+    def summary(self) -> str:
+        """One line: tokens, mean cost, depth, floor."""
+        depth = self.depth[self.valid].float().mean() if self.valid.any() else 0.0
+        share = self.share_run_anyway
+        anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
+        return (
+            f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the decoder stack "
+            f"({self.mean_cost_of_whole_model:.3f} of the whole model, unit {self.unit}, floor {self.floor:.3f}), "
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{anyway}"
+        )
+
+    def render(self, row: int = 0, width: int = 100) -> str:
+        """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.
+
+        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth.
+        """
+        actions = self.actions[row][self.valid[row]][-width:]  # [T, L]
+        running = ran(actions).float()
+        lines = []
+        for layer in range(actions.shape[1] - 1, -1, -1):
+            symbols = "".join(SYMBOLS[Action(value)] for value in actions[:, layer].tolist())
+            lines.append(f"{layer:4d} |{symbols}| {running[:, layer].mean():4.0%}")
+        depths = "".join(_tenth(int(count), actions.shape[1]) for count in running.sum(dim=1).tolist())
+        legend = "  ".join(f"{symbol!r} {action.name}" for action, symbol in SYMBOLS.items())
+        return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
+
+
+def ran(actions: Tensor) -> Tensor:
+    """Where a layer ran for a token: PROCESS, or SKIP_FFN, which leaves out a part of it; bool, of the shape of `actions`."""
+    return (actions == Action.PROCESS) | (actions == Action.SKIP_FFN)
+
+
+def _tenth(count: int, total: int) -> str:
+    """A share as one digit: its tenths, 9 for all."""
+    return str(min(10 * count // total, 9))
