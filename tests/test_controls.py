@@ -83,7 +83,7 @@ def test_random_skips_are_among_those_of_the_cheapest_plan_and_repeatable(model)
     hidden, actions = random_skip(model, ids, 0.8)
     again = random_skip(model, ids, 0.8)
     assert torch.equal(hidden, again[0]) and torch.equal(actions, again[1])
-    cheapest = plan_table(model).actions[0]
+    cheapest = plan_table(model.config, model.costs).actions[0]
     assert ((actions == Action.PROCESS) | (actions == cheapest)).all()
     assert len(actions.flatten(0, 1).unique(dim=0)) > 3  # tokens differ
     assert (actions[:, : model.config.keep_first_tokens] == Action.PROCESS).all()
@@ -91,7 +91,7 @@ def test_random_skips_are_among_those_of_the_cheapest_plan_and_repeatable(model)
 
 def test_the_oracle_skips_all_that_it_may_or_nothing(model):
     ids, damage = token_ids(2, 30), torch.ones(4)
-    cheapest = plan_table(model).actions[0]
+    cheapest = plan_table(model.config, model.costs).actions[0]
     hidden, actions = oracle(model, ids, damage, torch.inf)
     followed, expected = follow(model, ids, cheapest.expand(*ids.shape, -1))
     assert torch.equal(actions, expected)

@@ -52,16 +52,22 @@ class PlanController(Controller):
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.segments = [(0, self.num_layers)]
-        self._plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
+        self._config = config
 
     def bind(self, costs: CostTable) -> None:
         """Sort the plans by what they cost on this base."""
-        self._table = PlanTable([*self._plans, [Action.PROCESS] * self.num_layers], costs, self.strict)
+        self._table = plan_table(self._config, costs, self.strict)
         self.floor = self._table.floor
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The plans nearest to each token's budget."""
         return Decision(self._table.choose(seen.budget, seen.index))
+
+
+def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> PlanTable:
+    """The plans of a configuration, with everything processed as the dearest."""
+    plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
+    return PlanTable([*plans, [Action.PROCESS] * config.num_layers], costs, strict)
 
 
 def plans_of_order(config: AneeConfig) -> list[list[Action]]:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions import Action, parse_plan
+from ..actions import Action
 from ..bridges import Bridges
 from ..execution import Executor
 from ..modeling_anee import AneeForCausalLM
-from ..plans import PlanTable, plans_of_order
+from ..plans import PlanTable, plan_table
+from ..step import Step
 from ..training.examples import Examples
-from ..training.losses import relative_error
-from ..training.rollout import begin, run_layers
+from ..training.rollout import begin, run_layers, with_plan
+from ..training.traces import bridge_error
 from .perplexity import Scores, Window, score_with
 
 
@@ -59,7 +60,7 @@ def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[C
     Raises:
         ValueError: the cheapest plan exits, so its layers can't be left out one by one.
     """
-    if Action.EXIT in plan_table(model).actions[0].tolist():
+    if Action.EXIT in plan_table(model.config, model.costs).actions[0].tolist():
         raise ValueError("plans with EXIT are not allowed for the controls: they leave out layers one by one")
     bare = WithoutBridges(model)
     found = [
@@ -78,16 +79,9 @@ def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[C
     return found
 
 
-def plan_table(model: AneeForCausalLM, costs=None) -> PlanTable:
-    """The static plans of a model's configuration, with everything processed as the dearest."""
-    config = model.config
-    plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
-    return PlanTable([*plans, [Action.PROCESS] * config.num_layers], model.costs if costs is None else costs)
-
-
 def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> tuple[Tensor, Tensor]:
     """The plans nearest to the budget."""
-    table = table or plan_table(model)
+    table = table or plan_table(model.config, model.costs)
     index = torch.arange(ids.shape[1])
     plan = table.choose(torch.full(index.shape, budget, dtype=torch.float64), index)
     return follow(model, ids, plan.expand(len(ids), -1, -1))
@@ -96,7 +90,7 @@ def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable 
 def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
     """Every token leaves out random layers, among those that the cheapest plan leaves out, until it meets the budget."""
     generator = torch.Generator().manual_seed(0)
-    cheapest = plan_table(model).actions[0]
+    cheapest = plan_table(model.config, model.costs).actions[0]
     saving = model.costs.layers[:, Action.PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
     noise = torch.rand(*ids.shape, len(saving), generator=generator).masked_fill(saving <= 0, 2.0)
     order = noise.argsort(dim=-1)
@@ -110,15 +104,14 @@ def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Ten
 
 def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Run given actions uint8 [B, T, L], the kept first tokens in full."""
-    actions = actions.clone()
-    actions[:, : model.config.keep_first_tokens] = Action.PROCESS
+    actions = with_plan(model, ids, actions)
     hidden, step = begin(model, ids)
     return run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions
 
 
 def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything."""
-    cheapest = plan_table(model).actions[0]
+    cheapest = plan_table(model.config, model.costs).actions[0]
     kept = model.config.keep_first_tokens
     hidden, step = begin(model, ids)
     actions = torch.zeros(*ids.shape, len(cheapest), dtype=torch.uint8)
@@ -132,13 +125,11 @@ def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float
     return hidden, actions
 
 
-def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step) -> Tensor:
+def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step: Step) -> Tensor:
     """Relative squared error [B, T] of a layer's bridge."""
     attended = model.executor.attend(layer, hidden, step)
     out = model.stack.blocks[layer].add_feed_forward(hidden, attended)
-    entering = hidden if action == Action.SKIP else attended
-    bridge = model.bridges.of_skip(layer) if action == Action.SKIP else model.bridges.of_skip_ffn(layer)
-    return relative_error(out - entering, torch.zeros_like(out) if bridge is None else bridge.delta(entering))
+    return bridge_error(model, layer, action, hidden, attended, out)
 
 
 class WithoutBridges:
@@ -149,7 +140,7 @@ class WithoutBridges:
         costs = model.stack.measure_costs(model.config.cost_unit)
         none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
         self.executor = Executor(model.stack, model.controller, none, costs)
-        self.table = plan_table(model, costs)
+        self.table = plan_table(model.config, costs)
 
     def static(self, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
         """The plans nearest to the budget."""

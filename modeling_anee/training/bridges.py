@@ -9,9 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..actions import parse_plan
 from ..modeling_anee import AneeForCausalLM
-from ..plans import PlanTable, plans_of_order
+from ..plans import PlanTable, plan_table
 from .checkpoint import load_optimizer, optimizer_tensors
 from .losses import sampled_kl
 from .rollout import run as run_tokens
@@ -31,17 +30,10 @@ def run_stage(run: Run) -> dict:
     parameters = {
         name: p for name, p in run.own_parameters().items() if name.startswith(("bridges.skip.", "bridges.skip_ffn."))
     }
-    table = plan_table(model)
+    table = plan_table(model.config, model.costs)
     windows = run.windows("train")
     train(run, NAME, parameters, lambda step, generator: loss_of(run, table, batch_of(windows, settings, step, run), generator))
     return {}
-
-
-def plan_table(model: AneeForCausalLM) -> PlanTable:
-    """The plans that a budget chooses from."""
-    config = model.config
-    plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
-    return PlanTable([*plans, parse_plan("P" * config.num_layers)], model.costs)
 
 
 def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:

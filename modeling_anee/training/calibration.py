@@ -115,14 +115,10 @@ def curve(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, list[flo
     """Cost, perplexity ratio to the base and its standard error at every budget."""
     scored = [Window(ids.cpu(), 1) for ids in windows]
     base = score(run.model, scored, 1.0)
-    rows = [point(score(run.model, scored, budget), base) for budget in run_each(run, budgets)]
+    numbers = run.track(len(budgets), "measuring the curve")
+    rows = [point(score(run.model, scored, budgets[number]), base) for number in numbers]
     names = ("cost", "perplexity_ratio", "standard_error")
     return {name: [round(row[i], 5) for row in rows] for i, name in enumerate(names)}
-
-
-def run_each(run: Run, budgets: list[float]):
-    """The budgets, with a progress bar."""
-    return (budgets[i] for i in run.track(len(budgets), "measuring the curve"))
 
 
 def point(scores: Scores, base: Scores) -> tuple[float, float, float]:

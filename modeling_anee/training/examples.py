@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
+from ..learned import segments_of
 from ..modeling_anee import AneeForCausalLM
 from .teacher import Teacher, layer_weights, pair_scores
-from .traces import decisions, read_shards, skip_action
+from .traces import read_shards, skip_action
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_examples(folder: Path, model: AneeForCausalLM) -> Examples:
 
 def skips_and_savings(model) -> tuple[Tensor, Tensor]:
     """For each layer the action that leaves it out (PROCESS if none), int64 [L], and what that saves, float64 [L]."""
-    decided = {layer for start, stop in decisions(model) for layer in range(start, stop)}
+    decided = {layer for start, stop in segments_of(model.config) for layer in range(start, stop)}
     layers = range(model.config.num_layers)
     chosen = [skip_action(model, layer) if layer in decided else None for layer in layers]
     skips = torch.tensor([int(Action.PROCESS if action is None else action) for action in chosen])

@@ -32,14 +32,14 @@ class Search:
         plan: action of each layer so far, [L].
         plans: letters of every plan so far.
         loss: KL of the plan to the base, nats.
-        queue: (KL added per cost saved, layer, action, number of choices made when it was measured).
+        queue: (KL added per cost saved, layer, action, number of choices made when it was measured, KL of the whole plan).
         first: KL that each action adds alone: [layer, action, KL].
     """
 
     plan: list[int]
     plans: list[str] = field(default_factory=list)
     loss: float = 0.0
-    queue: list[tuple[float, int, int, int]] = field(default_factory=list)
+    queue: list[tuple[float, int, int, int, float]] = field(default_factory=list)
     first: list[tuple[int, int, float]] = field(default_factory=list)
 
 
@@ -91,7 +91,7 @@ def run_stage(run: Run) -> dict:
         loss.settle(search.plan)
         if not search.queue:
             search.first = [(layer, action, loss.of(layer, action)) for layer, action in measured]
-            search.queue = [(added / saving(model, layer, action), layer, action, 0) for layer, action, added in search.first]
+            search.queue = [(kl / saving(model, layer, action), layer, action, 0, kl) for layer, action, kl in search.first]
             heapq.heapify(search.queue)
         choose(search, loss, model)
         cost = plan_cost(model, search.plan)
@@ -111,7 +111,7 @@ def resume(run: Run) -> Search:
         return Search(plan=[int(Action.PROCESS)] * run.model.config.num_layers)
     search = Search(**saved[2]["search"])
     # JSON made lists of its tuples.
-    search.queue = [(gain, layer, action, made) for gain, layer, action, made in search.queue]
+    search.queue = [(gain, layer, action, made, kl) for gain, layer, action, made, kl in search.queue]
     return search
 
 
@@ -125,18 +125,15 @@ def choose(search: Search, loss: PlanLoss, model: AneeForCausalLM) -> None:
     """Take the best candidate; the other actions of its layer are dropped."""
     made = len(search.plans)
     while True:
-        _, layer, action, when = heapq.heappop(search.queue)
+        _, layer, action, when, kl = heapq.heappop(search.queue)
         if search.plan[layer] != Action.PROCESS:
             continue
-        if when == made and made > 0:
+        if when == made:
             break
-        added = loss.of(layer, action) - search.loss
-        entry = (added / saving(model, layer, action), layer, action, made)
-        if not search.queue or entry <= search.queue[0]:
-            break
-        heapq.heappush(search.queue, entry)
+        kl = loss.of(layer, action)
+        heapq.heappush(search.queue, ((kl - search.loss) / saving(model, layer, action), layer, action, made, kl))
     search.plan = [*search.plan[:layer], action, *search.plan[layer + 1 :]]
-    search.loss = loss.of(layer, action)
+    search.loss = kl
     search.plans.append("".join(Action(a).letter for a in search.plan))
 
 

@@ -75,7 +75,6 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     hidden, step = begin(model, ids)
     actions = processed(model, ids)
     rows, tokens = ids.shape[0], ids.shape[1] - kept
-    spent = torch.zeros(rows * tokens, dtype=torch.float64)
     log_probability = torch.zeros(rows * tokens, device=ids.device)
     entropies, done, previous = [], 0, hidden
     each = budget.repeat_interleave(tokens)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..actions import Action
 from ..learned import segments_of
-from .bridges import plan_table, sample_actions
+from ..plans import plan_table
+from .bridges import sample_actions
 from .checkpoint import read_tensors, write_tensors
 from .importance import PlanLoss
 from .losses import kl_divergence, relative_error
@@ -28,7 +29,7 @@ def run_stage(run: Run) -> dict:
     """Write one shard per window; windows whose shard is there already are left alone."""
     settings, model = run.settings(NAME), run.model
     windows = run.windows("train")[-settings.windows :]  # the last that the bridges have seen, if they saw them at all
-    table = plan_table(model)
+    table = plan_table(model.config, model.costs)
     (run.folder / "traces").mkdir(exist_ok=True)
     for number in run.track(len(windows), "traces"):
         if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run.folder, number).exists():
@@ -63,7 +64,7 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
         has none); delta_norms float32 [T, L, 2] of attention and feed-forward, relative to the hidden state; entropy and
         max_probability float32 [T] of the base's next-token distribution (entropy / log V).
     """
-    starts = [start for start, _ in decisions(model)]
+    starts = [start for start, _ in segments_of(model.config)]
     hidden, step = begin(model, ids)
     states, errors, norms = [hidden[0].half()], [], []
     for layer, block in enumerate(model.stack.blocks):
@@ -71,7 +72,7 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
             states.append(hidden[0].half())
         attended = model.executor.attend(layer, hidden, step)
         out = block.add_feed_forward(hidden, attended)
-        errors.append(bridge_error(model, layer, hidden, attended, out)[0])
+        errors.append(bridge_error(model, layer, skip_action(model, layer), hidden, attended, out)[0])
         deltas = torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)
         norms.append((deltas / hidden.norm(dim=-1, keepdim=True).clamp(min=1e-6))[0])
         hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
@@ -88,19 +89,14 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
     }
 
 
-def bridge_error(model, layer: int, hidden: Tensor, attended: Tensor, out: Tensor) -> Tensor:
-    """Relative squared error [B, T] of a layer's bridge, given hidden states [B, T, D] around the layer."""
-    bridges = model.bridges
-    if (bridge := bridges.of_skip(layer)) is not None:
-        return relative_error(out - hidden, bridge.delta(hidden))
-    if (bridge := bridges.of_skip_ffn(layer)) is not None:
-        return relative_error(out - attended, bridge.delta(attended))
-    return torch.ones(hidden.shape[:2], device=hidden.device)
-
-
-def decisions(model) -> list[tuple[int, int]]:
-    """Segments of a `learned` controller with this configuration: (first layer, layer after the last)."""
-    return segments_of(model.config)
+def bridge_error(model, layer: int, action: int | None, hidden: Tensor, attended: Tensor, out: Tensor) -> Tensor:
+    """Relative squared error [B, T] of the bridge that an action takes, given hidden states [B, T, D] around the layer."""
+    skips = action == Action.SKIP
+    bridge = model.bridges.of_skip(layer) if skips else model.bridges.of_skip_ffn(layer)
+    entering = hidden if skips else attended
+    if bridge is None:
+        return torch.ones(hidden.shape[:2], device=hidden.device)
+    return relative_error(out - entering, bridge.delta(entering))
 
 
 def skip_action(model, layer: int) -> Action | None:
