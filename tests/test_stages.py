@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
 from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.training.bridges import sample_actions
 from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
@@ -24,6 +25,7 @@ STEPS = {"steps": 4, "learning_rate": 0.01, "checkpoint_every": 2}
 STAGES = {
     "closed_form": {"windows": 12, "ridge": 0.001},
     "importance": {"windows": 2, "lowest_budget": 0.4},
+    "refit": {"windows": 12, "ridge": 0.001, "budgets": BUDGETS},
     "bridges": STEPS | {"batch_windows": 2, "budgets": [0.4, 0.95]},
     "exits": STEPS | {"batch_windows": 2},
     "traces": {"windows": 6, "kl_windows": 2},
@@ -132,6 +134,24 @@ def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, stage, tmp_p
     fit(recipe, tmp_path / "run", fitted / "data")
     for name in ("artifact/model.safetensors", "artifact/config.json", "run.json", "log.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (fitted / "run" / name).read_bytes(), name
+
+
+def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_out(fitted):
+    asked = []
+
+    class Table:
+        costs = torch.tensor([0.3, 0.97, 1.0])
+
+        def choose(self, budget, index):
+            asked.append(budget)
+            return torch.zeros(len(budget), 4, dtype=torch.uint8)
+
+    ids = torch.zeros(50, 40, dtype=torch.long)
+    for seed in range(8):
+        sample_actions(artifact(fitted), Table(), ids, (0.36, 0.96), torch.Generator().manual_seed(seed))
+    left_out = 1.0 - torch.cat(asked)
+    assert left_out.min() >= 0.04 - 1e-9 and left_out.max() <= 0.64 + 1e-9
+    assert abs(float((left_out < 0.16).double().mean()) - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("slope", [0.3, 2.0, 5.0])

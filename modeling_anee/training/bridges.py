@@ -1,7 +1,7 @@
 """Bridges tuned together: distillation from the base while budgets and actions are sampled, so one set serves every budget.
 
-Most steps give a whole batch the plan of one random budget; the others give every token a budget of its own, so that
-bridges also work beside tokens that went deeper or less deep.
+Most steps give every token a budget of its own, so that each step sees all of them and gradients vary less; the others
+give a whole batch one budget, as it is when the model is used.
 """
 
 import math
@@ -12,15 +12,14 @@ from torch import Tensor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plan_table
 from .checkpoint import load_optimizer, optimizer_tensors
-from .losses import sampled_kl
+from .losses import kl_divergence
 from .rollout import run as run_tokens
 from .rollout import with_plan
 from .run import Run
 
 
 NAME = "bridges"
-SHARE_OF_TOKENS = 0.5  # whose distributions are compared: the head costs as much as eight layers here
-TOKENWISE = 0.25  # share of the steps in which every token has a budget of its own
+TOKENWISE = 0.75  # share of the steps in which every token has a budget of its own
 CLIP = 1.0  # norm of the gradient
 
 
@@ -37,13 +36,17 @@ def run_stage(run: Run) -> dict:
 
 
 def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
-    """Actions uint8 [B, T, L] of random budgets."""
-    low, high = budgets
+    """Actions uint8 [B, T, L] of random budgets.
+
+    What budgets leave out is uniform on a logarithmic scale: the loss at a high budget is small and would else count little.
+    """
+    most, least = (1.0 - budget for budget in budgets)
     tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
-    drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64) * (high - low) + low
+    drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
+    budget = (1.0 - least * (most / least) ** drawn).clamp(max=table.costs[-2])  # the base's own plan has nothing to train
     # Between two plans a random one: an index of the golden-ratio sequence.
     index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
-    plan = table.choose(drawn, index)
+    plan = table.choose(budget, index)
     return with_plan(model, ids, plan.view(*ids.shape, -1) if tokenwise else plan[0])
 
 
@@ -53,8 +56,8 @@ def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator)
     actions = sample_actions(model, table, ids, tuple(settings.budgets), generator)
     with torch.no_grad():
         teacher = run_tokens(model, ids)
-    student = run_tokens(model, ids, actions)
-    return sampled_kl(model.stack.logits, teacher, student, int(SHARE_OF_TOKENS * ids.numel()), generator)
+        target = model.stack.logits(teacher)
+    return kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean()
 
 
 def batch_of(windows: Tensor, settings, step: int, run: Run) -> Tensor:

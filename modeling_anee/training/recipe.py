@@ -56,6 +56,12 @@ class Importance(Section):
     lowest_budget: Share = Field(0.4, description="Cost down to which plans are sought.")
 
 
+class Refit(ClosedForm):
+    """Bridges by ridge regression along the plans."""
+
+    budgets: list[Share] = Field(min_length=1, description="Budgets whose plans are followed.")
+
+
 class LongStage(Section):
     """A stage of optimiser steps."""
 
@@ -76,6 +82,8 @@ class Bridges(LongStage):
     def _rising(cls, budgets: list[float]) -> list[float]:
         if budgets[0] > budgets[1]:
             raise ValueError("the lowest budget comes first")
+        if budgets[1] == 1.0:
+            raise ValueError("nothing is left out at a budget of 1.0")
         return budgets
 
 
@@ -124,6 +132,7 @@ class Stages(Section):
 
     closed_form: ClosedForm | None = None
     importance: Importance | None = None
+    refit: Refit | None = None
     bridges: Bridges | None = None
     exits: Exits | None = None
     traces: Traces | None = None
