@@ -361,9 +361,10 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=stack.config.vocab_size, **kwargs)
             if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+                loss = loss + loss.new_zeros((), requires_grad=True)  # a batch that teaches nothing must not end a training
                 logger.warning_once(
-                    f"nothing to train was run at energy_budget={float(budget.min()):.3g}, so the loss has no gradient: "
-                    "train at a budget that skips layers which have bridges (config.energy_budget, or one per row)"
+                    f"nothing that can be trained was run at energy_budget={float(budget.min()):.3g}: train at a budget that "
+                    "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
                 )
         output = AneeCausalLMOutput(
             loss=loss,
