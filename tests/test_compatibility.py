@@ -1,13 +1,11 @@
-"""Around transformers: offloaded and half-precision bases, pipelines, chat templates."""
+"""Around transformers: offloaded and half-precision bases."""
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, pipeline
 
 from modeling_anee import AneeForCausalLM
 
-from .tiny import FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
+from .tiny import FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 WHERE = {  # the list of layers, and everything beside it
@@ -57,29 +55,3 @@ def test_half_precision_is_as_exact_as_the_base(family, dtype):
     low = model(ids, energy_budget=0.6)
     assert low.logits.isfinite().all() and low.execution.mean_cost < 1.0
     assert model.generate(ids, energy_budget=0.6, **GREEDY).shape[1] > ids.shape[1]
-
-
-@pytest.fixture
-def tokenizer():
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    wrapped.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    wrapped.padding_side = "left"
-    return wrapped
-
-
-def test_text_generation_pipeline_takes_the_budget(tokenizer):
-    model = wrap(controller="plan")
-    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    texts = ["w5 w6 w7", "w9"]
-    for budget in (1.0, 0.5):
-        found = write(texts, energy_budget=budget, batch_size=2, **GREEDY)
-        for text, (answer,) in zip(texts, found, strict=True):
-            ids = tokenizer(text, return_tensors="pt").input_ids
-            expected = model.generate(ids, energy_budget=budget, **GREEDY)
-            decoded = tokenizer.decode(expected[0], skip_special_tokens=True)
-            assert answer["generated_text"].replace(" ", "") == decoded.replace(" ", "")
-    chat = write([{"role": "user", "content": "w5 w6"}], energy_budget=0.7, **GREEDY)
-    assert chat[0]["generated_text"][-1]["role"] == "assistant"
