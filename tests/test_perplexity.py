@@ -111,6 +111,18 @@ def test_batch_size_does_not_matter(controller):
     assert torch.equal(one.tokens, many.tokens) and one.digest == many.digest
 
 
+@pytest.mark.parametrize("controller", [None, *CONTROLLERS])
+def test_windows_of_any_lengths_may_be_run_together(controller):
+    model, budget = (tiny_base(), None) if controller is None else (wrap(controller=controller), 0.6)
+    mixed = [Window(text_ids(length, seed=length), context) for length, context in ((3, 1), (17, 4), (2, 1), (9, 8), (9, 1))]
+    together, alone = (score(model, mixed, budget, batch_size=size) for size in (5, 1))
+    torch.testing.assert_close(together.nll, alone.nll, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.perplexities, (alone.nll / alone.tokens).exp(), rtol=1e-5, atol=1e-5)
+    if controller is not None:
+        torch.testing.assert_close(together.cost, alone.cost)
+        assert together.cost_tokens.tolist() == [3, 17, 2, 9, 9]
+
+
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_budget_one_is_the_base(controller):
     base, ids = tiny_base(), text_ids(50)
@@ -140,7 +152,7 @@ def test_cost_is_that_of_every_token_that_was_run():
 def test_progress_counts_every_window():
     done, cut = [], windows(text_ids(75), 10)
     score(tiny_base(), cut, batch_size=3, progress=done.append)
-    assert done == [3, 3, 1, 1] and sum(done) == len(cut)
+    assert done == [3, 3, 2] and sum(done) == len(cut)
 
 
 def test_a_model_can_be_trained_after_scoring():

@@ -1,6 +1,7 @@
 """What every verb does on a terminal: errors without tracebacks, progress on stderr, files that can be written."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,7 +54,13 @@ def check_folder(option: str, file: Path | None) -> None:
     """Notice a file that can't be written before the work for it is done; None is no file.
 
     Raises:
-        OSError: its folder does not exist.
+        OSError: its folder does not exist or may not be written to, or it is itself a folder.
     """
-    if file is not None and not file.parent.is_dir():
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise OSError(f"{option} {file}: the folder {file.parent} does not exist")
+    if not os.access(file.parent, os.W_OK):
+        raise OSError(f"{option} {file}: the folder {file.parent} can't be written to")
+    if file.is_dir():
+        raise OSError(f"{option} {file} is a folder: it must be the name of a file")

@@ -8,12 +8,13 @@ import typer
 from transformers import set_seed
 
 from .console import check_folder, plain_errors
-from .model import encode, load, run
-from .options import ControllerOption, DtypeOption, ModelOption, TrustOption
+from .model import encode, load, named_model, run
+from .options import ControllerOption, DtypeOption, ModelArgument, ModelOption, TrustOption
 
 
 def generate(
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    name: ModelArgument = None,
     model: ModelOption = None,
     energy_budget: Annotated[float | None, typer.Option(help="Share of the decoder stack's work to spend, 0 to 1.")] = None,
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
@@ -30,7 +31,7 @@ def generate(
     """Generate text under an energy budget."""
     with plain_errors():
         check_folder("--heatmap", heatmap)
-        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
         inputs = encode(tokenizer, prompt, chat)
         set_seed(seed)
         budgets = {"energy_budget": energy_budget, "prompt_energy_budget": prompt_energy_budget}

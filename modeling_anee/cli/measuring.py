@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .console import check_folder, plain_errors, progress_bar, progress_console, training_libraries
-from .model import load
+from .model import load, named_model
 from .options import (
     ControllerOption,
     DeviceOption,
@@ -14,6 +14,7 @@ from .options import (
     FiguresOption,
     LengthOption,
     LimitOption,
+    ModelArgument,
     ModelOption,
     TextOption,
     TrustOption,
@@ -21,6 +22,7 @@ from .options import (
 
 
 def bench(
+    name: ModelArgument = None,
     model: ModelOption = None,
     output: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("anee_bench.json"),
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each run decodes.")] = 48,
@@ -37,7 +39,7 @@ def bench(
 
     with plain_errors():
         check_folder("--output", output)
-        loaded, tokenizer = load(model, controller, dtype=dtype)
+        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype)
         loaded.to(device)
         with progress_console.status("measuring"):
             report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
@@ -48,6 +50,7 @@ def bench(
 
 def perplexity(
     text: TextOption,
+    name: ModelArgument = None,
     model: ModelOption = None,
     budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
     length: LengthOption = 512,
@@ -55,33 +58,39 @@ def perplexity(
     limit: LimitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows that are run together.")] = 4,
     output: FiguresOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw perplexity against cost: the picture to write.")] = None,
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Score a text at several budgets: cost, perplexity, and its ratio to the base's, with standard errors."""
-    from ..evaluation.perplexity import encode_text, read_text, spread, windows
-    from ..evaluation.report import write_report
-    from .perplexity import as_text, measure, parse_budgets
+    """Score a text at several budgets: cost, perplexity, and its ratio to the base's, with standard errors.
 
-    with plain_errors():
-        check_folder("--output", output)
+    Several processes, started by torchrun or accelerate launch, share the windows.
+    """
+    from ..evaluation.perplexity import encode_text, read_text, spread, windows
+    from ..evaluation.processes import joined_processes
+    from .perplexity import as_text, check_files, measure, parse_budgets, write_files
+
+    with plain_errors(), joined_processes() as processes:
+        progress_console.quiet = not processes.is_main
+        check_files(output, plot)
         listed, passage = parse_budgets(budgets), read_text(text)
-        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
-        loaded.to(device)
+        with processes.main_first():  # it may have to fetch the model
+            loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded.to(processes.device(device))
         chosen = spread(windows(encode_text(tokenizer, passage), length, stride), limit)
         with progress_bar("scoring windows", len(chosen) * len(listed)) as advance:
-            report = measure(loaded, chosen, listed, batch_size, advance)
-        report = {"text": text.name, "length": length, "stride": stride or length} | report
-        print(as_text(report))
-        if output is not None:
-            write_report(report, output)
-            print(f"\nfigures: {output}")
+            report = measure(loaded, chosen, listed, batch_size, advance, processes)
+        if processes.is_main:
+            report = {"text": text.name, "length": length, "stride": stride or length} | report
+            print(as_text(report))
+            write_files(report, output, plot)
 
 
 def compare(
     text: TextOption,
+    name: ModelArgument = None,
     model: ModelOption = None,
     also: Annotated[
         list[str] | None, typer.Option(help="NAME=ARTIFACT: one more artifact over the same base, with a name for its rows.")
@@ -106,7 +115,8 @@ def compare(
 
         check_folder("--output", output)
         listed, others, passage = parse_lower_budgets(budgets), parse_also(also or []), read_text(text)
-        models, tokenizer = load_all(model, others, controller, device, dtype=dtype, trust_remote_code=trust_remote_code)
+        first = named_model(name, model)
+        models, tokenizer = load_all(first, others, controller, device, dtype=dtype, trust_remote_code=trust_remote_code)
         chosen = full_windows(tokenizer, passage, length, limit)
         total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
         with progress_bar("scoring windows", total) as advance:
@@ -119,6 +129,7 @@ def compare(
 
 
 def samples(
+    name: ModelArgument = None,
     model: ModelOption = None,
     budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 80,
@@ -136,7 +147,7 @@ def samples(
     with plain_errors():
         check_folder("--output", output)
         listed = parse_budgets(budgets)
-        loaded, tokenizer = load(model, controller, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
         loaded.to(device)
         with progress_bar("answering", len(PROMPTS) * len(listed)) as advance:
             rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)

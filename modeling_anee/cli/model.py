@@ -45,6 +45,17 @@ def load(name: str | None, controller: str | None, dtype: str = "auto", trust_re
         return model, tokenizer
 
 
+def named_model(argument: str | None, option: str | None) -> str | None:
+    """The model that a verb was told of, as its argument MODEL or its option --model; None for neither.
+
+    Raises:
+        ValueError: both were given.
+    """
+    if argument is not None and option is not None:
+        raise ValueError(f"MODEL {argument} and --model {option} are the same setting: give one of them")
+    return option if argument is None else argument
+
+
 def default_model(controller: str | None) -> tuple[str, dict[str, Any]]:
     """What no `--model` means: a folder, and what a configuration says of it if it is a base."""
     base = str(smollm2_folder())  # the artifact needs it too

@@ -8,6 +8,7 @@ import typer
 from ..configuration_anee import CONTROLLERS
 
 
+ModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)]
 ModelOption = Annotated[
     str | None,
     typer.Option(

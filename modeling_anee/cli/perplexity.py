@@ -1,11 +1,15 @@
 """What `anee perplexity` measures and prints; the scores themselves are `evaluation/perplexity.py`'s."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..configuration_anee import check_budget
 from ..evaluation.perplexity import Window, ratio, score
+from ..evaluation.processes import ALONE, Processes
+from ..evaluation.report import write_report
 from ..modeling_anee import AneeForCausalLM
+from .console import check_folder
 
 
 def parse_budgets(text: str) -> list[float]:
@@ -29,9 +33,10 @@ def measure(
     budgets: Sequence[float],
     batch_size: int,
     progress: Callable[[int], Any],
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Figures of every budget, ready for JSON; the first budget is what the others are compared with."""
-    scores = [score(model, windows, budget, batch_size, progress) for budget in budgets]
+    scores = [score(model, windows, budget, batch_size, progress, processes) for budget in budgets]
     rows = []
     for budget, own in zip(budgets, scores, strict=True):
         times, times_error = ratio(own, scores[0])
@@ -73,3 +78,33 @@ def as_text(report: dict[str, Any]) -> str:
             f"{perplexity:>22s}{times:>20s}{row['tokens']:9d}"
         )
     return "\n".join(lines)
+
+
+def check_files(output: Path | None, plot: Path | None) -> None:
+    """Notice a file that can't be written before anything is measured.
+
+    Raises:
+        OSError: see `check_folder`.
+        ValueError: the plot's name is not that of a picture.
+        ImportError: a plot is wanted, and matplotlib is not installed.
+    """
+    check_folder("--output", output)
+    check_folder("--plot", plot)
+    if plot is not None:
+        try:
+            from ..evaluation.curves import check_picture
+        except ModuleNotFoundError as error:
+            raise ImportError(f"--plot needs {error.name}: pip install 'modeling-anee[plots]'") from error
+        check_picture(plot)
+
+
+def write_files(report: dict[str, Any], output: Path | None, plot: Path | None) -> None:
+    """Write the figures and the picture that were asked for, and say where they are."""
+    if output is not None:
+        write_report(report, output)
+        print(f"\nfigures: {output}")
+    if plot is not None:
+        from ..evaluation.curves import draw_perplexity_curve
+
+        draw_perplexity_curve(report["rows"], plot, f"{report['text']}: perplexity under the {report['controller']} controller")
+        print(f"\nplot: {plot}")

@@ -6,15 +6,17 @@ be compared window by window: the difference is known far better than either per
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from .processes import ALONE, Processes
 
 
 class Window(NamedTuple):
@@ -97,6 +99,11 @@ class Scores:
         return _exponential(self.nll, self.tokens)[0]
 
     @property
+    def perplexities(self) -> Tensor:
+        """Perplexity of each window by itself, float64 [W]."""
+        return (self.nll / self.tokens).exp()
+
+    @property
     def standard_error(self) -> float:
         """Standard error of the perplexity, windows taken as independent clusters; nan for a single window."""
         return _exponential(self.nll, self.tokens)[1]
@@ -153,6 +160,7 @@ def score(
     energy_budget: float | None = None,
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Score windows, in the mode (eval or training) that the model is in.
 
@@ -160,8 +168,9 @@ def score(
         model: an `AneeForCausalLM`, or any causal LM of transformers.
         windows: what to score, of `windows`.
         energy_budget: of every token; default: the model's own. Not for a plain model.
-        batch_size: windows of the same length that are run together; their logits float [B, T, V] are all in memory.
+        batch_size: windows that are run together; their logits float [B, T, V] are all in memory.
         progress: called with the number of windows that have just been scored.
+        processes: those that share the work, each with the same arguments; all get the same scores.
 
     Raises:
         ValueError: no windows, windows longer than the model's positions, a batch size below 1, a budget out of [0, 1],
@@ -179,7 +188,7 @@ def score(
         output = model(input_ids=ids.to(model.device), use_cache=False, **budget)
         return output.logits, output.execution.cost if is_anee else None
 
-    return score_with(run, windows, model.executor.costs.stack_share if is_anee else None, batch_size, progress)
+    return score_with(run, windows, model.executor.costs.stack_share if is_anee else None, batch_size, progress, processes)
 
 
 def score_with(
@@ -188,32 +197,35 @@ def score_with(
     stack_share: float | None,
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Score windows under anything that gives logits.
 
     Args:
         run: token ids int64 [B, T] -> the logits [T, V] of each row, and the cost [B, T] of every token, if there is one.
+            Shorter windows are filled up at their end, which can't change what comes before.
         windows: what to score.
         stack_share: share of the whole model's work that the stack is, if costs are given.
-        batch_size: windows of the same length that are run together.
+        batch_size: windows that are run together.
         progress: called with the number of windows that have just been scored.
+        processes: those that share the batches. The batches are the same for any number of them, and so are the sums.
     """
-    sums: list[float] = []
-    costs: list[Tensor] = []
-    for batch in _batches(windows, batch_size):
-        with torch.inference_mode():
-            rows, cost = run(torch.stack([window.ids for window in batch]))
-            sums += [_window_nll(logits, *window) for logits, window in zip(rows, batch, strict=True)]
-        if cost is not None:
-            costs.append(cost.double().sum(dim=1).clone())  # an ordinary tensor
+    nll, cost = torch.zeros(2, len(windows), dtype=torch.float64)
+    places = [range(start, min(start + batch_size, len(windows))) for start in range(0, len(windows), batch_size)]
+    for first in range(0, len(places), processes.count):
+        turn = places[first : first + processes.count]  # one batch for each process
+        if processes.index < len(turn):
+            own = turn[processes.index]
+            batch = slice(own.start, own.stop)
+            nll[batch], cost[batch] = _batch_sums(run, windows[batch])
         if progress is not None:
-            progress(len(batch))
+            progress(sum(map(len, turn)))
     return Scores(
-        nll=torch.tensor(sums, dtype=torch.float64),
+        nll=processes.sum(nll),
         tokens=torch.tensor([len(window.ids) - window.context for window in windows]),
         digest=digest_of(windows),
-        cost=torch.cat(costs) if costs else None,
-        cost_tokens=torch.tensor([len(window.ids) for window in windows]) if costs else None,
+        cost=None if stack_share is None else processes.sum(cost),
+        cost_tokens=None if stack_share is None else torch.tensor([len(window.ids) for window in windows]),
         stack_share=stack_share,
     )
 
@@ -252,12 +264,13 @@ def encode_text(tokenizer: Any, text: str) -> Tensor:
     return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
 
 
-def _batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
-    """The windows in their order, at most `size` neighbours of the same length at a time."""
-    for _, group in groupby(windows, key=lambda window: len(window.ids)):
-        same = list(group)
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
+def _batch_sums(run: Callable, batch: Sequence[Window]) -> Tensor:
+    """Negative log likelihood and cost of each of B windows, float64 [2, B]; the cost is 0 if there is none."""
+    with torch.inference_mode():
+        rows, cost = run(pad_sequence([window.ids for window in batch], batch_first=True))
+        nll = [_window_nll(logits[: len(window.ids)], *window) for logits, window in zip(rows, batch, strict=True)]
+    spent = [0.0 if cost is None else float(cost[i, : len(w.ids)].double().sum()) for i, w in enumerate(batch)]
+    return torch.tensor([nll, spent], dtype=torch.float64)
 
 
 def _window_nll(logits: Tensor, ids: Tensor, context: int) -> float:
@@ -269,10 +282,14 @@ def _window_nll(logits: Tensor, ids: Tensor, context: int) -> float:
 def _check_lengths(model: Any, windows: Sequence[Window]) -> None:
     if not windows:
         raise ValueError("windows is empty: there is nothing to score")
-    longest = max(len(window.ids) for window in windows)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest, positions = max(len(window.ids) for window in windows), positions_of(model)
     if positions is not None and longest > positions:
         raise ValueError(f"length={longest} is not allowed: the model has {positions} positions (max_position_embeddings)")
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model can run together; None if its configuration sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def digest_of(windows: Sequence[Window]) -> str:

@@ -1,0 +1,110 @@
+"""Several processes measure what one does: started by torchrun, they share the work and only one of them speaks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from modeling_anee.cli.main import app
+from modeling_anee.evaluation.perplexity import score, windows
+from modeling_anee.evaluation.processes import ALONE, Processes, joined_processes
+from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.training.checkpoint import read_tensors
+
+from .tiny import token_ids, wrap
+from .workshop import make_workshop, recipe_fields, words
+
+
+AS_SHIPPED = GATHERING_FLOPS["cpu"]  # other processes have it
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    (folder / "text.txt").write_text(words(300))
+    recipe = recipe_fields(folder, stages={"traces": {"windows": 5, "kl_windows": 2}})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def two_processes(*arguments):
+    """Run `anee` in two processes that work together."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    return subprocess.run(
+        [*launch, "modeling_anee.cli.main", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_two_processes_score_what_one_does_and_only_one_prints_and_writes(workshop, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
+    call = ("perplexity", workshop / "base", "--text", workshop / "text.txt", "--length", 32, "--stride", 20, "--batch-size", 3)
+    alone = CliRunner().invoke(app, [str(part) for part in (*call, "--output", tmp_path / "one.json")])
+    assert alone.exit_code == 0, alone.output
+    together = two_processes(*call, "--output", tmp_path / "two.json")
+    assert together.returncode == 0, together.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    rows = [(own, other) for own, other in zip(one.pop("rows"), two.pop("rows"), strict=True)]
+    assert one == two and one["windows"] == 15 and len(rows) == 3
+    for own, other in rows:
+        assert own == pytest.approx(other, rel=1e-6)
+    assert together.stdout.replace("two.json", "one.json") == alone.stdout
+
+
+@pytest.mark.slow
+def test_traces_of_two_processes_are_those_of_one(workshop, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
+    call = ("fit", workshop / "recipe.yaml", "--data", workshop / "data", "--output")
+    alone = CliRunner().invoke(app, [str(part) for part in (*call, tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    together = two_processes(*call, tmp_path / "two")
+    assert together.returncode == 0, together.stderr
+    names = [path.name for path in sorted((tmp_path / "one" / "traces").iterdir())]
+    assert names == [path.name for path in sorted((tmp_path / "two" / "traces").iterdir())] and len(names) == 5
+    for name in names:
+        one, two = (read_tensors(tmp_path / run / "traces" / name)[0] for run in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+
+
+class Member(Processes):
+    """One of several processes, whose sums are only its own."""
+
+    def sum(self, tensor):
+        return tensor
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_shares_are_of_the_same_batches_and_add_up_to_the_whole(count):
+    model, cut = wrap(), windows(token_ids(1, 75)[0], 16, 9)
+    whole = score(model, cut, 0.6, batch_size=2)
+    done: list[list[int]] = [[] for _ in range(count)]
+    shares = [score(model, cut, 0.6, 2, done[index].append, Member(index, count, index)) for index in range(count)]
+    assert torch.equal(sum(share.nll for share in shares), whole.nll)
+    assert torch.equal(sum(share.cost for share in shares), whole.cost)
+    assert all(sum(counted) == len(cut) for counted in done)
+    assert {share.digest for share in shares} == {whole.digest}
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined_processes() as processes:
+        assert processes == ALONE and processes.is_main and not torch.distributed.is_initialized()
+        with processes.main_first():
+            assert torch.equal(processes.sum(torch.ones(2)), torch.ones(2))
+
+
+def test_every_process_has_a_cuda_device_of_its_own():
+    assert [Processes(index, 2, index).device("cuda") for index in range(2)] == ["cuda:0", "cuda:1"]
+    assert ALONE.device("cuda") == "cuda" and Processes(1, 2, 1).device("cpu") == "cpu"
