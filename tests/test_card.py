@@ -1,6 +1,7 @@
 """The model card: every number is the artifact's, the recipe's or a report's; the code on it runs."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -8,12 +9,15 @@ import sys
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from modeling_anee.cli import smollm2
 from modeling_anee.cli.main import app
 from modeling_anee.evaluation.report import read_report, write_report
-from modeling_anee.training.card import Measured, quality, write_card
+from modeling_anee.training.card import PNG, quality, write_card
+from modeling_anee.training.card_figures import Measured
+from modeling_anee.training.card_metadata import About
 
 from .tiny import tiny_base, wrap
 from .workshop import make_workshop, recipe_fields, tiny_tokenizer, words
@@ -28,7 +32,7 @@ CALIBRATION = {
 }
 FIELDS = {"bridge_rank": 4, "bridge_layers": [1, 2], "ffn_bridge_rank": 3, "ffn_bridge_layers": [3], "plans": ["PPSP", "PSSF"]}
 ROW = {"name": "plan", "budget": 0.8, "cost": 0.79, "perplexity": 12.3, "ratio": 1.25, "standard_error": 0.01}
-SCORED = {"budget": 0.8, "mean_cost": 0.787, "ratio": 1.3, "ratio_standard_error": 0.02}
+SCORED = {"budget": 0.8, "mean_cost": 0.787, "perplexity": 12.8, "ratio": 1.3, "ratio_standard_error": 0.02}
 PLACE = {"text": "other.txt", "windows": 7, "length": 64}
 COMPARISON = {**PLACE, "rows": [ROW]}
 BUDGETS = {**PLACE, "rows": [SCORED | {"budget": 1.0, "mean_cost": 1.0}, SCORED]}
@@ -52,8 +56,8 @@ def save_artifact(folder, **fields):
     model.save_pretrained(folder / "artifact", tokenizer=tiny_tokenizer())
 
 
-def card_of(folder, measured=None, **options):
-    return write_card(folder / "artifact", folder / "recipe.yaml", measured or Measured(), **options).read_text()
+def card_of(folder, measured=None, **about):
+    return write_card(folder / "artifact", folder / "recipe.yaml", measured or Measured(), About(**about)).read_text()
 
 
 def anee_card(folder, *options):
@@ -74,6 +78,8 @@ def test_the_front_matter_is_what_the_hub_reads(workshop):
     card = card_of(workshop)
     assert front_matter(card)["base_model"] == smollm2.REPOSITORY
     assert f"`{smollm2.REPOSITORY}`" in card and smollm2.GGUF_FILE in card and "its own license" in card
+    assert "under mit." in card_of(workshop, base_license="mit").split("## License")[1]
+    assert front_matter(card_of(workshop, license="mit"))["license"] == "mit"
 
 
 def test_no_folder_of_this_machine_is_on_it_but_in_the_recipe(workshop):
@@ -137,6 +143,39 @@ def test_files_that_are_no_reports_are_errors(workshop, option, content):
     done = anee_card(workshop, option, workshop / "wrong.json")
     assert done.exit_code == 1 and "wrong.json is not a report of anee" in done.stderr
     assert not (workshop / "artifact" / "README.md").exists()
+
+
+def test_results_are_a_model_index_that_the_hub_reads(workshop):
+    files = {name: workshop / f"{name}.json" for name in ("compare", "kept")}
+    other = ROW | {"name": "random skip", "perplexity": 99.0}
+    write_report({**COMPARISON, "rows": [ROW, other, ROW | {"perplexity": math.inf}]}, files["compare"])
+    write_report(BUDGETS, files["kept"])
+    save_artifact(workshop, base_model_name_or_path="org/base")
+    measured = Measured.read(files["compare"], [files["kept"]], None)
+    card = ModelCard(card_of(workshop, measured, repository="user/dial"))
+    assert card.data.base_model == "org/base" and card.data.model_name == "dial"
+    assert 'name = "user/dial"\n' in card.content
+    results = card.data.eval_results
+    found = [(result.metric_type, result.metric_args["energy_budget"], result.metric_value) for result in results]
+    kept = [(kind, budget, value) for kind, value in (("perplexity", 12.8), ("perplexity_ratio", 1.3)) for budget in (1.0, 0.8)]
+    own = [("perplexity", 0.8, 12.3), ("perplexity_ratio", 0.8, 1.25), ("perplexity_ratio", 0.8, 1.25)]  # inf is left out
+    assert sorted(found) == sorted(kept + own)
+    assert {(result.dataset_name, result.dataset_config) for result in results} == {("other.txt", "7 windows of 64 tokens")}
+    assert "cost 0.787" in results[2].metric_name
+    assert ModelCard(card_of(workshop)).data.eval_results is None
+
+
+def test_pictures_are_put_beside_it(workshop):
+    picture = workshop / "drawn.png"
+    picture.write_bytes(PNG + b"1")
+    card = card_of(workshop, curve=picture)
+    assert "](budget_curve.png)" in card and "heatmap.png" not in card
+    assert (workshop / "artifact" / "budget_curve.png").read_bytes() == picture.read_bytes()
+    done = anee_card(workshop, "--heatmap", workshop / "recipe.yaml")
+    assert done.exit_code == 1 and "recipe.yaml is not a PNG file" in done.stderr
+    assert (workshop / "artifact" / "README.md").read_text() == card
+    assert anee_card(workshop, "--heatmap", picture).exit_code == 0
+    assert "](heatmap.png)" in (workshop / "artifact" / "README.md").read_text()
 
 
 def test_what_is_not_finite_survives_as_null(tmp_path):

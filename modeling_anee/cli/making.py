@@ -33,11 +33,23 @@ def card(
         typer.Option(help="Figures that `anee perplexity` wrote, of a text not used for the fit; repeatable."),
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Answers that `anee samples` wrote.")] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="Picture (PNG) of perplexity against cost, copied beside the card.")
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="Picture (PNG) that `anee generate --heatmap` drew, copied beside the card.")
+    ] = None,
+    repository: Annotated[str | None, typer.Option(help="Name on the Hub, for the code on the card.")] = None,
     language: Annotated[str, typer.Option(help="Language of the text that it was fitted on.")] = "English",
+    license: Annotated[str, typer.Option(help="License of what is in the artifact.")] = "apache-2.0",
+    base_license: Annotated[str | None, typer.Option(help="License of the base. Default: see its own page.")] = None,
 ) -> None:
     """Write the model card of an artifact from its configuration, its recipe and what was measured."""
     with plain_errors():
         with training_libraries("card"):
-            from ..training.card import Measured, write_card
+            from ..training.card import write_card
+            from ..training.card_figures import Measured
+            from ..training.card_metadata import About
         measured = Measured.read(figures, budget_figures or [], samples)
-        print(f"card: {write_card(artifact, recipe, measured, language)}")
+        about = About(repository, language, license, base_license, curve, heatmap)
+        print(f"card: {write_card(artifact, recipe, measured, about)}")

@@ -4,102 +4,84 @@ Every number comes from the artifact, its recipe or the figures that are given; 
 """
 
 import math
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from ..configuration_anee import AneeConfig
 from ..evaluation import comparison, samples
-from ..evaluation.report import read_report
 from ..version import __version__
+from .card_figures import Measured, window_count
+from .card_metadata import CURVE, HEATMAP, About, base_name, front_matter
 from .checkpoint import write_atomically
 from .recipe import Recipe, read_recipe
 from .text import name_of
 
 
-TAGS = ["anee", "adaptive-computation", "dynamic-depth", "energy-budget"]
 NOTABLE = 1.5  # perplexity ratio from which the limits speak of lower budgets
 KINDS = {"skip": "skipped layers", "skip_ffn": "skipped feed-forwards", "exit": "exits"}
-LICENSE = (
-    "Apache-2.0 is for what is in this repository: our modules, configuration and code. The base model is not in it and has "
-    f"its own license. Made with modeling-anee {__version__}."
-)
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 SAME_IN_RECIPE = ("controller", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank")
 
 Table = list[list[str]]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Reports of other verbs; what is not given is not on the card.
-
-    Args:
-        comparison: of `anee compare`.
-        budgets: of `anee perplexity`, on texts that were not used for the fit.
-        samples: of `anee samples`.
-    """
-
-    comparison: dict[str, Any] | None = None
-    budgets: list[dict[str, Any]] = field(default_factory=list)
-    samples: dict[str, Any] | None = None
-
-    @classmethod
-    def read(cls, comparison: Path | None, budgets: Iterable[Path], samples: Path | None) -> "Measured":
-        """Read the files that those verbs wrote.
-
-        Raises:
-            OSError: a file can't be read.
-            ValueError: it is not such a report.
-        """
-        where = ("text", "windows", "length")
-        row = ("name", "budget", "cost", "perplexity", "ratio", "standard_error")
-        scored = ("budget", "mean_cost", "ratio", "ratio_standard_error")
-        answers = ("prompt", "budget", "cost", "text")
-        return cls(
-            None if comparison is None else read_report(comparison, "compare", where, row),
-            [read_report(file, "perplexity", where, scored) for file in budgets],
-            None if samples is None else read_report(samples, "samples", ("max_new_tokens",), answers),
-        )
-
-
-def write_card(artifact: Path, recipe: Path, measured: Measured, language: str = "English") -> Path:
-    """Write the card of an artifact as its `README.md`, whole or not at all.
+def write_card(artifact: Path, recipe: Path, measured: Measured, about: About | None = None) -> Path:
+    """Write the card of an artifact as its `README.md`, whole or not at all, and its pictures beside it.
 
     Args:
         artifact: folder of the artifact.
         recipe: what it was fitted by.
         measured: what is known of it.
-        language: of the text that it was fitted on.
+        about: what only its maker knows.
 
     Raises:
-        OSError: there is no such artifact or recipe.
-        ValueError: the recipe is not the artifact's.
+        OSError: there is no such artifact, recipe or picture.
+        ValueError: the recipe is not the artifact's, or a picture is not a PNG file.
     """
     if not (artifact / "config.json").is_file():
         raise OSError(f"{artifact} is not an artifact: it has no config.json")
+    about = about or About()
     config, read = AneeConfig.from_pretrained(artifact), read_recipe(recipe)
     check_recipe(read, config)
-    name = artifact.resolve().name
+    pictures = {CURVE: read_picture(about.curve), HEATMAP: read_picture(about.heatmap)}
+    name = about.repository or artifact.resolve().name
+    title = name.rsplit("/", 1)[-1]
+    chat = (artifact / "chat_template.jinja").is_file()
     sections = [
-        front_matter(config),
-        f"# {name}",
+        front_matter(config, title, measured.evaluated(config.controller), about),
+        f"# {title}",
         summary(config),
-        "## Use\n\n" + usage(name, config, chat=(artifact / "chat_template.jinja").is_file()),
+        "## Use\n\n" + usage(name, config, chat, on_hub=about.repository is not None),
         "## What is in it\n\n" + contents(artifact, config),
         "## Data\n\n" + data(read),
-        "## Measured\n\n" + "\n\n".join(results(config, measured)),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits(config, measured, language)),
+        "## Measured\n\n" + "\n\n".join(results(config, measured, about)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits(config, measured, about.language)),
         "## Recipe\n\n" + details("The recipe", f"```yaml\n{recipe.read_text(encoding='utf-8').strip()}\n```"),
-        f"## License\n\n{LICENSE}",
+        f"## License\n\n{license_text(about)}",
     ]
-    file = artifact / "README.md"
-    write_atomically(file, ("\n\n".join(sections) + "\n").encode())
-    return file
+    for file, content in pictures.items():
+        if content is not None:
+            write_atomically(artifact / file, content)
+    card = artifact / "README.md"
+    write_atomically(card, ("\n\n".join(sections) + "\n").encode())
+    return card
+
+
+def read_picture(file: Path | None) -> bytes | None:
+    """Content of a picture.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is not a PNG file.
+    """
+    if file is None:
+        return None
+    content = file.read_bytes()
+    if not content.startswith(PNG):
+        raise ValueError(f"{file} is not a PNG file")
+    return content
 
 
 def check_recipe(recipe: Recipe, config: AneeConfig) -> None:
@@ -115,21 +97,6 @@ def check_recipe(recipe: Recipe, config: AneeConfig) -> None:
             )
 
 
-def base_name(config: AneeConfig) -> tuple[str, bool]:
-    """What to call the base, and whether that is its name on the Hub."""
-    name = config.base_model_name_or_path
-    local = not name or name.startswith(".") or os.path.isabs(name)
-    return (os.path.basename(name.rstrip("/\\")) if local else name), not local
-
-
-def front_matter(config: AneeConfig) -> str:
-    """What the Hub reads."""
-    name, on_hub = base_name(config)
-    fields = {"base_model": name} if on_hub else {}
-    fields |= {"library_name": "transformers", "pipeline_tag": "text-generation", "license": "apache-2.0"}
-    return "---\n" + yaml.safe_dump(fields | {"tags": TAGS}, sort_keys=False) + "---"
-
-
 def summary(config: AneeConfig) -> str:
     """One sentence."""
     return (
@@ -138,7 +105,7 @@ def summary(config: AneeConfig) -> str:
     )
 
 
-def usage(name: str, config: AneeConfig, chat: bool) -> str:
+def usage(name: str, config: AneeConfig, chat: bool, on_hub: bool) -> str:
     """Code that runs where the artifact and its base can be found."""
     ask = ['inputs = tokenizer("The lighthouse keeper", return_tensors="pt")']
     if chat:
@@ -150,7 +117,7 @@ def usage(name: str, config: AneeConfig, chat: bool) -> str:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'name = "{name}"  # this folder, or its name on the Hub',
+        f'name = "{name}"' + ("" if on_hub else "  # this folder, or its name on the Hub"),
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         'model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype="float32")',
         *ask,
@@ -206,8 +173,8 @@ def data(recipe: Recipe) -> str:
     return markdown(rows)
 
 
-def results(config: AneeConfig, measured: Measured) -> list[str]:
-    """Every table of figures, with what it is of."""
+def results(config: AneeConfig, measured: Measured, about: About) -> list[str]:
+    """Every table of figures and every picture, with what it is of."""
     parts = [
         "A cost is a share of the decoder stack's work "
         f"({'bytes of weights read' if config.cost_unit == 'bytes' else 'FLOPs'}), a ratio one of perplexities: ours over the "
@@ -223,7 +190,20 @@ def results(config: AneeConfig, measured: Measured) -> list[str]:
         shown = samples.as_text(measured.samples["rows"])
         title = f"Greedy answers of at most {measured.samples['max_new_tokens']} tokens, unedited"
         parts.append(details(title, shown))
+    if about.curve is not None:
+        parts.insert(1, f"![Perplexity against cost]({CURVE})")
+    if about.heatmap is not None:
+        parts.append(f"What was done in one generation:\n\n![Tokens across, layers upwards, coloured by action]({HEATMAP})")
     return parts if len(parts) > 1 else ["Nothing yet."]
+
+
+def license_text(about: About) -> str:
+    """What the license in the front matter is for, and what is known of the base's."""
+    base = f"under {about.base_license}" if about.base_license else "under its own license: see its page"
+    return (
+        f"`{about.license}` is for what is in this repository: our modules, configuration and code. The base model is not in "
+        f"it; it comes {base}. Made with modeling-anee {__version__}."
+    )
 
 
 def curve(calibration: dict[str, list[float]]) -> Table:
@@ -286,7 +266,7 @@ def below_1(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def place(report: dict[str, Any]) -> str:
     """What a report was measured on."""
-    return f"`{report['text']}` ({report['windows']} windows of {report['length']} tokens)"
+    return f"`{report['text']}` ({window_count(report)})"
 
 
 def details(title: str, content: str) -> str:
