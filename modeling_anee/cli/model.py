@@ -63,7 +63,11 @@ def default_model(controller: str | None) -> tuple[str, dict[str, Any]]:
     if controller is None and artifact is not None:
         return str(artifact), {}
     if controller is None:
-        print("no trained artifact here: layers are skipped without a stand-in", file=sys.stderr)
+        print(
+            "no trained artifact here: layers are skipped without a stand-in. One comes with the repository, in "
+            "configuration/; anee generate --model takes its folder",
+            file=sys.stderr,
+        )
     return base, BASE_FIELDS
 
 

