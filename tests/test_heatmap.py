@@ -6,7 +6,9 @@ from matplotlib import image
 from matplotlib.colors import to_rgb
 
 from modeling_anee.actions import Action
-from modeling_anee.evaluation.heatmap import COLOURS, MAX_TOKENS, _label, draw_heatmap
+from modeling_anee.evaluation.colours import COLOURS
+from modeling_anee.evaluation.drawing import token_label
+from modeling_anee.evaluation.heatmap import MAX_TOKENS, draw_heatmap
 from modeling_anee.trace import ExecutionTrace
 
 
@@ -139,10 +141,10 @@ def test_odd_tokens_are_drawn(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("", "∅"), ("a\nb", "a⏎b"), ("\t", "⇥"), ("$", r"\$"), ("x" * 15, "x" * 15), ("x" * 16, "x" * 14 + "…")],
+    [("", "∅"), ("a\nb", "a⏎b"), ("\t", "⇥"), ("$", r"\$"), ("x" * 15, "x" * 15), ("x" * 16, "x" * 14 + "…"), ("  ", "␣␣")],
 )
 def test_label(text, label):
-    assert _label(text) == label
+    assert token_label(text) == label
 
 
 def test_the_last_generated_token_may_have_a_label_but_no_others(tmp_path):

@@ -42,6 +42,21 @@ def training_libraries(verb: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def plot_libraries(what: str) -> Iterator[None]:
+    """Around the imports of what draws, which need the extra `plots`; `what` is the verb or option, for the error.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ImportError(f"{what} needs matplotlib: pip install 'modeling-anee[plots]'") from error
+
+
+@contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, and the function that moves it on."""
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
