@@ -47,6 +47,7 @@ def perplexity_report(**changes):
 
 def bench_report():
     cases = {"plain": (1.0, 1.0, None), "budget 1.0": (1.2, 1.0, 1.0), "budget 0.5": (1.8, 0.51, 0.6)}
+    cases["half the layers"] = (9.0, 0.52, 0.6)  # not of the dial
     rows = [
         {"case": c, "ratio": r, "ratio_low": 0.9 * r, "ratio_high": 1.1 * r, "mean_cost": cost, "weights_read": read}
         for c, (r, cost, read) in cases.items()
@@ -90,6 +91,13 @@ def test_files_that_do_not_belong_together_are_refused(write):
         read_quality([one, write("three", other)])
 
 
+def test_a_control_can_be_highlighted(write):
+    files = [write("a", compare_report())]
+    assert not any(curve.control for curve in read_quality(files, ["static plan, no bridges"]))
+    with pytest.raises(ValueError, match="highlight='mine' is not among the curves: 'plan', 'static plan, no bridges'"):
+        read_quality(files, ["mine"])
+
+
 def test_other_files_are_refused(write, tmp_path):
     with pytest.raises(ValueError, match="not a report of anee compare.*and not a report of anee perplexity"):
         read_quality([write("bench", bench_report())])
@@ -103,6 +111,7 @@ def test_other_files_are_refused(write, tmp_path):
 
 def test_speed_and_its_ceiling(write):
     first, ceiling, second = read_speed(write("bench", bench_report()))
+    assert set(first.points) == {1.0, 0.51}
     assert first.points[0.51] == pytest.approx(Point(0.51, 1.8, 1.62, 1.98)) and not first.control
     assert "batch 1" in first.name and "batch 8" in second.name and second.points == first.points
     assert ceiling.control and ceiling.points[0.51].value == pytest.approx(1.2 / 0.6)
@@ -137,7 +146,7 @@ def test_a_value_that_explodes_does_not_crush_the_others(tmp_path):
         spans.append((int(rows[0]), int(rows[-1])))
     assert len(set(spans)) == 1
     high, low = spans[0]
-    assert low - high > 200  # of some 500 pixels
+    assert low - high > 90  # pixels; of the whole range of 15,000 it would be some 40
 
 
 def test_the_mark_at_the_edge_has_the_colour_of_its_curve(tmp_path):
@@ -165,7 +174,7 @@ def test_error_bars_are_drawn(tmp_path):
         points = {1.0: Point(1.0, 2.0, 2.0, 2.0), 0.8: point, 0.6: Point(0.6, 3.0, 3.0, 3.0), 0.5: Point(0.5, 1, 1, 1)}
         flat = draw(tmp_path / "x.png", [Curve("one", points)])
         column = flat[:, int(0.55 * flat.shape[1]) : int(0.75 * flat.shape[1])]
-        spans.append(int(((column - torch.tensor(to_rgb(STRONG[0]))).abs().amax(dim=-1) < 0.1).sum()))
+        spans.append(int(((column - torch.tensor(to_rgb(STRONG[0]))).abs().amax(dim=-1) < 0.3).sum()))
     assert spans[1] > spans[0] > spans[2]
 
 

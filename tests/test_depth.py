@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from modeling_anee.actions import Action
 from modeling_anee.cli.main import app
+from modeling_anee.evaluation import depth
 from modeling_anee.evaluation.colours import COLOURS
-from modeling_anee.evaluation.depth import MAX_TOKENS, PER_LINE, draw_depth
+from modeling_anee.evaluation.depth import draw_depth
 from modeling_anee.evaluation.tokens import token_texts
 from modeling_anee.trace import ExecutionTrace
 
@@ -20,11 +21,12 @@ from .workshop import tiny_tokenizer, words
 
 
 LAYERS = 6
+PER_LINE, MAX_TOKENS = 8, 16  # in the test of long texts
 
 
 def trace_of(actions, valid=None):
-    """A trace of rows of actions [B, T, L] whose cost is the share of the layers that ran."""
-    cost = (actions == Action.PROCESS).float().mean(dim=-1)
+    """A trace of rows of actions [B, T, L] whose cost is above every bar."""
+    cost = torch.full(actions.shape[:2], 1.1)
     valid = torch.ones(actions.shape[:2], dtype=torch.bool) if valid is None else valid
     return ExecutionTrace(actions, cost * valid, valid, 0.8, 0.1, "bytes")
 
@@ -64,7 +66,9 @@ def test_the_height_of_a_bar_is_the_depth_of_its_token(tmp_path):
     assert areas[2, 0][1] == 0
 
 
-def test_long_texts_go_on_in_the_next_line_and_are_cut(tmp_path):
+def test_long_texts_go_on_in_the_next_line_and_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(depth, "PER_LINE", PER_LINE)
+    monkeypatch.setattr(depth, "MAX_TOKENS", MAX_TOKENS)
     one, two = (picture(trace_of(stairs(n)), tmp_path / "x.png") for n in (PER_LINE, PER_LINE + 1))
     assert two.shape[0] > 1.5 * one.shape[0] and two.shape[1] == one.shape[1]
     long = picture(trace_of(stairs(MAX_TOKENS + 9)), tmp_path / "x.png")
@@ -117,11 +121,12 @@ def test_the_verb_draws_a_text_and_generate_a_generation(tmp_path):
     done = runner.invoke(app, [*call, "--tokens", "30", "--output", str(output)])
     assert done.exit_code == 0 and "30 tokens, mean cost 0.6" in done.stdout, done.output
     assert image.imread(output).ndim == 3
-    page, depth = tmp_path / "page.html", tmp_path / "generated.png"
+    page, drawn = tmp_path / "page.html", tmp_path / "generated.png"
     call = ["generate", "--model", str(tmp_path / "base"), "--prompt", "w5 w6 w7", "--max-new-tokens", "5", "--stats"]
-    done = runner.invoke(app, [*call, "--energy-budget", "0.6", "--depth", str(depth), "--page", str(page)])
+    done = runner.invoke(app, [*call, "--energy-budget", "0.6", "--depth", str(drawn), "--page", str(page)])
     assert done.exit_code == 0, done.output
-    assert image.imread(depth).ndim == 3 and "J per new token" in done.stderr or "energy not known: " in done.stderr
+    assert image.imread(drawn).ndim == 3
+    assert "J per new token" in done.stderr or "energy not known: " in done.stderr
     head = page.read_text(encoding="utf-8")
     assert "<dd>0.6</dd>" in head and "<dd>plan</dd>" in head and "tokens/s" in head and "w6" in head
     assert AutoTokenizer.from_pretrained(tmp_path / "base").decode([5]) == "w5"

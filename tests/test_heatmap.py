@@ -168,7 +168,7 @@ def test_the_share_of_each_layer_is_drawn_by_action(tmp_path):
     actions = torch.full_like(trace.actions, int(Action.SKIP))
     actions[0, 1:7, 2], actions[0, 7:10, 2] = int(Action.PROCESS), int(Action.SKIP_FFN)
     pixels = picture(ExecutionTrace(actions, 0 * trace.cost, trace.valid, 0.8, 0.1, "bytes"), tmp_path / "map.png")
-    side = pixels[pixels.shape[0] // 3 :, 52 * pixels.shape[1] // 100 :]
+    side = pixels[pixels.shape[0] // 3 :, 54 * pixels.shape[1] // 100 :]
     whole, attention = (box(pixels_of(side, action).any(dim=0)) for action in (Action.PROCESS, Action.SKIP_FFN))
     assert abs(whole[1] - attention[0]) <= 2  # one follows the other
     assert whole[1] - whole[0] == pytest.approx(2 * (attention[1] - attention[0]), abs=4)

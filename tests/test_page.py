@@ -68,7 +68,7 @@ class Reader(HTMLParser):
             self._depth -= 1
 
     def handle_data(self, data):
-        if self.tags[-1][0] == "script" and not self.scripts[-1]:
+        if self.tags and self.tags[-1][0] == "script" and not self.scripts[-1]:
             self.scripts[-1] = data
         elif self._depth is not None:
             self.tokens[-1][1].append(data)
@@ -131,6 +131,13 @@ def test_colours_follow_the_cost():
     assert scale(trace, 0) == pytest.approx((0.3, 0.9))
     steps = [int(attributes["class"].split()[1][1:]) for attributes, _ in Reader(page(trace, ["x"] * 30, 1)).tokens]
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == STEPS - 1
+
+
+def test_a_few_odd_costs_do_not_stretch_the_scale():
+    cost = torch.cat([torch.ones(1), torch.linspace(0.51, 0.69, 39)]).unsqueeze(0)
+    trace = ExecutionTrace(trace_of(40).actions, cost, torch.ones(1, 40, dtype=torch.bool), 0.8, 0.1, "bytes")
+    assert scale(trace, 0) == pytest.approx((0.5, 0.7))
+    assert f"s{STEPS - 1}" in Reader(page(trace, ["x"] * 40, 1)).tokens[0][0]["class"].split()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.4, 0.45, 1.0, 1.07])

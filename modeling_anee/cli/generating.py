@@ -61,7 +61,7 @@ def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path |
     if page is not None:
         from ..evaluation.page import write_page
 
-        write_page(done.trace, page, done.tokens, done.prompt_length, facts | {"energy": done.energy})
+        write_page(done.trace, page, done.tokens, done.prompt_length, facts | {"energy": done.energy.removeprefix("energy ")})
 
 
 def describe(model: AneeForCausalLM, given: dict[str, float | None]) -> dict[str, str]:

@@ -17,6 +17,9 @@ def curve(
         typer.Option(help="Figures that `anee compare` or `anee perplexity` wrote, all of the same windows; repeatable."),
     ] = None,
     bench: Annotated[Path | None, typer.Option(help="Figures that `anee bench` wrote.")] = None,
+    highlight: Annotated[
+        list[str] | None, typer.Option(help="Name of a control to draw as strongly as the controllers; repeatable.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("anee_curve.png"),
 ) -> None:
     """Draw the budget curve: perplexity ratio and speed against realised cost, with the controls."""
@@ -26,7 +29,7 @@ def curve(
         check_folder("--output", output)
         if not figures and bench is None:
             raise ValueError("nothing to draw: give --figures, --bench or both")
-        draw_budget_curve(read_quality(figures or []), output, [] if bench is None else read_speed(bench))
+        draw_budget_curve(read_quality(figures or [], highlight or []), output, [] if bench is None else read_speed(bench))
         print(f"curve: {output}")
 
 

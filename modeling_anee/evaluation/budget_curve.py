@@ -6,7 +6,7 @@ It measures nothing: the figures are those of `anee compare`, `anee perplexity` 
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from .report import read_report
 MAX_RATIO = 10.0  # what is above is marked at the edge, with its value
 TICKS = (1, 1.1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7, 10)
 STRONG = ("#2a6f97", "#c1440e", "#3a7d44", "#7b4b94", "#b8860b", "#d1478c")
-PALE = ("#9aa5ae", "#5f6b75", "#b9a27c", "#8fb3a0")
+PALE = ("#98a3ad", "#4d565e", "#b08a4a", "#5fa384")
 MARKERS = "osD^vP*X"
 
 
@@ -50,12 +50,17 @@ class Curve:
     control: bool = False
 
 
-def read_quality(files: Iterable[Path]) -> list[Curve]:
+def read_quality(files: Iterable[Path], highlight: Sequence[str] = ()) -> list[Curve]:
     """Perplexity ratios of the figures that `anee compare` and `anee perplexity` wrote, one curve by name.
+
+    Args:
+        files: what the verbs wrote.
+        highlight: names of controls that are not only there to be beaten.
 
     Raises:
         OSError: a file can't be read.
-        ValueError: it is neither, was measured on other text than another file, or contradicts another file.
+        ValueError: it is neither, was measured on other text than another file, or contradicts another file; a name to
+            highlight that no file has.
     """
     curves: dict[str, Curve] = {}
     windows: dict[str, Path] = {}
@@ -70,7 +75,9 @@ def read_quality(files: Iterable[Path]) -> list[Curve]:
             for budget, point in curve.points.items():
                 if known.points.setdefault(budget, point) != point:
                     raise ValueError(f"{file} has other figures for {curve.name!r} at budget {budget:g} than a file before it")
-    return list(curves.values())
+    if unknown := [name for name in highlight if name not in curves]:
+        raise ValueError(f"highlight={unknown[0]!r} is not among the curves: {', '.join(map(repr, curves))}")
+    return [replace(curve, control=curve.control and curve.name not in highlight) for curve in curves.values()]
 
 
 def quality(report: dict[str, Any]) -> list[Curve]:
@@ -105,7 +112,7 @@ def read_speed(file: Path) -> list[Curve]:
 
 def speed(title: str, rows: Sequence[dict[str, Any]]) -> list[Curve]:
     """Speed-ups of one table of `anee bench`, and where it has them, those that reading so many fewer bytes could give."""
-    ours = [row for row in rows if row["case"] != "plain"]
+    ours = [row for row in rows if row["case"].startswith("budget ")]
     points = {row["mean_cost"]: Point(row["mean_cost"], row["ratio"], row["ratio_low"], row["ratio_high"]) for row in ours}
     dense = next((row["ratio"] for row in ours if row["case"] == "budget 1.0"), math.nan)
     ceiling = {

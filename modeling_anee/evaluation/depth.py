@@ -79,10 +79,11 @@ def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int) -> None:
     axes.set_yticks([0, layers / 2, layers], ["0", f"{layers / 2:g}", str(layers)])
     axes.set_ylabel("layers", fontsize=8)
     bare(axes)
-    share = axes.secondary_yaxis("right", functions=(lambda y: y / layers, lambda y: y * layers))
+    share = axes.twinx()
+    share.set_ylim(0, axes.get_ylim()[1] / layers)
     share.set_yticks([0, 0.5, 1])
     share.set_ylabel("cost", fontsize=8)
-    share.spines["right"].set_visible(False)
+    share.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: pyplot.Figure) -> None:

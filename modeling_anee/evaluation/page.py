@@ -79,19 +79,23 @@ def page(
 
 
 def scale(trace: ExecutionTrace, row: int) -> tuple[float, float]:
-    """The ends of the colour scale: the lowest and the highest cost of a row, outwards to whole tenths."""
-    cost = trace.cost[row][trace.valid[row]]
+    """The ends of the colour scale: the costs that all but a twentieth of a row lie above and below, to whole tenths.
+
+    So the first tokens, which are processed in full, don't make the others look alike.
+    """
+    cost = trace.cost[row][trace.valid[row]].sort().values
     if not len(cost):
         return 0.0, 1.0
-    low, high = math.floor(10 * float(cost.min()) + 1e-6) / 10, math.ceil(10 * float(cost.max()) - 1e-6) / 10
-    return (low, high) if high > low else (max(low - 0.1, 0.0), max(low, 0.1))
+    out = len(cost) // 20
+    low = math.floor(10 * float(cost[out]) + 1e-6) / 10
+    return low, max(math.ceil(10 * float(cost[-1 - out]) - 1e-6) / 10, low + 0.1)
 
 
 def _token(text: str, place: int, cost: float | None, letters: str, low: float, high: float) -> str:
     """One token; without a cost, one that was not run."""
     if cost is None:
         return f'<span class="t none" role="option" tabindex="-1" data-n="{place}">{_visible(text)}</span>'
-    step = min(int((cost - low) / (high - low) * STEPS), STEPS - 1)
+    step = min(max(int((cost - low) / (high - low) * STEPS), 0), STEPS - 1)
     data = f'data-n="{place}" data-c="{cost:.3f}" data-a="{letters}"'
     return f'<span class="t s{step}" role="option" tabindex="-1" {data}>{_visible(text)}</span>'
 
@@ -119,7 +123,10 @@ def _measured(trace: ExecutionTrace, row: int, prompt_length: int) -> dict[str, 
     """What the trace itself says of the row."""
     valid, cost, depth = trace.valid[row], trace.cost[row], trace.depth[row].float()
     facts = {"mean cost": f"{float(cost[valid].mean()):.3f} of the decoder stack ({trace.unit})" if valid.any() else "none"}
-    for name, part in (("of the prompt", slice(None, prompt_length)), ("of the new tokens", slice(prompt_length, None))):
+    for name, part in (
+        ("cost of the prompt", slice(None, prompt_length)),
+        ("cost of the new tokens", slice(prompt_length, None)),
+    ):
         if valid[part].any():
             mean, layers = float(cost[part][valid[part]].mean()), float(depth[part][valid[part]].mean())
             facts[name] = f"{mean:.3f}, {layers:.1f} of {trace.actions.shape[-1]} layers ran"
@@ -137,8 +144,8 @@ def _legend(low: float, high: float) -> str:
         for a, meaning in MEANINGS.items()
     )
     return (
-        f'<div class="scale"><span>cost {low:.1f}</span><span class="ramp" aria-hidden="true">{steps}</span>'
-        f"<span>{high:.1f}</span></div><ul>{actions}</ul>"
+        f'<div class="scale"><span>cost up to {low:.1f}</span><span class="ramp" aria-hidden="true">{steps}</span>'
+        f"<span>{high:.1f} and more</span></div><ul>{actions}</ul>"
     )
 
 

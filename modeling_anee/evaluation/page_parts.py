@@ -7,7 +7,7 @@ from .colours import COLOURS
 STEPS = 12  # of the colour scale
 # Ends and middle of the scale, and the ink on it; every step keeps a contrast of 4.5 with the ink.
 LIGHT_SCALE, LIGHT_INK = ("#fff8e1", "#a8dcc4", "#7fb2ee"), "#16202a"
-DARK_SCALE, DARK_INK = ("#3b3420", "#1f5145", "#2c5aa0"), "#f3f5f7"
+DARK_SCALE, DARK_INK = ("#4a3d12", "#1a5c48", "#2a5db0"), "#f3f5f7"
 CELL_INK = {Action.PROCESS: "#ffffff", Action.SKIP: "#33270f", Action.EXIT: "#555555", Action.SKIP_FFN: "#0e2a3d"}
 DARK_EXIT, DARK_EXIT_INK = "#3a4048", "#b9c0c8"
 
@@ -52,15 +52,15 @@ section.new{border-left-color:var(--mark)}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9;font-size:1.02rem}
 .t{color:var(--ink);border-radius:3px;padding:.12em 0;box-shadow:inset -1px 0 var(--back);cursor:default}
 .t.none{outline:1px dashed var(--soft);outline-offset:-1px}
-.t:hover,.t.on{outline:2px solid var(--mark);outline-offset:0}
+.t.on{outline:2px solid var(--mark);outline-offset:0}
 .t:focus-visible{outline:3px solid var(--mark);outline-offset:1px}
 .sign{font-style:normal;opacity:.75;font-size:.85em;user-select:none}
 aside{position:fixed;left:0;right:0;bottom:0;padding:.7rem 1.25rem .9rem;background:var(--panel);
 border-top:1px solid var(--line)}
-aside .what{margin:0 auto .5rem;max-width:62rem}
+aside .what{margin:0 auto .5rem;max-width:59.5rem}
 .what code{font:.95em ui-monospace,Menlo,Consolas,monospace;background:var(--back);border:1px solid var(--line);
 border-radius:3px;padding:.05em .35em;white-space:pre-wrap}
-.strip{display:flex;max-width:62rem;margin:0 auto;gap:2px}
+.strip{display:flex;max-width:59.5rem;margin:0 auto;gap:2px}
 .layer{flex:1 1 0;min-width:0;text-align:center;font-size:.68rem;color:var(--soft)}
 .cell{display:inline-block;width:1.35em;text-align:center;border-radius:2px;font-weight:600;font-size:.8rem;line-height:1.5}
 .layer .cell{display:block;width:auto;line-height:1.9}
