@@ -24,7 +24,7 @@ from modeling_anee.evaluation.budget_curve import (
 from modeling_anee.evaluation.report import write_report
 
 
-COMMON = {"cost_unit": "bytes", "windows_sha256": "ab" * 32}
+COMMON = {"windows_sha256": "ab" * 32}
 
 
 def compare_report(budgets=(0.8, 0.6), **changes):

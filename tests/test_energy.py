@@ -180,7 +180,7 @@ def test_a_gpu_is_counted_with_the_cpu_where_that_can_be_read(tmp_path, use_nvml
     ("nvml", "reason"),
     [
         (None, "pip install 'modeling-anee\\[energy\\]'"),
-        (FakeNvml(problem="Driver Not Loaded"), "NVML does not know cuda:0: Driver Not Loaded"),
+        (FakeNvml(problem="Driver Not Loaded"), "NVML can't be used for cuda:0: Driver Not Loaded"),
         (FakeNvml(supported=False), "GPU 0 Toy GPU-12-34 does not tell its energy: Not Supported"),
     ],
 )

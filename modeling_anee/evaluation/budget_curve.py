@@ -124,9 +124,7 @@ def speed(title: str, rows: Sequence[dict[str, Any]]) -> list[Curve]:
     return [*curves, Curve("the same, if only bytes read counted", ceiling, control=True)] if ceiling else curves
 
 
-def draw_budget_curve(
-    quality: Sequence[Curve], path: str | os.PathLike, speed: Sequence[Curve] = (), cost_unit: str | None = None
-) -> None:
+def draw_budget_curve(quality: Sequence[Curve], path: str | os.PathLike, speed: Sequence[Curve] = ()) -> None:
     """Write a PNG: perplexity ratios against realised cost on a log axis and, if there are any, speed-ups beside them.
 
     Error bars of ratios are one standard error, those of speed-ups the smallest and the largest of a round. A ratio above
@@ -136,7 +134,6 @@ def draw_budget_curve(
         quality: perplexity ratios.
         path: file to write.
         speed: speed-ups.
-        cost_unit: what the cost is a share of, for the label.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -151,7 +148,7 @@ def draw_budget_curve(
     for axes, (draw, curves) in zip(grid[0], panels, strict=True):
         draw(axes, curves)
         axes.set_xlim(max(0.0, lowest - 0.04), 1.02)
-        axes.set_xlabel(f"realised cost, share of the decoder stack{f' ({cost_unit})' if cost_unit else ''}")
+        axes.set_xlabel("realised cost, share of the decoder stack")
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, frameon=False)
@@ -225,14 +222,13 @@ def _read_figures(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is neither.
     """
-    common = ("windows_sha256", "cost_unit")
     problems = []
     for verb, field, row_fields in (
         ("compare", "controllers", ("name", "budget", "cost", "ratio", "standard_error")),
         ("perplexity", "controller", ("budget", "mean_cost", "ratio", "ratio_standard_error")),
     ):
         try:
-            return read_report(file, verb, (field, *common), row_fields)
+            return read_report(file, verb, (field, "windows_sha256"), row_fields)
         except ValueError as error:
             problems.append(str(error).removeprefix(f"{file} is "))
     raise ValueError(f"{file} is {', and '.join(problems)}")

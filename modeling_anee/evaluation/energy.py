@@ -179,7 +179,7 @@ def gpu_counter(device: torch.device) -> Counter:
         handle = nvml.nvmlDeviceGetHandleByUUID(_uuid(device))
         name = f"GPU {device.index or 0} {nvml.nvmlDeviceGetName(handle)}"
     except nvml.NVMLError as error:
-        raise OSError(f"NVML does not know {device}: {error}") from error
+        raise OSError(f"NVML can't be used for {device}: {error}") from error
 
     def read() -> int:
         try:
