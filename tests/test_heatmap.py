@@ -6,7 +6,9 @@ from matplotlib import image
 from matplotlib.colors import to_rgb
 
 from modeling_anee.actions import Action
-from modeling_anee.evaluation.heatmap import COLOURS, MAX_TOKENS, _label, draw_heatmap
+from modeling_anee.evaluation.colours import COLOURS
+from modeling_anee.evaluation.drawing import token_label
+from modeling_anee.evaluation.heatmap import MAX_TOKENS, draw_heatmap
 from modeling_anee.trace import ExecutionTrace
 
 
@@ -139,10 +141,10 @@ def test_odd_tokens_are_drawn(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("", "∅"), ("a\nb", "a⏎b"), ("\t", "⇥"), ("$", r"\$"), ("x" * 15, "x" * 15), ("x" * 16, "x" * 14 + "…")],
+    [("", "∅"), ("a\nb", "a⏎b"), ("\t", "⇥"), ("$", r"\$"), ("x" * 15, "x" * 15), ("x" * 16, "x" * 14 + "…"), ("  ", "␣␣")],
 )
 def test_label(text, label):
-    assert _label(text) == label
+    assert token_label(text) == label
 
 
 def test_the_last_generated_token_may_have_a_label_but_no_others(tmp_path):
@@ -166,7 +168,7 @@ def test_the_share_of_each_layer_is_drawn_by_action(tmp_path):
     actions = torch.full_like(trace.actions, int(Action.SKIP))
     actions[0, 1:7, 2], actions[0, 7:10, 2] = int(Action.PROCESS), int(Action.SKIP_FFN)
     pixels = picture(ExecutionTrace(actions, 0 * trace.cost, trace.valid, 0.8, 0.1, "bytes"), tmp_path / "map.png")
-    side = pixels[pixels.shape[0] // 3 :, 52 * pixels.shape[1] // 100 :]
+    side = pixels[pixels.shape[0] // 3 :, 54 * pixels.shape[1] // 100 :]
     whole, attention = (box(pixels_of(side, action).any(dim=0)) for action in (Action.PROCESS, Action.SKIP_FFN))
     assert abs(whole[1] - attention[0]) <= 2  # one follows the other
     assert whole[1] - whole[0] == pytest.approx(2 * (attention[1] - attention[0]), abs=4)

@@ -43,6 +43,21 @@ def training_libraries(verb: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def plot_libraries(what: str) -> Iterator[None]:
+    """Around the imports of what draws, which need the extra `plots`; `what` is the verb or option, for the error.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ImportError(f"{what} needs matplotlib: pip install 'modeling-anee[plots]'") from error
+
+
+@contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, and the function that moves it on."""
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -64,3 +79,18 @@ def check_folder(option: str, file: Path | None) -> None:
         raise OSError(f"{option} {file}: the folder {file.parent} can't be written to")
     if file.is_dir():
         raise OSError(f"{option} {file} is a folder: it must be the name of a file")
+
+
+def check_picture(option: str, file: Path | None) -> None:
+    """Notice a picture that can't be drawn before the work for it is done; None is no picture.
+
+    Raises:
+        OSError: see `check_folder`.
+        ValueError: its name is not that of a picture.
+        ImportError: matplotlib is not installed.
+    """
+    check_folder(option, file)
+    if file is not None:
+        with plot_libraries(option):
+            from ..evaluation.drawing import check_ending
+        check_ending(file)

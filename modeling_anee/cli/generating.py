@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
-from .console import check_folder, plain_errors
-from .model import encode, load, named_model, run
+from ..modeling_anee import AneeForCausalLM
+from .console import check_folder, check_picture, plain_errors, plot_libraries
+from .model import Generated, encode, load, named_model, run
 from .options import ControllerOption, DtypeOption, ModelArgument, ModelOption, TrustOption
 
 
@@ -26,11 +27,17 @@ def generate(
     dtype: DtypeOption = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Print speed, cost and floor; draw the execution as text.")] = False,
     heatmap: Annotated[Path | None, typer.Option(help="Write the execution heatmap to this PNG.")] = None,
+    depth: Annotated[Path | None, typer.Option(help="Write the depth of every token along the text to this PNG.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write an HTML page of the text, coloured by cost, with every token's actions.")
+    ] = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Generate text under an energy budget."""
     with plain_errors():
-        check_folder("--heatmap", heatmap)
+        check_picture("--heatmap", heatmap)
+        check_picture("--depth", depth)
+        check_folder("--page", page)
         loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
         inputs = encode(tokenizer, prompt, chat)
         set_seed(seed)
@@ -38,11 +45,36 @@ def generate(
         done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
         print(done.text)
         if stats:
-            print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.trace.render()}", file=sys.stderr)
-        if heatmap is not None:
-            from ..evaluation.heatmap import draw_heatmap
+            print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
+            print(done.trace.render(), file=sys.stderr)
+        draw(done, heatmap, depth, page, describe(loaded, budgets) | {"speed": f"{done.speed:.1f} tokens/s"})
 
-            draw_heatmap(done.trace, heatmap, done.tokens, prompt_length=done.prompt_length)
+
+def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path | None, facts: dict[str, str]) -> None:
+    """Write the pictures of a generation that are asked for; the facts are for the page."""
+    if heatmap is not None:
+        from ..evaluation.heatmap import draw_heatmap
+
+        draw_heatmap(done.trace, heatmap, done.tokens, prompt_length=done.prompt_length)
+    if depth is not None:
+        from ..evaluation.depth import draw_depth
+
+        draw_depth(done.trace, depth, done.tokens, prompt_length=done.prompt_length)
+    if page is not None:
+        from ..evaluation.page import write_page
+
+        write_page(done.trace, page, done.tokens, done.prompt_length, facts | {"energy": done.energy.removeprefix("energy ")})
+
+
+def describe(model: AneeForCausalLM, given: dict[str, float | None]) -> dict[str, str]:
+    """What the head of a page says of a model and of the budgets that hold; `given` are those of the call."""
+    facts = {"base": model.config.base_model_name_or_path, "controller": model.config.controller}
+    for name, budget in given.items():
+        defaults = getattr(model.generation_config, name, None), getattr(model.config, name)
+        held = next((value for value in (budget, *defaults) if value is not None), None)
+        if held is not None:
+            facts[name.replace("_", " ")] = f"{held:g}"
+    return facts
 
 
 def demo(
@@ -51,9 +83,9 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at each budget.")] = 60,
 ) -> None:
     """Generate with a small real model at budgets 1.0, 0.8 and 0.6, and draw what was run."""
-    from ..evaluation.heatmap import draw_heatmap
-
     with plain_errors():
+        with plot_libraries("demo"):
+            from ..evaluation.heatmap import draw_heatmap
         model, tokenizer = load(None, None)
         print(f"controller: {model.config.controller}")
         inputs = encode(tokenizer, prompt, chat=True)

@@ -1,10 +1,11 @@
-"""The `anee` command: its verbs. What each takes and prints is in `generating`, `measuring` and `making`."""
+"""The `anee` command: its verbs. What each takes and prints is in `generating`, `measuring`, `picturing` and `making`."""
 
 import typer
 
 from .generating import demo, generate
 from .making import card, fit
 from .measuring import bench, compare, perplexity, samples
+from .picturing import curve, depth
 
 
 app = typer.Typer(
@@ -13,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run.",
 )
-for verb in (bench, card, compare, demo, fit, generate, perplexity, samples):
+for verb in (bench, card, compare, curve, demo, depth, fit, generate, perplexity, samples):
     app.command()(verb)
 
 

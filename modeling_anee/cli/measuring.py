@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import check_folder, plain_errors, progress_bar, progress_console, training_libraries
+from .console import check_folder, check_picture, plain_errors, progress_bar, progress_console, training_libraries
 from .model import load, named_model
 from .options import (
     ControllerOption,
@@ -70,11 +70,12 @@ def perplexity(
     """
     from ..evaluation.perplexity import encode_text, read_text, spread, windows
     from ..evaluation.processes import joined_processes
-    from .perplexity import as_text, check_files, measure, parse_budgets, write_files
+    from .perplexity import as_text, measure, parse_budgets, write_files
 
     with plain_errors(), joined_processes() as processes:
         progress_console.quiet = not processes.is_main
-        check_files(output, plot)
+        check_folder("--output", output)
+        check_picture("--plot", plot)
         listed, passage = parse_budgets(budgets), read_text(text)
         with processes.main_first():  # it may have to fetch the model
             loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ..evaluation.energy import EnergyMeter, devices_of
+from ..evaluation.tokens import token_texts
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
 from .console import progress_bar, progress_console
@@ -81,13 +83,14 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Generated:
-    """One generation: the new text, every token as text, what was run, and new tokens per second."""
+    """One generation: the new text, every token as text, what was run, new tokens per second, and a line on its energy."""
 
     text: str
     tokens: list[str]
     prompt_length: int
     trace: ExecutionTrace
     speed: float
+    energy: str
 
 
 def run(
@@ -95,16 +98,17 @@ def run(
 ) -> Generated:
     """Generate with a progress bar."""
     kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
-    with progress_bar("generating", max_new_tokens) as advance:
+    meter = EnergyMeter(devices_of(model.base))
+    with progress_bar("generating", max_new_tokens) as advance, meter:
         streamer, begin = TokenCounter(advance), time.perf_counter()
         output: Any = model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, streamer=streamer, **kwargs
         )
         seconds = time.perf_counter() - begin
     ids, prompt_length = output.sequences[0], inputs["input_ids"].shape[1]
-    text = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True)
-    tokens = [tokenizer.decode([token]) for token in ids.tolist()]
-    return Generated(text, tokens, prompt_length, output.execution, (len(ids) - prompt_length) / seconds)
+    text, new = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True), len(ids) - prompt_length
+    tokens = token_texts(tokenizer, ids.tolist())
+    return Generated(text, tokens, prompt_length, output.execution, new / seconds, meter.describe(new))
 
 
 class TokenCounter(BaseStreamer):

@@ -9,7 +9,6 @@ from ..evaluation.perplexity import Window, ratio, score
 from ..evaluation.processes import ALONE, Processes
 from ..evaluation.report import write_report
 from ..modeling_anee import AneeForCausalLM
-from .console import check_folder
 
 
 def parse_budgets(text: str) -> list[float]:
@@ -80,31 +79,13 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check_files(output: Path | None, plot: Path | None) -> None:
-    """Notice a file that can't be written before anything is measured.
-
-    Raises:
-        OSError: see `check_folder`.
-        ValueError: the plot's name is not that of a picture.
-        ImportError: a plot is wanted, and matplotlib is not installed.
-    """
-    check_folder("--output", output)
-    check_folder("--plot", plot)
-    if plot is not None:
-        try:
-            from ..evaluation.curves import check_picture
-        except ModuleNotFoundError as error:
-            raise ImportError(f"--plot needs {error.name}: pip install 'modeling-anee[plots]'") from error
-        check_picture(plot)
-
-
 def write_files(report: dict[str, Any], output: Path | None, plot: Path | None) -> None:
     """Write the figures and the picture that were asked for, and say where they are."""
     if output is not None:
         write_report(report, output)
         print(f"\nfigures: {output}")
     if plot is not None:
-        from ..evaluation.curves import draw_perplexity_curve
+        from ..evaluation.budget_curve import draw_budget_curve, quality
 
-        draw_perplexity_curve(report["rows"], plot, f"{report['text']}: perplexity under the {report['controller']} controller")
+        draw_budget_curve(quality(report), plot)
         print(f"\nplot: {plot}")

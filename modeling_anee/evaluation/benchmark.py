@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..actions import Action
 from ..loading import find_base
 from ..modeling_anee import AneeForCausalLM
+from .energy import EnergyMeter, devices_of
 
 
 BUDGETS = (1.0, 0.8, 0.6, 0.5, 0.3)
@@ -47,6 +48,7 @@ class Row:
         mean_cost: share of the decoder stack, as the trace has it.
         weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
         of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
+        joules_per_token: mean over the rounds, the prompt's joules included; None where the machine can't tell.
     """
 
     case: str
@@ -57,23 +59,34 @@ class Row:
     mean_cost: float
     weights_read: float | None = None
     of_ceiling: float | None = None
+    joules_per_token: float | None = None
 
 
-def interleave(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, run in turn, after one uncounted round."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+class Run(NamedTuple):
+    """Seconds and joules of one run of a case; no joules where the machine can't tell."""
+
+    seconds: float
+    joules: float | None
+
+
+def interleave(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[str, list[Run]]:
+    """Seconds and joules of each case, run in turn, after one uncounted round."""
+    runs: dict[str, list[Run]] = {name: [] for name in cases}
     for round_number in range(repeats + 1):
         for name, case in cases.items():
             _synchronize()
-            begin = time.perf_counter()
+            joules, begin = meter.joules, time.perf_counter()
             case()
             _synchronize()
+            seconds, after = time.perf_counter() - begin, meter.joules
             if round_number:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+                runs[name].append(Run(seconds, None if joules is None or after is None else after - joules))
+    return runs
 
 
-def decode_rows(model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: int, repeats: int) -> list[Row]:
+def decode_rows(
+    model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: int, repeats: int, meter: EnergyMeter
+) -> list[Row]:
     """Greedy decoding: plain `generate` beside ours at every budget."""
     inputs = _chat(tokenizer, PROMPTS[:batch]).to(model.device)
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
@@ -89,12 +102,12 @@ def decode_rows(model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: 
     cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base.generate(**inputs, **length)}
     cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
     cases["half the layers"] = ours("half the layers", _budget_of_half_the_layers(model))
-    seconds = interleave(cases, repeats)
-    return _rows(model, seconds, traces, batch * new_tokens, with_ceiling=batch == 1)
+    runs = interleave(cases, repeats, meter)
+    return _rows(model, runs, traces, batch * new_tokens, with_ceiling=batch == 1)
 
 
 @torch.no_grad()
-def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int) -> list[Row]:
+def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
     """One forward over a prompt, cache and last logits included: the base's beside ours at every budget."""
     limit = min(tokens, getattr(model.config.text_config, "max_position_embeddings", tokens))
     ids = torch.randint(3, model.config.text_config.vocab_size, (1, limit), generator=torch.Generator().manual_seed(0))
@@ -109,11 +122,11 @@ def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int) -> list[Row]
 
     cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base(ids, use_cache=True, logits_to_keep=1)}
     cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
-    return _rows(model, interleave(cases, repeats), traces, limit, with_ceiling=False)
+    return _rows(model, interleave(cases, repeats, meter), traces, limit, with_ceiling=False)
 
 
 @torch.no_grad()
-def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int) -> dict[str, float]:
+def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, meter: EnergyMeter) -> dict[str, float]:
     """Share of a decoding step that each kind's decisions add, when they change nothing.
 
     At a budget just under 1 every kind is asked and answers PROCESS; `learned` is untrained. Single steps are timed in
@@ -127,11 +140,11 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int) -> 
         other = wrapped.get(name, model)
         cache = other(ids, energy_budget=1.0, use_cache=True, logits_to_keep=1).past_key_values
         cases[name] = partial(other, ids[:, -1:], past_key_values=cache, energy_budget=budget, logits_to_keep=1)
-    seconds = interleave(cases, steps)
-    dense = seconds.pop("dense")
+    runs = interleave(cases, steps, meter)
+    dense = runs.pop("dense")
     return {
-        kind: statistics.median(own / other for own, other in zip(times, dense, strict=True)) - 1.0
-        for kind, times in seconds.items()
+        kind: statistics.median(one.seconds / other.seconds for one, other in zip(own, dense, strict=True)) - 1.0
+        for kind, own in runs.items()
     }
 
 
@@ -151,11 +164,13 @@ def benchmark(
     model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int, batch: int, prefill: int
 ) -> dict[str, Any]:
     """All tables, ready for JSON."""
-    tables = {
-        f"decode, batch 1, {new_tokens} new tokens": decode_rows(model, tokenizer, 1, new_tokens, repeats),
-        f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(model, tokenizer, batch, new_tokens, repeats),
-        f"prefill, {prefill} tokens": prefill_rows(model, prefill, repeats),
-    }
+    with EnergyMeter(devices_of(model.base)) as meter:
+        tables = {
+            f"decode, batch 1, {new_tokens} new tokens": decode_rows(model, tokenizer, 1, new_tokens, repeats, meter),
+            f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(model, tokenizer, batch, new_tokens, repeats, meter),
+            f"prefill, {prefill} tokens": prefill_rows(model, prefill, repeats, meter),
+        }
+        overhead = controller_overheads(model, tokenizer, new_tokens, meter)
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device),
@@ -163,7 +178,8 @@ def benchmark(
         "rounds": repeats,
         "controller": model.config.controller,
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
-        "controller_overhead": controller_overheads(model, tokenizer, steps=new_tokens),
+        "energy": {"counted": meter.counted, "reason": meter.reason},
+        "controller_overhead": overhead,
         "head_share": model.costs.head * model.costs.stack_share,
         "peak_memory": peak_memories(model),
     }
@@ -176,18 +192,21 @@ def as_text(report: dict[str, Any]) -> str:
         f"{report['rounds']} interleaved rounds; ratio = plain transformers / ours"
     ]
     for title, rows in report["tables"].items():
-        heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'read':>7s}{'of ceiling':>12s}"
+        heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'J/token':>10s}{'read':>7s}{'of ceiling':>12s}"
         lines += ["", title, f"{'case':16s}{heads}"]
         for row in rows:
             read, ceiling = (f"{row[name]:.2f}" if row[name] is not None else "" for name in ("weights_read", "of_ceiling"))
+            joules = "" if row["joules_per_token"] is None else f"{row['joules_per_token']:.3g}"
             spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
             lines.append(
                 f"{row['case']:16s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
-                f"{read:>7s}{ceiling:>12s}"
+                f"{joules:>10s}{read:>7s}{ceiling:>12s}"
             )
     overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
     question = f"{report['head_share']:+.0%} for each question of confidence (the head, by its share of the work)"
     lines += ["", f"what deciding adds to a decoding step: {overheads}; {question}"]
+    energy = report["energy"]
+    lines.append(f"energy not known: {energy['reason']}" if energy["reason"] else f"energy: of {energy['counted']}")
     plain = report["peak_memory"].get("plain")
     if plain:
         more = ", ".join(f"{n} {b / plain - 1:+.1%}" for n, b in report["peak_memory"].items() if n != "plain")
@@ -196,13 +215,14 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _rows(
-    model: AneeForCausalLM, seconds: dict[str, list[float]], traces: dict[str, Any], tokens: int, with_ceiling: bool
+    model: AneeForCausalLM, runs: dict[str, list[Run]], traces: dict[str, Any], tokens: int, with_ceiling: bool
 ) -> list[Row]:
     rows = []
-    dense = statistics.median(seconds["budget 1.0"])
-    for name, times in seconds.items():
-        ratios = [plain / own for plain, own in zip(seconds["plain"], times, strict=True)]
-        median = statistics.median(times)
+    dense = statistics.median(run.seconds for run in runs["budget 1.0"])
+    for name, own in runs.items():
+        ratios = [plain.seconds / run.seconds for plain, run in zip(runs["plain"], own, strict=True)]
+        median = statistics.median(run.seconds for run in own)
+        joules = [run.joules for run in own if run.joules is not None]
         read = _weights_read(model, traces[name]) if with_ceiling and name in traces else None
         rows.append(
             Row(
@@ -214,6 +234,7 @@ def _rows(
                 mean_cost=traces[name].mean_cost if name in traces else 1.0,
                 weights_read=read,
                 of_ceiling=None if read is None else dense / median * read,
+                joules_per_token=statistics.mean(joules) / tokens if len(joules) == len(own) else None,
             )
         )
     return rows

@@ -3,22 +3,18 @@
 import os
 from collections.abc import Sequence
 
-import matplotlib
-
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from ..actions import Action
 from ..trace import ExecutionTrace
+from .colours import COLOURS, INK
+from .drawing import bare, count_valid, cut_note, labels_of, save, token_ticks
 
 
-COLOURS = {Action.PROCESS: "#2a6f97", Action.SKIP: "#f2cc8f", Action.EXIT: "#e5e5e5", Action.SKIP_FFN: "#8ab6d6"}
-INK = "#333333"
 MAX_TOKENS = 160
 
 
@@ -46,18 +42,42 @@ def draw_heatmap(
     Raises:
         ValueError: a number of tokens that is not the trace's.
     """
-    valid = trace.valid[row]
-    if tokens is not None and len(tokens) - len(valid) not in (0, 1):
-        raise ValueError(f"tokens has {len(tokens)} entries, but the trace has {len(valid)} tokens")
-    skipped = int((~valid[:prompt_length]).sum())
-    actions = trace.actions[row][valid][:MAX_TOKENS].T  # [L, T]
-    cost = trace.cost[row][valid][:MAX_TOKENS]
+    labels = None if tokens is None else labels_of(trace, tokens, row)
+    total = count_valid(trace, row, None)
+    actions = trace.actions[row][trace.valid[row]][:MAX_TOKENS].T  # [L, T]
+    cost = trace.cost[row][trace.valid[row]][:MAX_TOKENS]
     layers, count = actions.shape
 
     figure = pyplot.figure(figsize=(max(6.0, 2.2 + 0.17 * count), 2.6 + 0.16 * layers), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[max(count, 12), 12], height_ratios=[1, 4])
     main = figure.add_subplot(grid[1, 0])
-    main.imshow(
+    _draw_map(main, actions)
+    if labels is not None:
+        token_ticks(main, labels[:count])
+
+    top = figure.add_subplot(grid[0, 0], sharex=main)
+    heading = (title or f"mean cost {float(cost.mean()):.3f} of the decoder stack") + cut_note(count, total)
+    top.set_title(heading, fontsize=10, loc="left")
+    _draw_cost(top, cost)
+    end = None if prompt_length is None else count_valid(trace, row, prompt_length)
+    if end is not None and 0 < end < count:
+        for axes in (main, top):
+            axes.axvline(end - 0.5, color=INK, linewidth=1.2, linestyle="--")
+        top.text(end - 0.7, 1.06, "prompt", ha="right", fontsize=8, color=INK)
+        top.text(end - 0.3, 1.06, "new tokens", ha="left", fontsize=8, color=INK)
+
+    side = figure.add_subplot(grid[1, 1], sharey=main)
+    _draw_shares(side, actions)
+    corner = figure.add_subplot(grid[0, 1])
+    corner.axis("off")
+    corner.legend(handles=[Patch(color=COLOURS[a], label=a.name) for a in Action], loc="center", fontsize=8, frameon=False)
+    bare(main, top, side)
+    save(figure, path)
+
+
+def _draw_map(axes: Axes, actions: Tensor) -> None:
+    """The map itself, of actions uint8 [L, T]."""
+    axes.imshow(
         actions.numpy(),
         aspect="auto",
         origin="lower",
@@ -65,47 +85,27 @@ def draw_heatmap(
         cmap=ListedColormap([COLOURS[action] for action in Action]),
         norm=BoundaryNorm([i - 0.5 for i in range(len(Action) + 1)], len(Action)),
     )
-    main.set_ylabel("layer")
-    main.set_xlim(-0.5, count - 0.5)
-    if tokens is not None:
-        labels = [text for text, is_real in zip(tokens, valid.tolist(), strict=False) if is_real][:count]
-        main.set_xticks(range(count), [_label(text) for text in labels], rotation=90, fontsize=7)
-    if prompt_length is not None and 0 < prompt_length - skipped < count:
-        main.axvline(prompt_length - skipped - 0.5, color=INK, linewidth=1.2, linestyle="--")
+    axes.set_ylabel("layer")
+    axes.set_xlim(-0.5, actions.shape[1] - 0.5)
 
-    top = figure.add_subplot(grid[0, 0], sharex=main)
-    top.bar(range(count), cost.numpy(), width=0.9, color=COLOURS[Action.PROCESS])
-    top.axhline(float(cost.mean()), color=INK, linewidth=0.8)
-    top.set_ylim(0, max(1.05, float(cost.max()) * 1.05))
-    top.set_ylabel("cost")
-    cut = "" if count == int(valid.sum()) else f" (first {count} of {int(valid.sum())} tokens)"
-    top.set_title((title or f"mean cost {float(cost.mean()):.3f} of the decoder stack") + cut, fontsize=10, loc="left")
-    top.tick_params(labelbottom=False)
 
-    side = figure.add_subplot(grid[1, 1], sharey=main)
+def _draw_cost(axes: Axes, cost: Tensor) -> None:
+    """Bars of the cost of each token, float32 [T], and their mean as a line."""
+    axes.bar(range(len(cost)), cost.numpy(), width=0.9, color="#8d99a6")  # not the colour of an action
+    axes.axhline(float(cost.mean()), color=INK, linewidth=0.8)
+    axes.set_ylim(0, max(1.2, float(cost.max()) * 1.05))
+    axes.set_yticks([0, 0.5, 1])
+    axes.set_ylabel("cost")
+    axes.tick_params(labelbottom=False, bottom=False)
+
+
+def _draw_shares(axes: Axes, actions: Tensor) -> None:
+    """The share of tokens that each layer ran for, of actions uint8 [L, T]."""
+    layers = range(len(actions))
     whole, attention = ((actions == a).float().mean(dim=1).numpy() for a in (Action.PROCESS, Action.SKIP_FFN))
-    side.barh(range(layers), whole, height=0.9, color=COLOURS[Action.PROCESS])
-    side.barh(range(layers), attention, height=0.9, left=whole, color=COLOURS[Action.SKIP_FFN])
-    side.set_xlim(0, 1)
-    side.set_xticks([0, 1], ["0", "100%"], fontsize=7)
-    side.set_xlabel("tokens it ran for", fontsize=8)
-    side.tick_params(labelleft=False)
-
-    corner = figure.add_subplot(grid[0, 1])
-    corner.axis("off")
-    corner.legend(handles=[Patch(color=COLOURS[a], label=a.name) for a in Action], loc="center", fontsize=8, frameon=False)
-    for axes in (main, top, side):
-        _plain(axes)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _label(text: str) -> str:
-    """A token as a tick label: visible spaces and line ends, no maths mode."""
-    text = text.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
-    return (text[:14] + "…" if len(text) > 15 else text) or "∅"
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.barh(layers, whole, height=0.9, color=COLOURS[Action.PROCESS])
+    axes.barh(layers, attention, height=0.9, left=whole, color=COLOURS[Action.SKIP_FFN])
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 1], ["0", "100%"], fontsize=7.5)
+    axes.set_xlabel("tokens it ran for", fontsize=8)
+    axes.tick_params(axis="y", labelleft=False, left=False)

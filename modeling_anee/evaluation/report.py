@@ -21,7 +21,7 @@ def read_report(file: Path, verb: str, fields: tuple[str, ...], row_fields: tupl
         file: what `--output` of the verb was.
         verb: its name, for the error.
         fields: what the report has.
-        row_fields: what each of its `rows` has; null among them becomes nan again.
+        row_fields: what each of its `rows` has; null among them becomes nan again. Empty: its rows are not read.
 
     Raises:
         OSError: the file can't be read.
@@ -35,6 +35,8 @@ def read_report(file: Path, verb: str, fields: tuple[str, ...], row_fields: tupl
         raise ValueError(f"{file} is not a report of anee {verb}: {error}") from error
     if missing:
         raise ValueError(f"{file} is not a report of anee {verb}: it lacks {', '.join(missing)}")
+    if not row_fields:
+        return report
     rows = [row | {name: math.nan if row[name] is None else row[name] for name in row_fields} for row in report["rows"]]
     return report | {"rows": rows}
 
