@@ -95,7 +95,10 @@ def test_it_rounds_as_the_official_metric_does_with_a_large_vocabulary(metric, f
     torch.manual_seed(0)
     config = CONFIGS["llama"]()
     config.vocab_size = 49152
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # logits that are as far apart as those of a trained model
+    model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder / "base").save_pretrained(tmp_path)
     found = metric.compute(predictions=TEXTS, model_id=str(tmp_path), energy_budget=1.0)
     assert found["perplexities"] == pytest.approx(official(str(tmp_path), TEXTS), rel=2e-6)

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 
 COLOUR, INK = "#2a6f97", "#333333"
@@ -46,7 +46,7 @@ def draw_perplexity_curve(rows: Sequence[Mapping[str, Any]], path: str | os.Path
         axes.annotate(f"{row['budget']:g}", place, xytext=(5, 5), textcoords="offset points", fontsize=8, color=INK)
     if max(values) > 3 * min(values):
         axes.set_yscale("log")
-    axes.yaxis.set_major_locator(MaxNLocator(6))  # round numbers, on a logarithmic scale too
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("mean cost of a token, share of the decoder stack")
