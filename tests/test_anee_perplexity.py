@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import modeling_anee
 from modeling_anee.evaluation.perplexity import Window, score
 
-from .tiny import BRIDGES, wrap
+from .tiny import BRIDGES, CONFIGS, wrap
 from .workshop import make_workshop, words
 
 
@@ -89,6 +89,19 @@ def test_the_official_metric_runs_on_an_artifact_at_its_own_budget(metric, folde
     found = metric.compute(predictions=TEXTS, model_id=str(folder / "artifact"), energy_budget=[0.7, 1.0])
     assert found["0.7"]["perplexities"] == pytest.approx(expected, rel=1e-4)
     assert found["1.0"]["perplexities"] != pytest.approx(expected, rel=1e-2)
+
+
+def test_it_rounds_as_the_official_metric_does_with_a_large_vocabulary(metric, folder, tmp_path):
+    torch.manual_seed(0)
+    config = CONFIGS["llama"]()
+    config.vocab_size = 49152
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # logits that are as far apart as those of a trained model
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(tmp_path)
+    found = metric.compute(predictions=TEXTS, model_id=str(tmp_path), energy_budget=1.0)
+    assert found["perplexities"] == pytest.approx(official(str(tmp_path), TEXTS), rel=2e-6)
 
 
 # What it returns

@@ -154,6 +154,14 @@ def _exponential(sums: Tensor, tokens: Tensor) -> tuple[float, float]:
     return value, value * float((off * count / (count - 1)).sqrt() / total)
 
 
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood float32 [T] of each of the targets int64 [T], from logits [T, V]."""
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
 def score(
     model: Any,
     windows: Sequence[Window],
@@ -161,6 +169,7 @@ def score(
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
     processes: Processes = ALONE,
+    loss: TokenLoss = token_nll,
 ) -> Scores:
     """Score windows, in the mode (eval or training) that the model is in.
 
@@ -171,6 +180,7 @@ def score(
         batch_size: windows that are run together; their logits float [B, T, V] are all in memory.
         progress: called with the number of windows that have just been scored.
         processes: those that share the work, each with the same arguments; all get the same scores.
+        loss: of each token, from logits [T, V] and targets int64 [T].
 
     Raises:
         ValueError: no windows, windows longer than the model's positions, a batch size below 1, a budget out of [0, 1],
@@ -188,7 +198,8 @@ def score(
         output = model(input_ids=ids.to(model.device), use_cache=False, **budget)
         return output.logits, output.execution.cost if is_anee else None
 
-    return score_with(run, windows, model.executor.costs.stack_share if is_anee else None, batch_size, progress, processes)
+    stack_share = model.executor.costs.stack_share if is_anee else None
+    return score_with(run, windows, stack_share, batch_size, progress, processes, loss)
 
 
 def score_with(
@@ -198,6 +209,7 @@ def score_with(
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
     processes: Processes = ALONE,
+    loss: TokenLoss = token_nll,
 ) -> Scores:
     """Score windows under anything that gives logits.
 
@@ -209,6 +221,7 @@ def score_with(
         batch_size: windows that are run together.
         progress: called with the number of windows that have just been scored.
         processes: those that share the batches. The batches are the same for any number of them, and so are the sums.
+        loss: of each token, from logits [T, V] and targets int64 [T].
     """
     nll, cost = torch.zeros(2, len(windows), dtype=torch.float64)
     places = [range(start, min(start + batch_size, len(windows))) for start in range(0, len(windows), batch_size)]
@@ -217,7 +230,7 @@ def score_with(
         if processes.index < len(turn):
             own = turn[processes.index]
             batch = slice(own.start, own.stop)
-            nll[batch], cost[batch] = _batch_sums(run, windows[batch])
+            nll[batch], cost[batch] = _batch_sums(run, windows[batch], loss)
         if progress is not None:
             progress(sum(map(len, turn)))
     return Scores(
@@ -264,19 +277,18 @@ def encode_text(tokenizer: Any, text: str) -> Tensor:
     return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
 
 
-def _batch_sums(run: Callable, batch: Sequence[Window]) -> Tensor:
+def _batch_sums(run: Callable, batch: Sequence[Window], loss: TokenLoss) -> Tensor:
     """Negative log likelihood and cost of each of B windows, float64 [2, B]; the cost is 0 if there is none."""
     with torch.inference_mode():
         rows, cost = run(pad_sequence([window.ids for window in batch], batch_first=True))
-        nll = [_window_nll(logits[: len(window.ids)], *window) for logits, window in zip(rows, batch, strict=True)]
+        nll = [_window_nll(logits[: len(window.ids)], *window, loss) for logits, window in zip(rows, batch, strict=True)]
     spent = [0.0 if cost is None else float(cost[i, : len(w.ids)].double().sum()) for i, w in enumerate(batch)]
     return torch.tensor([nll, spent], dtype=torch.float64)
 
 
-def _window_nll(logits: Tensor, ids: Tensor, context: int) -> float:
+def _window_nll(logits: Tensor, ids: Tensor, context: int, loss: TokenLoss) -> float:
     """Sum of the negative log likelihoods of a window's scored tokens, from its logits [T, V]."""
-    targets = ids[context:].to(logits.device)
-    return float(cross_entropy(logits[context - 1 : -1].float(), targets, reduction="none").double().sum())
+    return float(loss(logits[context - 1 : -1], ids[context:].to(logits.device)).double().sum())
 
 
 def _check_lengths(model: Any, windows: Sequence[Window]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import evaluate
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -96,7 +97,8 @@ class AneePerplexity(evaluate.Metric):
             with evaluate.logging.tqdm(total=len(texts) * len(budgets)) as bar:
                 for budget in budgets:
                     own = budget if _is_anee(model) else None
-                    scores = score(model, [texts[number] for number in order], own, batch_size, bar.update)
+                    windows = [texts[number] for number in order]
+                    scores = score(model, windows, own, batch_size, bar.update, loss=_official_nll)
                     results[str(budget)] = _figures(scores, order)
         finally:
             model.train(training)
@@ -176,6 +178,15 @@ def _encode(
                 f"set max_length to at most that"
             )
     return [Window(torch.tensor(ids), 1) for ids in encoded]
+
+
+def _official_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log likelihood [T] of targets [T] from logits [T, V], rounded as the metric `perplexity` rounds it.
+
+    It sums over a dimension that is not the last, which torch does less exactly on a CPU: perplexities come out lower, by
+    1e-4 of themselves at 49,000 tokens in the vocabulary.
+    """
+    return cross_entropy(logits.float().T.unsqueeze(0), targets.unsqueeze(0), reduction="none")[0]
 
 
 def _figures(scores: Scores, order: list[int]) -> dict[str, Any]:
