@@ -4,6 +4,7 @@ r"""Write the card of an artifact and put its pictures beside it: the verb `anee
         --curve curve.png --heatmap map.png --repository USER/REPO --base-license apache-2.0
 
 Figures come from the JSON files of `anee compare`, `anee perplexity` and `anee samples`, and from nowhere else.
+Needs the package with its extra `train`.
 """
 
 import typer

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -48,7 +49,7 @@ def base_name(config: AneeConfig) -> tuple[str, bool]:
 def front_matter(config: AneeConfig, title: str, evaluated: Sequence[Evaluated], about: About) -> str:
     """The fields between the two lines of dashes."""
     name, on_hub = base_name(config)
-    base = {"base_model": name, "base_model_relation": "adapter"} if on_hub else {}
+    base: dict[str, Any] = {"base_model": name, "base_model_relation": "adapter"} if on_hub else {}
     found = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
