@@ -108,6 +108,15 @@ class BaseStack:
         return [masks[block.layer_type] if isinstance(masks, dict) else masks for block in self.blocks]
 
 
+def running_device(base: PreTrainedModel) -> torch.device:
+    """The device of a base's weights or, if accelerate keeps them elsewhere, that which it runs them on."""
+    if base.device.type != "meta":
+        return base.device
+    hooks = (getattr(module, "_hf_hook", None) for module in base.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(device) for device in devices if device is not None), base.device)
+
+
 def _in_turn(modules: list[nn.Module]) -> nn.Module:
     """One module that runs all of them."""
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)

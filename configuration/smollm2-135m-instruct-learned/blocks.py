@@ -148,10 +148,12 @@ def norm_function(norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
     """Root mean square norm of x [..., D], in one kernel."""
-    # In half precision the base rounds before the weight is applied; torch's kernel after.
-    if x.dtype != torch.float32:
+    weight = norm.weight
+    # In half precision the base rounds before the weight is applied; torch's kernel after. An offloaded weight is only
+    # there while the module itself runs.
+    if x.dtype != torch.float32 or weight.is_meta:
         return norm(x)
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    return F.rms_norm(x, x.shape[-1:], weight, norm.variance_epsilon)
 
 
 def head_norm_function(norm: nn.Module | None, layout: str) -> Callable[[Tensor], Tensor] | None:

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .cache import AneeCache
 from .configuration_anee import check_budget
+from .controller import TOLERANCE
 from .execution_log import ExecutionLog, execution_log
 from .trace import ExecutionTrace
 
+
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 BUDGETS = ("energy_budget", "prompt_energy_budget", "budget_feedback")
 OWN_KWARGS = (*BUDGETS, "prompt_length", "log")
@@ -41,7 +44,10 @@ def budget_tensor(value: float | Tensor | list, rows: int, name: str = "energy_b
     """
     if isinstance(value, bool | int | float):
         return torch.full((rows,), check_budget(value, name), dtype=torch.float64)
-    budget = torch.as_tensor(value).to("cpu", torch.float64)
+    try:
+        budget = torch.as_tensor(value).to("cpu", torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be one number, or one for each row") from error
     if budget.dim() == 0:
         budget = budget.expand(rows)
     if budget.dim() > 2 or budget.shape[0] != rows:
@@ -72,10 +78,13 @@ class AneeGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
         """As `GenerationMixin.generate`, with three keyword arguments more.
 
-        `energy_budget` is the share of the decoder stack's work to spend, in [0, 1]: a number, or one per row. Default:
-        that of `generation_config`, then that of `config`. `prompt_energy_budget` is the same for the tokens of the
-        prompt; default: as `energy_budget`. `budget_feedback`, in [0, 1], is by how much of the sum that the new tokens have
-        under- or overspent so far the next token's budget is moved; default: that of the configurations, 0.
+        `energy_budget` is the share of the decoder stack's work to spend, in [0, 1]: a number, or one per row.
+        `prompt_energy_budget` is the same for the tokens of the prompt; default: as `energy_budget`. `budget_feedback`, in
+        [0, 1], is by how much of the sum that the new tokens have under- or overspent so far the next token's budget is moved.
+
+        Each of the three is taken from the first place that has it: the argument, the entry of that name in the
+        `generation_config` argument, in `model.generation_config` (which is saved and loaded with the model), in
+        `model.config`.
 
         Returns:
             token ids, or an output with `.execution` (an `ExecutionTrace`) if `return_dict_in_generate=True`.
@@ -121,11 +130,20 @@ class AneeGenerationMixin(GenerationMixin):
         for name, value in budgets.items():
             if value is not None:
                 own[name] = budget_tensor(value, inputs.shape[0], name)
+        self._warn_below_floor(own["energy_budget"])
         if not own["budget_feedback"].any():
             del own["budget_feedback"]
         elif self.config.budget_mode == "strict":
             raise ValueError("budget_feedback is not possible with budget_mode='strict': no token may make up for another")
         return inputs, input_name, model_kwargs | own
+
+    def _warn_below_floor(self, budget: Tensor) -> None:
+        floor = self.controller.floor
+        if float(budget.min()) < floor - TOLERANCE:
+            logger.warning_once(
+                f"energy_budget={float(budget.min()):.3g} is below what this {self.config.controller!r} controller can reach: "
+                f"generation will cost about {floor:.3g}"
+            )
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any, **kwargs: Any

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
-from .base_model import BaseStack, token_positions
+from .base_model import BaseStack, running_device, token_positions
 from .bridges import Bridge, Bridges
 from .cache import AneeCache
 from .configuration_anee import AneeConfig
@@ -24,10 +25,12 @@ from .controllers import build_controller
 from .execution import Executor
 from .execution_log import execution_log
 from .generation import AneeGenerationMixin, budget_tensor
-from .loading import BASE_KWARGS, HUB_KWARGS, check_fingerprint, load_base
+from .loading import BASE_KWARGS, HUB_KWARGS, check_device_map, check_fingerprint, load_base
 from .step import Step
 from .trace import ExecutionTrace
 
+
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 # While our own modules load, no base may be attached: transformers would overwrite its buffers.
 _without_base: contextvars.ContextVar[bool] = contextvars.ContextVar("anee_without_base", default=False)
@@ -211,8 +214,9 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         """Hold a base by reference, frozen and in eval mode.
 
         Raises:
-            ValueError: an unknown family, or a shape other than the configuration's.
+            ValueError: an unknown family, a shape other than the configuration's, or layers on several accelerators.
         """
+        check_device_map(base)
         stack = BaseStack(base)
         for name in ("num_hidden_layers", "hidden_size"):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
@@ -242,9 +246,10 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
-        # Values of the artifact's generation config stay; the base's fill in what it leaves open.
+        # An artifact's generation config stays, and the base's fills in what it leaves open; without one, all is the base's.
         defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
-        self.generation_config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        has_own = not self.generation_config._from_model_config
+        self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
         self.generation_config._from_model_config = None
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -260,8 +265,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """The base's device."""
-        return self.base.device if "base" in self._modules else super().device
+        """The base's device: the one where it runs, if its weights are offloaded."""
+        return running_device(self.base) if "base" in self._modules else super().device
 
     def get_input_embeddings(self) -> nn.Module:
         """The base's token embeddings."""
@@ -324,7 +329,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         stack = self.stack
-        use_cache = stack.config.use_cache if use_cache is None else use_cache
+        if use_cache is None:  # `Trainer` writes its answer into our config
+            use_cache = getattr(self.config, "use_cache", stack.config.use_cache)
         if use_cache and past_key_values is None:
             past_key_values = AneeCache(stack.blocks)
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -354,6 +360,12 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=stack.config.vocab_size, **kwargs)
+            if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+                loss = loss + loss.new_zeros((), requires_grad=True)  # a batch that teaches nothing must not end a training
+                logger.warning_once(
+                    f"nothing that can be trained was run at energy_budget={float(budget.min()):.3g}: train at a budget that "
+                    "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
+                )
         output = AneeCausalLMOutput(
             loss=loss,
             logits=logits,

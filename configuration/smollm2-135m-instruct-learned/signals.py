@@ -50,6 +50,9 @@ class SignalProbe(nn.Module):
         rms = hidden.float().square().mean(dim=-1, keepdim=True).sqrt().clamp(min=SMALLEST) if rms is None else rms
         # Linear in the hidden state over its root mean square; dividing few numbers is cheaper than dividing D.
         weight, bias = self.linear.weight, self.linear.bias
+        if weight.is_meta:  # offloaded: only there while the module itself runs
+            answers = self.linear((hidden / rms).to(weight.dtype)).float()
+            return torch.cat((torch.sigmoid(answers[..., :2]), answers[..., 2:]), dim=-1)
         answers = (nn.functional.linear(hidden.to(weight.dtype), weight) / rms + bias).float()
         return torch.cat((torch.sigmoid(answers[..., :2]), answers[..., 2:]), dim=-1)
 

@@ -101,6 +101,21 @@ def load_base(config: AneeConfig, artifact: str | os.PathLike | None, revision: 
         ) from error
 
 
+def check_device_map(base: PreTrainedModel) -> None:
+    """One device runs all layers, wherever their weights are kept.
+
+    Raises:
+        ValueError: layers are spread over several accelerators.
+    """
+    devices = {str(device).removeprefix("cuda:") for device in getattr(base, "hf_device_map", {}).values()}
+    devices -= {"cpu", "disk", "meta"}
+    if len(devices) > 1:
+        raise ValueError(
+            f"device_map spreads the base over the devices {', '.join(sorted(devices))}, which is not supported: put all of it "
+            "on one (device_map={'': 0}), and what does not fit on 'cpu' or 'disk' (device_map='auto' with max_memory)"
+        )
+
+
 def check_fingerprint(config: AneeConfig, base: PreTrainedModel) -> None:
     """Compare the base with the one that the controllers were made for; note it if there is none to compare with.
 
