@@ -4,7 +4,6 @@ import asyncio
 import threading
 
 import pytest
-import torch
 from transformers import AsyncTextIteratorStreamer, GenerationConfig, TextIteratorStreamer, TextStreamer, pipeline
 
 from modeling_anee.execution import Executor
@@ -128,13 +127,15 @@ def test_a_bad_budget_is_refused_by_name(model, tokenizer, budget):
 BY_NAME = """
 import sys, torch
 from transformers import TextStreamer, pipeline
-write = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True, device="cpu", dtype="bfloat16", energy_budget=0.6)
+settings = {"model": sys.argv[1], "trust_remote_code": True, "energy_budget": 0.6}
+write = pipeline("text-generation", device="cpu", dtype="bfloat16", **settings)
 assert type(write.model).__module__.startswith("transformers_modules.") and write.device.type == "cpu"
 assert write.model.dtype == torch.bfloat16
-write = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True, device_map="auto", energy_budget=0.6)
+write = pipeline("text-generation", device_map="auto", **settings)
 assert write.model.dtype == torch.float32
 chat = [{"role": "user", "content": "w20 w21"}]
-write(chat, streamer=TextStreamer(write.tokenizer, skip_prompt=True, skip_special_tokens=True), max_new_tokens=6, do_sample=False)
+streamer = TextStreamer(write.tokenizer, skip_prompt=True, skip_special_tokens=True)
+write(chat, streamer=streamer, max_new_tokens=6, do_sample=False)
 """
 
 
@@ -186,5 +187,3 @@ def test_text_awaited_is_the_returned_text(model, tokenizer):
         return text
 
     assert asyncio.run(collect()).strip() == answer_of(model, tokenizer, TEXTS[0], energy_budget=0.6)
-
-

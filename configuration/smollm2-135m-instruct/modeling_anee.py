@@ -246,7 +246,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
-        # Values of the artifact's generation config stay, the base's fill in what it leaves open; without one, all are the base's.
+        # An artifact's generation config stays, and the base's fills in what it leaves open; without one, all is the base's.
         defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
         has_own = not self.generation_config._from_model_config
         self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
