@@ -80,7 +80,7 @@ def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[C
 
 
 def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> tuple[Tensor, Tensor]:
-    """The plans nearest to the budget."""
+    """Run ids [B, T] by the plans nearest to the budget: hidden states [B, T, D] and actions [B, T, L]."""
     table = table or plan_table(model.config, model.costs)
     index = torch.arange(ids.shape[1])
     plan = table.choose(torch.full(index.shape, budget, dtype=torch.float64), index)
@@ -88,7 +88,10 @@ def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable 
 
 
 def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
-    """Every token leaves out random layers, among those that the cheapest plan leaves out, until it meets the budget."""
+    """Every token leaves out random layers, among those that the cheapest plan leaves out, until it meets the budget.
+
+    Takes ids [B, T]; returns hidden states [B, T, D] and actions [B, T, L].
+    """
     generator = torch.Generator().manual_seed(0)
     cheapest = plan_table(model.config, model.costs).actions[0]
     saving = model.costs.layers[:, Action.PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
@@ -103,14 +106,17 @@ def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Ten
 
 
 def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Run given actions uint8 [B, T, L], the kept first tokens in full."""
+    """Run ids [B, T] by actions uint8 [B, T, L], the kept first tokens in full: hidden states [B, T, D] and the actions."""
     actions = with_plan(model, ids, actions)
     hidden, step = begin(model, ids)
     return run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions
 
 
 def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything."""
+    """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything.
+
+    Takes ids [B, T] and the damage [L] that an error at each layer does; returns hidden states [B, T, D], actions [B, T, L].
+    """
     cheapest = plan_table(model.config, model.costs).actions[0]
     kept = model.config.keep_first_tokens
     hidden, step = begin(model, ids)

@@ -61,7 +61,7 @@ def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator)
 
 
 def batch_of(windows: Tensor, settings, step: int, run: Run) -> Tensor:
-    """This process's windows of one step: every window once before any comes again."""
+    """This process's windows int64 [B, T] of one step: every window once before any comes again."""
     size = settings.batch_windows
     position = torch.arange(step * size, (step + 1) * size)
     epochs = {int(epoch): order(len(windows), int(epoch), run) for epoch in (position // len(windows)).unique()}

@@ -61,7 +61,7 @@ def rising_of(model: AneeForCausalLM) -> bool:
 
 
 def find_setting(run: Run, windows: Tensor, budget: float) -> float:
-    """Setting at which the mean cost of a token is the budget, or the nearest one."""
+    """Setting at which the mean cost of a token of windows int64 [W, T] is the budget, or the nearest one."""
     low, high = SETTINGS[run.model.config.controller]
     sign = 1.0 if rising_of(run.model) else -1.0
     return root(lambda setting: sign * (mean_cost(run, windows, budget, setting) - budget), low, high)
@@ -88,7 +88,7 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 
 @torch.no_grad()
 def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
-    """Mean realised cost of a token with the dial at a setting; the head is not run."""
+    """Mean realised cost of a token of windows int64 [W, T] with the dial at a setting; the head is not run."""
     model = run.model
     controller_of(model).dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)

@@ -14,7 +14,11 @@ SHARE_OF_TOKENS = 0.25  # whose distributions are compared, at every exit
 
 
 def run_stage(run: Run) -> dict:
-    """Train every translator of the model on the base's own hidden states, by KL to its final distribution."""
+    """Train every translator of the model on the base's own hidden states, by KL to its final distribution.
+
+    Raises:
+        ValueError: the model has no translators.
+    """
     settings, model = run.settings(NAME), run.model
     translators = model.bridges.exit
     if not len(translators):

@@ -35,7 +35,10 @@ def run_stage(run: Run) -> dict:
 
 
 def price_of(examples: Examples, budget: Tensor) -> Tensor:
-    """Price that stands for the teacher's threshold: one unit of log(loss / saving) over the mean saving of a layer."""
+    """Price that stands for the teacher's threshold: one unit of log(loss / saving) over the mean saving of a layer.
+
+    The budget is float64 [N], and so is the price.
+    """
     middle = examples.teacher.threshold(torch.tensor([sum(BUDGETS) / 2], dtype=torch.float64))
     mean_saving = examples.savings[examples.savings > 0].mean()
     return (examples.teacher.threshold(budget) - middle).double() / mean_saving
@@ -50,7 +53,10 @@ def teacher_actions(examples: Examples, chosen: Tensor, budget: Tensor) -> Tenso
 def imitation(
     controller: LearnedController, examples: Examples, chosen: Tensor, budget: Tensor, costs, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of N tokens against the teacher, mean over pairs that can be left out; and the share that agrees."""
+    """Cross-entropy of N tokens against the teacher, mean over pairs that can be left out; and the share that agrees.
+
+    The tokens are `chosen` int64 [N], their budgets float64 [N]; both results are scalars.
+    """
     actions = teacher_actions(examples, chosen, budget)
     price = price_of(examples, budget).to(device, torch.float32).view(-1, 1, 1)
     losses, agree = [], []
