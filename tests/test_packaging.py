@@ -124,6 +124,7 @@ def test_the_wheel_works_without_extras_and_says_which_one_a_verb_needs(wheel, b
         "card artifact --recipe recipe.yaml": "[train]",
         f"compare --text {__file__}": "[train]",
         "generate --prompt w5": "[demo]",
+        "demo": "[plots]",
     }
     environment = {"PYTHONPATH": str(built / "site"), "ANEE_CACHE": str(tmp_path / "cache"), "PATH": ""}
     command = [sys.executable, "-c", SCRIPT, json.dumps(LIBRARIES), *calls]
