@@ -8,7 +8,7 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
-from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput, moved_budget
+from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput, budget_tensor, moved_budget
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
@@ -418,6 +418,12 @@ def test_bad_budgets_are_refused(budget, message):
         model.generate(ids, energy_budget=budget, **GREEDY)
     with pytest.raises(ValueError, match=message):
         model(ids, energy_budget=budget)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.6, 0.7])
+def test_a_list_of_budgets_is_exactly_its_numbers(budget):
+    assert torch.equal(budget_tensor([budget] * 2, 2), budget_tensor(budget, 2))
+    assert budget_tensor([budget], 1).tolist() == [budget]
 
 
 def test_misspelt_arguments_are_refused():

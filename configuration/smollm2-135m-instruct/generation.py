@@ -45,7 +45,7 @@ def budget_tensor(value: float | Tensor | list, rows: int, name: str = "energy_b
     if isinstance(value, bool | int | float):
         return torch.full((rows,), check_budget(value, name), dtype=torch.float64)
     try:
-        budget = torch.as_tensor(value).to("cpu", torch.float64)
+        budget = torch.as_tensor(value, dtype=torch.float64, device="cpu")  # a list in float32 would not be its numbers
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}={value!r} is not allowed: it must be one number, or one for each row") from error
     if budget.dim() == 0:
