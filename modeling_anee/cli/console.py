@@ -14,7 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 progress_console = Console(stderr=True)
 EXPECTED_ERRORS = (OSError, ValueError, NotImplementedError, ImportError)
-TRAINING_LIBRARIES = ("accelerate", "pydantic", "yaml")
+# What to install for each extra, and what it brings that verbs import.
+EXTRAS = {
+    "plots": ("modeling-anee[plots]", ("matplotlib",)),
+    "train": ("modeling-anee[train]", ("accelerate", "pydantic", "yaml")),
+}
 
 
 @contextlib.contextmanager
@@ -28,33 +32,19 @@ def plain_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_libraries(verb: str) -> Iterator[None]:
-    """Around the imports of a verb that needs the extra `train`.
+def extra_libraries(extra: str, what: str) -> Iterator[None]:
+    """Around imports that need an extra; `what` is the verb or option that does, for the error.
 
     Raises:
-        ImportError: one of its libraries is not installed; the message says what to install.
+        ImportError: one of the extra's libraries is not installed; the message says what to install.
     """
+    requirement, libraries = EXTRAS[extra]
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING_LIBRARIES:
+        if error.name not in libraries:
             raise
-        raise ImportError(f"anee {verb} needs {error.name}: pip install 'modeling-anee[train]'") from error
-
-
-@contextlib.contextmanager
-def plot_libraries(what: str) -> Iterator[None]:
-    """Around the imports of what draws, which need the extra `plots`; `what` is the verb or option, for the error.
-
-    Raises:
-        ImportError: matplotlib is not installed; the message says what to install.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ImportError(f"{what} needs matplotlib: pip install 'modeling-anee[plots]'") from error
+        raise ImportError(f"{what} needs {error.name}: pip install '{requirement}'") from error
 
 
 @contextlib.contextmanager
@@ -91,6 +81,6 @@ def check_picture(option: str, file: Path | None) -> None:
     """
     check_folder(option, file)
     if file is not None:
-        with plot_libraries(option):
+        with extra_libraries("plots", option):
             from ..evaluation.drawing import check_ending
         check_ending(file)

@@ -8,7 +8,7 @@ import typer
 from transformers import set_seed
 
 from ..modeling_anee import AneeForCausalLM
-from .console import check_folder, check_picture, plain_errors, plot_libraries
+from .console import check_folder, check_picture, extra_libraries, plain_errors
 from .model import Generated, encode, load, named_model, run
 from .options import ControllerOption, DtypeOption, ModelArgument, ModelOption, TrustOption
 
@@ -84,7 +84,7 @@ def demo(
 ) -> None:
     """Generate with a small real model at budgets 1.0, 0.8 and 0.6, and draw what was run."""
     with plain_errors():
-        with plot_libraries("demo"):
+        with extra_libraries("plots", "demo"):
             from ..evaluation.heatmap import draw_heatmap
         model, tokenizer = load(None, None)
         print(f"controller: {model.config.controller}")

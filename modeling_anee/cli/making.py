@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
-from .console import plain_errors, training_libraries
+from .console import extra_libraries, plain_errors
 
 
 def fit(
@@ -17,7 +17,7 @@ def fit(
 ) -> None:
     """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
     with plain_errors():
-        with training_libraries("fit"):
+        with extra_libraries("train", "anee fit"):
             from ..training.fit import fit as fit_recipe
             from ..training.recipe import read_recipe
         logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def card(
 ) -> None:
     """Write the model card of an artifact from its configuration, its recipe and what was measured."""
     with plain_errors():
-        with training_libraries("card"):
+        with extra_libraries("train", "anee card"):
             from ..training.card import write_card
             from ..training.card_figures import Measured
             from ..training.card_metadata import About

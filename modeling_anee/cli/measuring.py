@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import check_folder, check_picture, plain_errors, progress_bar, progress_console, training_libraries
+from .console import check_folder, check_picture, extra_libraries, plain_errors, progress_bar, progress_console
 from .model import load, named_model
 from .options import (
     ControllerOption,
@@ -108,7 +108,7 @@ def compare(
 ) -> None:
     """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
     with plain_errors():
-        with training_libraries("compare"):
+        with extra_libraries("train", "anee compare"):
             from ..evaluation.comparison import as_text, compare, count_scores
         from ..evaluation.perplexity import read_text
         from ..evaluation.report import write_report
