@@ -14,6 +14,7 @@ from modeling_anee.controller import Controller, Observation
 from modeling_anee.controllers import build_controller
 from modeling_anee.costs import CostTable
 from modeling_anee.learned import LearnedController
+from modeling_anee.routed import RoutedController
 
 
 HIDDEN, VOCABULARY = 8, 16
@@ -54,13 +55,13 @@ def configuration(kind: str, layers: int, **fields) -> AneeConfig:
 def build(kind: str, costs: CostTable, **fields) -> Controller:
     controller = build_controller(configuration(kind, len(costs.layers), **fields))
     controller.bind(costs)
-    if kind == "learned":
+    if isinstance(controller, LearnedController | RoutedController):
         randomise(controller)
     return controller.requires_grad_(False)
 
 
-def randomise(controller: LearnedController, seed: int = 0) -> None:
-    """Weights under which the actions of a learned controller differ from token to token."""
+def randomise(controller: LearnedController | RoutedController, seed: int = 0) -> None:
+    """Weights under which actions differ from token to token."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in controller.parameters():
@@ -86,7 +87,10 @@ def run(
         if not asked.any():
             break
         spent = (costs.of_actions(actions[:, :start]) + charges)[asked]
-        seen = Observation(hidden[asked], 0.5 * hidden[asked], budget[asked], spent, index[asked], logits or unsure)
+        row, account = torch.zeros(len(spent), dtype=torch.int64), torch.zeros(len(spent), dtype=torch.float64)
+        seen = Observation(
+            hidden[asked], 0.5 * hidden[asked], budget[asked], spent, index[asked], logits or unsure, row, account
+        )
         decision = controller.decide(segment, seen)
         assert decision.actions.dtype == torch.uint8 and decision.actions.shape == (int(asked.sum()), stop - start)
         exits = (decision.actions == Action.EXIT).cumsum(dim=-1) > 0

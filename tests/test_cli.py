@@ -173,7 +173,7 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
         assert title in done.stdout
     assert set(report["peak_memory"]) == {"plain", "budget 1.0", "budget 0.5"}
     assert "peak memory" in done.stdout
-    assert set(report["controller_overhead"]) == {"plan", "budget", "learned"}
+    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "routed"}
     known = not report["energy"]["reason"]
     assert ("energy: of" if known else f"energy not known: {report['energy']['reason']}") in done.stdout
     assert all((row["joules_per_token"] is not None) == known for rows in report["tables"].values() for row in rows)

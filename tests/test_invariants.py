@@ -32,6 +32,7 @@ def model_of(family: str, controller: str, mode: str = "average") -> AneeForCaus
         "confidence": {"confidence_threshold": 0.93, "exit_layers": [1, 2]},
         "learned": {"decision_interval": 2},
         "plan": {"plans": PLANS},
+        "routed": {"plans": PLANS, "calibration": {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]}},
     }
     return wrap(tiny_base(family), controller, budget_mode=mode, **fields[controller], **BRIDGES)
 
@@ -48,8 +49,9 @@ def test_1_full_budget_is_the_base(family, controller):
     assert (output.execution.cost == 1.0).all() and (output.execution.actions == Action.PROCESS).all()
 
 
-def test_1_an_untrained_learned_controller_changes_nothing():
-    untrained = AneeForCausalLM.from_base(tiny_base(), controller="learned", **BRIDGES)
+@pytest.mark.parametrize("controller", ["learned", "routed"])
+def test_1_an_untrained_controller_changes_nothing(controller):
+    untrained = AneeForCausalLM.from_base(tiny_base(), controller=controller, **BRIDGES)
     ids = token_ids()
     torch.testing.assert_close(untrained(ids, energy_budget=0.1).logits, untrained.base(ids).logits, **CLOSE)
 
@@ -58,7 +60,7 @@ def test_1_an_untrained_learned_controller_changes_nothing():
 def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller):
     model, ids = model_of(family, controller), token_ids()
     output = model(ids, energy_budget=[0.5, 0.65], output_hidden_states=True)
-    assert len(output.execution.actions.unique()) >= {"plan": 4, "learned": 3}.get(controller, 2)
+    assert len(output.execution.actions.unique()) >= {"plan": 4, "learned": 3, "routed": 3}.get(controller, 2)
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     for layer, block in enumerate(model.stack.blocks):
         entering = output.hidden_states[layer]
@@ -158,6 +160,8 @@ def test_6_costs_add_up(family, controller):
             for (start, _), pair in zip(model.controller.segments, pairs, strict=True):
                 asked = actions[..., start - 1] != Action.EXIT
                 expected += asked * model.costs.of_module(torch.nn.ModuleList(pair))
+        if controller == "routed":
+            expected += model.costs.of_module(model.controller.predictor)
         if controller == "confidence":  # nobody asks who cannot go on, so at least who went on did
             question = model.costs.head + model.costs.of_module(model.bridges.of_exit(1))
             asked = (deciding / question).round()

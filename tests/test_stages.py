@@ -1,8 +1,6 @@
 """The stages of a fit together, on a tiny base: what they make, and that an interrupted fit makes the same."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 
-from .workshop import make_workshop, recipe_fields
+from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_fields
 
 
 AS_SHIPPED = GATHERING_FLOPS["cpu"]  # the other process has it, and so has the module's fixture
@@ -112,28 +110,9 @@ def test_the_calibrated_budget_is_kept(fitted):
 def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, stage, tmp_path, monkeypatch):
     monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
     recipe = small_recipe(fitted)
-    code = (
-        "import sys, os, signal\n"
-        "from pathlib import Path\n"
-        "from modeling_anee.training import fit as fitting\n"
-        "from modeling_anee.training.recipe import Recipe\n"
-        "from modeling_anee.training.run import Run\n"
-        f"stage, folder, recipe = {stage!r}, Path({str(tmp_path / 'run')!r}), Recipe.model_validate_json(sys.stdin.read())\n"
-        "track = Run.track\n"
-        "def dying(self, total, description, start=0):\n"
-        "    for step in track(self, total, description, start):\n"
-        "        if stage not in self.done and self.state.done == before and step >= min(3, total - 1):\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        yield step\n"
-        f"before = {list(STAGES)[: list(STAGES).index(stage)]!r}\n"
-        "Run.track = dying\n"
-        f"fitting.fit(recipe, folder, Path({str(fitted / 'data')!r}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], input=recipe.model_dump_json(), text=True, capture_output=True)
-    assert killed.returncode == -9, killed.stderr
+    fit_killed_in(stage, recipe, tmp_path / "run", fitted / "data")
     fit(recipe, tmp_path / "run", fitted / "data")
-    for name in ("artifact/model.safetensors", "artifact/config.json", "run.json", "log.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (fitted / "run" / name).read_bytes(), name
+    assert_same_run(tmp_path / "run", fitted / "run")
 
 
 def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_out(fitted):

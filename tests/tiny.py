@@ -105,7 +105,7 @@ VARIANTS = {
 }
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2")  # enough where a test is not about anatomy
-CONTROLLERS = ("budget", "confidence", "learned", "plan")
+CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
 BRIDGES = {"bridge_rank": 4, "ffn_bridge_rank": 4, "exit_translator_rank": 4}
 
 
@@ -126,13 +126,18 @@ def tiny_base(family: str = "llama", attn_implementation: str | None = None, see
 
 
 def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields) -> AneeForCausalLM:
-    """Wrap a base. Bridges get random weights; a learned controller such that its actions differ from token to token."""
+    """Wrap a base. Bridges get random weights; controllers that learn such that actions differ from token to token."""
     fields.setdefault("decision_interval", 1)
     model = AneeForCausalLM.from_base(base or tiny_base(), controller=controller, **fields)
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.bridges.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
+    if controller == "routed":
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.controller.parameters():
+                parameter.copy_(torch.randn_like(parameter))
     if controller == "learned":
         torch.manual_seed(1)
         with torch.no_grad():

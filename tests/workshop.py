@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -103,3 +105,39 @@ def use_stages(monkeypatch, before_step=lambda stage, step: None, updates=None):
     first = training_stage("bridges", lambda step: before_step("bridges", step), updates)
     second = training_stage("supervised", lambda step: before_step("supervised", step))
     monkeypatch.setattr(fitting, "STAGES", {"bridges": first, "supervised": second})
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from modeling_anee.training import fit as fitting
+from modeling_anee.training.recipe import Recipe
+from modeling_anee.training.run import Run
+
+stage, folder, data = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+recipe = Recipe.model_validate_json(sys.stdin.read())
+before = recipe.planned[: recipe.planned.index(stage)]
+track = Run.track
+
+def dying(self, total, description, start=0):
+    for step in track(self, total, description, start):
+        if self.state.done == before and step >= min(3, total - 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield step
+
+Run.track = dying
+fitting.fit(recipe, folder, data)
+"""
+
+
+def fit_killed_in(stage, recipe, folder, data):
+    """Begin a fit in a process of its own, which is killed in the midst of a stage."""
+    arguments = [sys.executable, "-c", KILLED, stage, str(folder), str(data)]
+    killed = subprocess.run(arguments, input=recipe.model_dump_json(), text=True, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+
+
+def assert_same_run(one, other):
+    """Two folders of runs have the same artifact, state and log."""
+    for name in ("artifact/model.safetensors", "artifact/config.json", "run.json", "log.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name

@@ -22,7 +22,7 @@ from .energy import EnergyMeter, devices_of
 
 
 BUDGETS = (1.0, 0.8, 0.6, 0.5, 0.3)
-KINDS = ("plan", "budget", "learned")  # `confidence` adds one head call per question
+KINDS = ("plan", "budget", "learned", "routed")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short story about a lighthouse keeper who finds a letter.",

@@ -5,6 +5,7 @@ give a whole batch one budget, as it is when the model is used.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,18 +37,23 @@ def run_stage(run: Run) -> dict:
 
 
 def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
-    """Actions uint8 [B, T, L] of random budgets.
-
-    What budgets leave out is uniform on a logarithmic scale: the loss at a high budget is small and would else count little.
-    """
-    most, least = (1.0 - budget for budget in budgets)
+    """Actions uint8 [B, T, L] of random budgets."""
     tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
     drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
-    budget = (1.0 - least * (most / least) ** drawn).clamp(max=table.costs[-2])  # the base's own plan has nothing to train
+    budget = spread(budgets, drawn).clamp(max=table.costs[-2])  # the base's own plan has nothing to train
     # Between two plans a random one: an index of the golden-ratio sequence.
     index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
     plan = table.choose(budget, index)
     return with_plan(model, ids, plan.view(*ids.shape, -1) if tokenwise else plan[0])
+
+
+def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
+    """Budgets between the lowest and the highest, for uniform random numbers in [0, 1).
+
+    What they leave out is uniform on a logarithmic scale: the loss at a high budget is small and would else count little.
+    """
+    most, least = (1.0 - budget for budget in budgets)
+    return 1.0 - least * (most / least) ** drawn
 
 
 def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator) -> Tensor:

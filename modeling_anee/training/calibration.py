@@ -14,12 +14,14 @@ from ..dial import Dial
 from ..evaluation.perplexity import Scores, Window, ratio, score
 from ..learned import LearnedController
 from ..modeling_anee import AneeForCausalLM
+from ..routed import RoutedController
 from .run import Run
 
 
 NAME = "calibration"
-# Between these the dial is turned: a price that forbids, or forces, every action; a threshold of confidence.
-SETTINGS = {"learned": (-200.0, 200.0), "confidence": (0.0, 1.0)}
+# Between these the dial is turned: a price that forbids, or forces, every action; the logarithm of one; a threshold of
+# confidence.
+SETTINGS = {"learned": (-200.0, 200.0), "routed": (-12.0, 12.0), "confidence": (0.0, 1.0)}
 ROUNDS = 12  # evaluations at most
 HALVINGS = 2
 TOLERANCE = 0.003  # of the mean cost
@@ -44,13 +46,13 @@ def run_stage(run: Run) -> dict:
     return {"calibration": table | curve(run, windows, budgets)}
 
 
-def controller_of(model: AneeForCausalLM) -> LearnedController | ConfidenceController:
+def controller_of(model: AneeForCausalLM) -> LearnedController | RoutedController | ConfidenceController:
     """The model's controller, which has a dial.
 
     Raises:
         ValueError: it is of a kind without one.
     """
-    if not isinstance(model.controller, LearnedController | ConfidenceController):
+    if not isinstance(model.controller, LearnedController | RoutedController | ConfidenceController):
         raise ValueError(f"controller={model.config.controller!r} has no dial to set; {', '.join(SETTINGS)} have one")
     return model.controller
 
@@ -90,7 +92,10 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
     """Mean realised cost of a token of windows int64 [W, T] with the dial at a setting; the head is not run."""
     model = run.model
-    controller_of(model).dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
+    controller = controller_of(model)
+    # An uncalibrated router gives no feedback, which would make the mean the budget, whatever the setting.
+    table = None if isinstance(controller, RoutedController) else {"budgets": [budget], "settings": [setting]}
+    controller.dial = Dial(table, neutral=setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.share(windows).split(BATCH_WINDOWS):
         trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution

@@ -87,6 +87,10 @@ class Bridges(LongStage):
         return budgets
 
 
+class Routing(Bridges):
+    """The router of a `routed` controller, and the bridges on what it sends to them."""
+
+
 class Exits(LongStage):
     """Exit translators, by distillation from the base."""
 
@@ -134,6 +138,7 @@ class Stages(Section):
     importance: Importance | None = None
     refit: Refit | None = None
     bridges: Bridges | None = None
+    routing: Routing | None = None
     exits: Exits | None = None
     traces: Traces | None = None
     probe: Probe | None = None

@@ -1,0 +1,149 @@
+"""The router of a `routed` controller, and the bridges once more, tuned together on the tokens that the router sends there.
+
+Every step runs a batch with a plan for every token, most of them as the router would choose at a random budget. The
+bridges learn from the KL to the base that results, the router learns to predict it: the mean of an exponential
+distribution, so that what counts is the expected loss and not its logarithm. The router sees standardised hidden states
+while it learns; at the end that is folded into its weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..bridges import normalised
+from ..modeling_anee import AneeForCausalLM
+from ..routed import RoutedController
+from .bridges import batch_of, spread, train
+from .losses import kl_divergence
+from .rollout import begin, processed, run_layers, with_plan
+from .rollout import run as run_tokens
+from .run import Run
+
+
+NAME = "routing"
+EXPLORE = 0.3  # share of the steps in which tokens take random plans
+WEIGHT = 0.05  # of the router's loss: it has gradients of its own, but the norm is clipped over all
+STANDARD_WINDOWS = 8
+MEAN_WINDOWS = 2
+SMALLEST = 1e-6  # of standard deviations and KL
+ITERATIONS = 40
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and 1 / standard deviation of what the router reads, float32 [D]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def predict(self, controller: RoutedController, hidden: Tensor) -> Tensor:
+        """Logarithm of the loss of each plan, hidden states [..., D] -> [..., K]."""
+        return controller.predictor((normalised(hidden) - self.mean) * self.scale)
+
+    @torch.no_grad()
+    def fold(self, controller: RoutedController) -> None:
+        """Let the controller do the same with hidden states as they are."""
+        first = controller.predictor[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.mul_(self.scale)
+        first.bias.sub_(first.weight @ self.mean)
+
+
+def run_stage(run: Run) -> dict:
+    """Tune bridges and router for `steps` steps of `batch_windows` windows."""
+    settings, model = run.settings(NAME), run.model
+    controller = controller_of(model)
+    trained = ("bridges.skip.", "bridges.skip_ffn.", "controller.predictor.")
+    parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
+    windows = run.windows("train")
+    standard = standard_of(model, windows[:STANDARD_WINDOWS].to(run.device))
+    if run.load(NAME) is None:
+        start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
+
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        ids = batch_of(windows, settings, step, run)
+        explores = float(torch.rand(1, generator=generator)) < EXPLORE
+        budget = None if explores else spread(settings.budgets, torch.rand(1, generator=generator, dtype=torch.float64))
+        return losses(model, standard, ids, budget, generator)
+
+    train(run, NAME, parameters, loss_of_step)
+    standard.fold(controller)
+    return {}
+
+
+def controller_of(model: AneeForCausalLM) -> RoutedController:
+    """The controller, if it routes.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if not isinstance(model.controller, RoutedController):
+        raise ValueError(f"controller={model.config.controller!r} has no router: the recipe must say controller: routed")
+    return model.controller
+
+
+@torch.no_grad()
+def standard_of(model: AneeForCausalLM, ids: Tensor) -> Standard:
+    """What standardises the hidden states of token ids [B, T] that enter the decision."""
+    hidden, step = begin(model, ids)
+    hidden = run_layers(model, hidden, step, processed(model, ids), range(controller_of(model).start))
+    seen = normalised(hidden[:, model.config.keep_first_tokens :].flatten(0, 1))
+    return Standard(seen.mean(dim=0), 1.0 / (seen.std(dim=0) + SMALLEST))
+
+
+@torch.no_grad()
+def start_from_means(model: AneeForCausalLM, ids: Tensor) -> None:
+    """Let the router begin with the mean KL of each plan over token ids [B, T], the same for every token."""
+    controller = controller_of(model)
+    target = model.stack.logits(run_tokens(model, ids))
+    means = [
+        float(kl_divergence(target, model.stack.logits(run_tokens(model, ids, with_plan(model, ids, plan)))).mean())
+        for plan in controller.plans
+    ]
+    means[0] = min(means[1:]) / 2  # beside tokens that leave something out, those that don't lose a little too
+    last = controller.predictor[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.copy_(torch.tensor(means).clamp(min=SMALLEST).log())
+
+
+def losses(
+    model: AneeForCausalLM, standard: Standard, ids: Tensor, budget: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a step minimises, and its parts for the log.
+
+    Args:
+        model: with a `routed` controller.
+        standard: of what the router reads.
+        ids: token ids int64 [B, T].
+        budget: mean cost of the batch as the router would reach it, float64 [1]; None for random plans.
+        generator: draws random plans.
+    """
+    controller, kept = controller_of(model), model.config.keep_first_tokens
+    entering: list[Tensor] = []
+    with torch.no_grad():
+        target = model.stack.logits(run_tokens(model, ids, keep=entering))[:, kept:]
+    predicted = standard.predict(controller, entering[controller.start][:, kept:])
+    chosen = choose(predicted.detach(), controller.plan_costs, budget, generator)
+    actions = nn.functional.pad(controller.plans[chosen], (0, 0, kept, 0))
+    kl = kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))[:, kept:])
+    expected = predicted.gather(-1, chosen.to(ids.device).unsqueeze(-1)).squeeze(-1)
+    misfit = (kl.detach() * (-expected).exp() + expected).mean()
+    cost = controller.plan_costs[chosen].mean().to(kl)
+    return kl.mean() + WEIGHT * misfit, {"kl": kl.mean(), "misfit": misfit, "cost": cost}
+
+
+def choose(predicted: Tensor, costs: Tensor, budget: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Plans int64 [B, T] on the CPU for predicted log losses [B, T, K], at the price that meets the budget; or random."""
+    if budget is None:
+        return torch.randint(predicted.shape[-1], predicted.shape[:-1], generator=generator)
+    loss = predicted.double().exp().cpu()
+    low, high = torch.tensor(-15.0, dtype=torch.float64), torch.tensor(15.0, dtype=torch.float64)
+    for _ in range(ITERATIONS):
+        middle = (low + high) / 2
+        chosen = (loss + middle.exp() * costs).argmin(dim=-1)
+        if costs[chosen].mean() > budget:
+            low = middle
+        else:
+            high = middle
+    return chosen

@@ -1,0 +1,111 @@
+"""The stage `routing`: what a router learns, and that an interrupted fit makes the same."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_anee.bridges import normalised
+from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.routed import RoutedController
+from modeling_anee.training import routing
+from modeling_anee.training.fit import fit
+from modeling_anee.training.rollout import run as run_tokens
+from modeling_anee.training.run import Run
+
+from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
+
+
+AS_SHIPPED = GATHERING_FLOPS["cpu"]  # the other process has it, and so has the module's fixture
+ANEE = {
+    "controller": "routed",
+    "bridge_rank": 4,
+    "ffn_bridge_rank": 4,
+    "plans": ["PFPP", "PFSP", "PFSF"],
+    "router_budgets": [0.8, 0.6, 0.3],
+    "controller_hidden_sizes": [16],
+}
+STAGES = {
+    "closed_form": {"windows": 12, "ridge": 0.001},
+    "routing": {"steps": 30, "learning_rate": 0.01, "batch_windows": 2, "budgets": [0.4, 0.95], "checkpoint_every": 2},
+    "calibration": {"windows": 6, "budgets": [0.5, 0.7, 0.9]},
+}
+
+
+def recipe(folder, **changes):
+    sources = {
+        "train": [{"file": "text.txt", "tokens": 400, "stop": 0.6}],
+        "calibrate": [{"file": "text.txt", "tokens": 400, "start": 0.6}],
+    }
+    return recipe_of(folder, length=16, text=sources, anee=ANEE, stages=STAGES, **changes)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    fit(recipe(folder), folder / "run", folder / "data")
+    return folder
+
+
+def test_an_artifact_that_loads_and_keeps_its_budgets(fitted):
+    model = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32")
+    assert isinstance(model.controller, RoutedController)
+    table = model.config.calibration
+    assert table["settings"] == sorted(table["settings"], reverse=True)
+    trace = model(torch.randint(3, 60, (1, 400), generator=torch.Generator().manual_seed(0)), energy_budget=0.7).execution
+    assert abs(trace.mean_cost - 0.7) <= 0.02
+    assert len(trace.cost.unique()) > 2
+
+
+def test_the_base_is_bit_identical(fitted):
+    before = AutoModelForCausalLM.from_pretrained(fitted / "base").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32").base.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_router_learns_which_tokens_lose_more(fitted, tmp_path):
+    """Predicted losses go up and down with those that the plans have on the text it learned from."""
+    run = Run.open(recipe(fitted), fitted / "run", fitted / "data")
+    model, ids = run.model, run.windows("train")
+    controller, entering = routing.controller_of(model), []
+    target = model.stack.logits(run_tokens(model, ids, keep=entering))
+    plans = controller.plans[3].expand(*ids.shape, -1).clone()
+    plans[:, :1] = 0
+    kl = routing.kl_divergence(target, model.stack.logits(run_tokens(model, ids, plans)))[:, 1:]
+    with torch.no_grad():
+        predicted = controller.predict(entering[controller.start][:, 1:])[..., 3]
+    pair = torch.stack((predicted.flatten(), kl.flatten().clamp(min=1e-6).log()))
+    assert torch.corrcoef(pair)[0, 1] > 0.3
+
+
+def test_a_fit_killed_and_resumed_makes_the_same(fitted, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
+    fit_killed_in("routing", recipe(fitted), tmp_path / "run", fitted / "data")
+    fit(recipe(fitted), tmp_path / "run", fitted / "data")
+    assert_same_run(tmp_path / "run", fitted / "run")
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.6, 0.85])
+def test_plans_of_a_batch_meet_its_budget(budget):
+    generator = torch.Generator().manual_seed(0)
+    costs = torch.tensor([1.0, 0.8, 0.5, 0.3], dtype=torch.float64)
+    predicted = torch.randn(2, 500, 4, generator=generator).sort(dim=-1).values
+    chosen = routing.choose(predicted, costs, torch.tensor(budget), generator)
+    assert chosen.shape == (2, 500) and abs(float(costs[chosen].mean()) - budget) < 0.01
+
+
+def test_what_standardises_can_be_folded_into_the_weights(fitted):
+    controller = routing.controller_of(Run.open(recipe(fitted), fitted / "run", fitted / "data").model)
+    hidden = torch.randn(20, 32)
+    seen = normalised(hidden)
+    standard = routing.Standard(seen.mean(dim=0), 1.0 / seen.std(dim=0))
+    with torch.no_grad():
+        expected = standard.predict(controller, hidden)
+        standard.fold(controller)
+        torch.testing.assert_close(controller.predict(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_another_kind_has_no_router(fitted, tmp_path):
+    run = Run.open(recipe_of(fitted), tmp_path / "run", fitted / "data")
+    with pytest.raises(ValueError, match="controller='learned' has no router"):
+        routing.run_stage(run)
