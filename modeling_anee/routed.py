@@ -65,11 +65,20 @@ class RoutedController(Controller):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logarithm of the loss of each plan (KL to the base, nats) for hidden states [..., D] -> float32 [..., K]."""
-        return self.predictor(normalised(hidden).to(self.predictor[-1].weight.dtype)).float()
+        dtype = next(self.predictor.parameters()).dtype
+        return self.predictor(normalised(hidden).to(dtype)).float()
+
+    def losses(self, hidden: Tensor) -> Tensor:
+        """The same in nats, float64 [..., K] on the CPU."""
+        return self.predict(hidden).double().exp().cpu()
+
+    def choose(self, loss: Tensor, setting: Tensor) -> Tensor:
+        """Plans int64 [N] for losses [N, K] and logarithms of the price [N]."""
+        return (loss + self._prices(setting)).argmin(dim=-1)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """For each token the plan whose predicted loss and price are least together."""
-        loss = self.predict(seen.hidden).double().exp().cpu()
+        loss = self.losses(seen.hidden)
         setting = self.dial.setting(seen.budget)
         if self.strict:
             fits = self.plan_costs + self._own <= seen.budget.unsqueeze(-1) + TOLERANCE
@@ -78,7 +87,7 @@ class RoutedController(Controller):
         elif self.dial.calibrated:
             chosen = self._choose_in_turn(loss, setting, seen)
         else:
-            chosen = (loss + self._prices(setting)).argmin(dim=-1)
+            chosen = self.choose(loss, setting)
         return Decision(self.plans[chosen, self.start :], self._own)
 
     def _prices(self, setting: Tensor) -> Tensor:
@@ -102,6 +111,6 @@ class RoutedController(Controller):
         chosen = torch.zeros(real.shape, dtype=torch.int64)
         for t in range(real.shape[1]):
             moved = settings[:, t] + FEEDBACK * (accounts[:, t] + own)
-            chosen[:, t] = (losses[:, t] + self._prices(moved)).argmin(dim=-1)
+            chosen[:, t] = self.choose(losses[:, t], moved)
             own = own + over[:, t].gather(-1, chosen[:, t : t + 1]).squeeze(-1)
         return chosen[place, turn]

@@ -26,7 +26,7 @@ ANEE = {
 }
 STAGES = {
     "closed_form": {"windows": 12, "ridge": 0.001},
-    "routing": {"steps": 30, "learning_rate": 0.01, "batch_windows": 2, "budgets": [0.4, 0.95], "checkpoint_every": 2},
+    "routing": {"steps": 200, "learning_rate": 0.01, "batch_windows": 4, "budgets": [0.4, 0.95], "checkpoint_every": 2},
     "calibration": {"windows": 6, "budgets": [0.5, 0.7, 0.9]},
 }
 

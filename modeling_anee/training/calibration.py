@@ -5,6 +5,7 @@ measured on the same windows and kept in the artifact's config.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..evaluation.perplexity import Scores, Window, ratio, score
 from ..learned import LearnedController
 from ..modeling_anee import AneeForCausalLM
 from ..routed import RoutedController
+from . import routing
 from .run import Run
 
 
@@ -36,8 +38,11 @@ def run_stage(run: Run) -> dict:
     found: dict[str, float] = {} if saved is None else saved[2]["found"]
     budgets = sorted(settings.budgets)
     if model.config.controller in SETTINGS:
+        cost_of = (
+            mean_costs_of_router(run, windows) if model.config.controller == "routed" else partial(mean_cost, run, windows)
+        )
         for number in run.track(len(budgets), "calibrating", len(found)):
-            found[str(budgets[number])] = find_setting(run, windows, budgets[number])
+            found[str(budgets[number])] = find_setting(model, cost_of, budgets[number])
             run.save(NAME, number + 1, {}, {"found": found})
     table: dict[str, list[float]] = {"budgets": budgets}
     if found:
@@ -62,11 +67,11 @@ def rising_of(model: AneeForCausalLM) -> bool:
     return model.config.controller == "confidence" and model.config.confidence_metric == "max_probability"
 
 
-def find_setting(run: Run, windows: Tensor, budget: float) -> float:
-    """Setting at which the mean cost of a token of windows int64 [W, T] is the budget, or the nearest one."""
-    low, high = SETTINGS[run.model.config.controller]
-    sign = 1.0 if rising_of(run.model) else -1.0
-    return root(lambda setting: sign * (mean_cost(run, windows, budget, setting) - budget), low, high)
+def find_setting(model: AneeForCausalLM, cost_of: Callable[[float, float], float], budget: float) -> float:
+    """Setting at which the mean cost of a token, a function of budget and setting, is the budget, or the nearest one."""
+    low, high = SETTINGS[model.config.controller]
+    sign = 1.0 if rising_of(model) else -1.0
+    return root(lambda setting: sign * (cost_of(budget, setting) - budget), low, high)
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
@@ -92,16 +97,29 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
     """Mean realised cost of a token of windows int64 [W, T] with the dial at a setting; the head is not run."""
     model = run.model
-    controller = controller_of(model)
-    # An uncalibrated router gives no feedback, which would make the mean the budget, whatever the setting.
-    table = None if isinstance(controller, RoutedController) else {"budgets": [budget], "settings": [setting]}
-    controller.dial = Dial(table, neutral=setting)
+    controller_of(model).dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.share(windows).split(BATCH_WINDOWS):
         trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution
         sums += torch.tensor([float(trace.cost.double().sum()), float(trace.valid.sum())], device=run.device)
     cost, tokens = run.sum(sums).tolist()
     return cost / tokens
+
+
+@torch.no_grad()
+def mean_costs_of_router(run: Run, windows: Tensor) -> Callable[[float, float], float]:
+    """The same of a `routed` controller without feedback, as a function: its losses don't depend on the setting."""
+    model, controller = run.model, routing.controller_of(run.model)
+    parts = [controller.losses(routing.entering(model, ids.unsqueeze(0))) for ids in run.share(windows)]
+    losses = torch.cat([part.flatten(0, 1) for part in parts]) if parts else torch.zeros(0, len(controller.plans))
+    charge = controller.plan_costs + model.costs.of_module(controller.predictor)
+    kept = model.config.keep_first_tokens * len(windows)
+
+    def cost_of(budget: float, setting: float) -> float:
+        chosen = controller.choose(losses, torch.full((len(losses),), setting, dtype=torch.float64))
+        return float(run.sum(charge[chosen].sum().to(run.device)) + kept) / windows.numel()
+
+    return cost_of
 
 
 def monotone(values: list[float], rising: bool) -> list[float]:

@@ -86,10 +86,16 @@ def controller_of(model: AneeForCausalLM) -> RoutedController:
 @torch.no_grad()
 def standard_of(model: AneeForCausalLM, ids: Tensor) -> Standard:
     """What standardises the hidden states of token ids [B, T] that enter the decision."""
+    seen = normalised(entering(model, ids).flatten(0, 1))
+    return Standard(seen.mean(dim=0), 1.0 / (seen.std(dim=0) + SMALLEST))
+
+
+@torch.no_grad()
+def entering(model: AneeForCausalLM, ids: Tensor) -> Tensor:
+    """Hidden states that the router reads of token ids [B, T], kept first tokens left out, [B, T - kept, D]."""
     hidden, step = begin(model, ids)
     hidden = run_layers(model, hidden, step, processed(model, ids), range(controller_of(model).start))
-    seen = normalised(hidden[:, model.config.keep_first_tokens :].flatten(0, 1))
-    return Standard(seen.mean(dim=0), 1.0 / (seen.std(dim=0) + SMALLEST))
+    return hidden[:, model.config.keep_first_tokens :]
 
 
 @torch.no_grad()
@@ -120,10 +126,10 @@ def losses(
         generator: draws random plans.
     """
     controller, kept = controller_of(model), model.config.keep_first_tokens
-    entering: list[Tensor] = []
+    hidden: list[Tensor] = []
     with torch.no_grad():
-        target = model.stack.logits(run_tokens(model, ids, keep=entering))[:, kept:]
-    predicted = standard.predict(controller, entering[controller.start][:, kept:])
+        target = model.stack.logits(run_tokens(model, ids, keep=hidden))[:, kept:]
+    predicted = standard.predict(controller, hidden[controller.start][:, kept:])
     chosen = choose(predicted.detach(), controller.plan_costs, budget, generator)
     actions = nn.functional.pad(controller.plans[chosen], (0, 0, kept, 0))
     kl = kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))[:, kept:])
