@@ -39,7 +39,7 @@ def test_stages_are_planned_in_their_order_not_the_files(tmp_path):
     stages = recipe_fields(tmp_path)["stages"]
     backwards = dict(reversed(stages.items()))
     assert read_recipe(written(tmp_path, recipe_fields(tmp_path, stages=backwards))).planned == ["bridges", "supervised"]
-    assert STAGE_NAMES[0] == "closed_form" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 10
+    assert STAGE_NAMES[0] == "closed_form" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 11
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
@@ -130,6 +130,7 @@ def test_every_field_is_described():
 )
 def test_recipes_that_come_with_the_project_are_recipes(file):
     recipe = read_recipe(file)
-    learned = "learned" in file.stem
-    assert recipe.anee["controller"] == ("learned" if learned else "plan")
-    assert set(recipe.planned) <= set(STAGE_NAMES) and ("supervised" in recipe.planned) == learned
+    kind = recipe.anee["controller"]
+    assert kind == ("learned" if "learned" in file.stem else "routed")
+    assert set(recipe.planned) <= set(STAGE_NAMES)
+    assert ("supervised" in recipe.planned) == (kind == "learned") and ("routing" in recipe.planned) == (kind == "routed")

@@ -66,10 +66,10 @@ def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator)
     return kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean()
 
 
-def batch_of(windows: Tensor, settings, step: int, run: Run) -> Tensor:
-    """This process's windows int64 [B, T] of one step: every window once before any comes again."""
+def batch_of(windows: Tensor, settings, step: int, run: Run, seen: int = 0) -> Tensor:
+    """This process's windows int64 [B, T] of one step: every window once before any comes again, after some `seen` before."""
     size = settings.batch_windows
-    position = torch.arange(step * size, (step + 1) * size)
+    position = seen + torch.arange(step * size, (step + 1) * size)
     epochs = {int(epoch): order(len(windows), int(epoch), run) for epoch in (position // len(windows)).unique()}
     rows = torch.stack([epochs[int(p) // len(windows)][int(p) % len(windows)] for p in position])
     return run.rows(windows[rows]).to(run.device)

@@ -57,12 +57,14 @@ def run_stage(run: Run) -> dict:
     trained = ("bridges.skip.", "bridges.skip_ffn.", "controller.predictor.")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
     windows = run.windows("train")
+    before = run.recipe.stages.bridges
+    seen = before.steps * before.batch_windows if before else 0  # go on with text that the bridges have not seen
     standard = standard_of(model, windows[:STANDARD_WINDOWS].to(run.device))
     if run.load(NAME) is None:
         start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        ids = batch_of(windows, settings, step, run)
+        ids = batch_of(windows, settings, step, run, seen)
         explores = float(torch.rand(1, generator=generator)) < EXPLORE
         budget = None if explores else spread(settings.budgets, torch.rand(1, generator=generator, dtype=torch.float64))
         return losses(model, standard, ids, budget, generator)
