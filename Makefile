@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(VENV)/bin/anee demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m slow -rP

@@ -1,11 +1,18 @@
 """Settings of every test."""
 
 import logging
+import os
 
 import pytest
+import torch
 from transformers.utils.logging import warning_once
 
 from modeling_anee import execution
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that they start, share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The trained artifacts in `configuration/`: small, whole, in step with the package; the slow tests run it."""
+"""The trained artifact in `configuration/`: small, whole, in step with the package; the slow tests run it."""
 
 import json
 from pathlib import Path
@@ -22,42 +22,33 @@ PACKAGE = Path(modeling_anee.__file__).parent
 LIMIT = 8_000_000  # bytes
 
 
-ARTIFACTS = [SHIPPED_ARTIFACT, SHIPPED_ARTIFACT.with_name(f"{SHIPPED_ARTIFACT.name}-learned")]
-each_artifact = pytest.mark.parametrize("artifact", ARTIFACTS, ids=[folder.name for folder in ARTIFACTS])
+def test_the_artifact_is_small():
+    assert sum(file.stat().st_size for file in SHIPPED_ARTIFACT.iterdir()) < LIMIT
 
 
-@each_artifact
-def test_the_artifact_is_small(artifact):
-    assert sum(file.stat().st_size for file in artifact.iterdir()) < LIMIT
-
-
-@each_artifact
-def test_its_code_is_the_package_s(artifact):
-    shipped = {file.name for file in artifact.glob("*.py")}
+def test_its_code_is_the_package_s():
+    shipped = {file.name for file in SHIPPED_ARTIFACT.glob("*.py")}
     assert {"modeling_anee.py", "configuration_anee.py", "execution.py", "bridges.py"} <= shipped
-    stale = [name for name in shipped if (artifact / name).read_bytes() != (PACKAGE / name).read_bytes()]
+    stale = [name for name in shipped if (SHIPPED_ARTIFACT / name).read_bytes() != (PACKAGE / name).read_bytes()]
     assert stale == [], "copy them from the package"
 
 
-@each_artifact
-def test_its_weights_fit_its_configuration(artifact):
-    config = modeling_anee.AneeConfig.from_pretrained(artifact)
+def test_its_weights_fit_its_configuration():
+    config = modeling_anee.AneeConfig.from_pretrained(SHIPPED_ARTIFACT)
     with without_base():
-        model, info = AneeForCausalLM._load_own(artifact, config=config)
+        model, info = AneeForCausalLM._load_own(SHIPPED_ARTIFACT, config=config)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert all(parameter.isfinite().all() and parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-@each_artifact
-def test_it_holds_no_weight_of_the_base(artifact):
-    with safe_open(artifact / "model.safetensors", "pt") as file:
+def test_it_holds_no_weight_of_the_base():
+    with safe_open(SHIPPED_ARTIFACT / "model.safetensors", "pt") as file:
         assert all(name.split(".")[0] in ("bridges", "controller") for name in file.keys())
 
 
-@each_artifact
-def test_it_is_what_its_recipe_says(artifact):
-    recipe = read_recipe(artifact.with_name(f"{artifact.name}.yaml"))
-    config = json.loads((artifact / "config.json").read_text())
+def test_it_is_what_its_recipe_says():
+    recipe = read_recipe(SHIPPED_ARTIFACT.with_name(f"{SHIPPED_ARTIFACT.name}.yaml"))
+    config = json.loads((SHIPPED_ARTIFACT / "config.json").read_text())
     assert {name: config[name] for name in recipe.anee} == recipe.anee
     assert config["calibration"]["budgets"] == recipe.stages.calibration.budgets
     assert all(parse_plan(plan) for plan in config["plans"])
@@ -75,11 +66,10 @@ def text():
 
 
 @pytest.mark.slow
-@each_artifact
 @pytest.mark.parametrize("budget", [0.5, 0.8])
-def test_strict_is_never_over(artifact, text, budget):
+def test_strict_is_never_over(text, budget):
     smollm2_folder()
-    strict = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32, budget_mode="strict")
+    strict = AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=torch.float32, budget_mode="strict")
     trace = strict(encode_text(*text)[None], energy_budget=budget).execution
     assert float(trace.cost.max()) <= budget + 1e-6
 
@@ -101,9 +91,7 @@ def test_at_full_budget_it_is_the_base(model, text):
 
 
 @pytest.mark.slow
-def test_scoring_is_decoding_with_the_trained_controller(text):
-    smollm2_folder()
-    model = AutoModelForCausalLM.from_pretrained(ARTIFACTS[1], dtype=torch.float32)
+def test_scoring_is_decoding_with_the_trained_controller(model, text):
     ids = encode_text(*text)[None, :96]
     whole = model(ids, energy_budget=0.6)
     cache, logits = None, []
