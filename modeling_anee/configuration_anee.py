@@ -193,9 +193,11 @@ class AneeConfig(PreTrainedConfig):
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         budgets = self.router_budgets
-        if not isinstance(budgets, list | tuple) or not budgets or len(set(budgets)) != len(budgets):
-            raise ValueError(f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers, at least one")
-        self.router_budgets = [check_budget(budget, "router_budgets") for budget in budgets]
+        numbers = isinstance(budgets, list | tuple) and all(_is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
+        if not numbers or not 0 < len(budgets) == len(set(budgets)):
+            raise ValueError(
+                f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers between 0 and 1"
+            )
         _whole("decision_interval", self.decision_interval, 1)
         for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
             _whole(name, getattr(self, name), 0)

@@ -62,6 +62,7 @@ BAD = {
     "controller_actions": (("SKIP", ["PROCESS"], ["skip"], [1], [None], [["SKIP"]], 3), "'SKIP', 'EXIT', 'SKIP_FFN'"),
     "calibration": ((3, [0.5], {}, {"settings": [1.0]}, {"budgets": 0.5}, {"budgets": [0.5], "price": [1.0]}), "'budgets'"),
     "budget_feedback": ((*BAD_BUDGETS, None), NUMBER),
+    "router_budgets": ((0.5, "0.5", [], [0.5, 0.5], [1.5], [-0.1], ["a"], [True], [None]), "different numbers between 0 and 1"),
     "format_version": ((0, -1, "1", 1.5, None, True), "integer from 1"),
 }
 CASES = [(field, value, allowed) for field, (values, allowed) in BAD.items() for value in values]
@@ -123,6 +124,7 @@ def good_fields(draw) -> dict:
         "confidence_metric": st.sampled_from(CONFIDENCE_METRICS),
         "confidence_threshold": budget,
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
+        "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
         "format_version": st.just(FORMAT_VERSION),
     }
     fields = {name: draw(strategy) for name, strategy in choices.items()}

@@ -91,7 +91,7 @@ def test_trace_of_generate_is_that_of_one_forward(controller, use_cache):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("controller", ["learned", "plan"])
+@pytest.mark.parametrize("controller", ["learned", "plan", "routed"])
 def test_trace_of_beams_follows_the_returned_sequences(controller, use_cache):
     model = wrap(controller=controller)
     ids = token_ids(2)
@@ -122,7 +122,7 @@ def test_beams_at_a_low_budget_are_the_same_with_and_without_cache():
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static", "dynamic_by_name", "empty_dynamic"])
-@pytest.mark.parametrize("controller", ["learned", "plan"])
+@pytest.mark.parametrize("controller", ["learned", "plan", "routed"])
 def test_user_caches_give_the_same_tokens_and_trace(controller, cache):
     model = wrap(controller=controller)
     ids = token_ids(2)
@@ -166,7 +166,7 @@ def test_chunked_prefill_changes_nothing():
     assert torch.equal(chunked.execution.actions, expected.execution.actions)
 
 
-@pytest.mark.parametrize("controller", ["learned", "plan"])
+@pytest.mark.parametrize("controller", ["learned", "plan", "routed"])
 def test_assisted_decoding_gives_greedys_tokens_and_trace(controller):
     base = tiny_base()
     model = wrap(base, controller)
@@ -271,6 +271,7 @@ def fed_back(asked: float, feedback: float, cost: torch.Tensor) -> list[float]:
 
 CALIBRATED = {"controller": "confidence", "exit_layers": [1, 2], "calibration": {"budgets": [0.4, 1.0], "settings": [1.0, 0.4]}}
 KINDS = {"learned": {"controller": "learned"}, "confidence": CALIBRATED, "plan": {}, "budget": {"controller": "budget"}}
+KINDS["routed"] = {"controller": "routed"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -336,7 +337,7 @@ def test_feedback_comes_from_the_argument_then_generation_config_then_config():
     assert torch.equal(actions(configured, budget_feedback=0.0), actions(plain))
 
 
-@pytest.mark.parametrize("kind", ["learned", "confidence"])
+@pytest.mark.parametrize("kind", ["learned", "confidence", "routed"])
 def test_feedback_with_other_caches_chunks_and_a_cache_that_goes_on(kind):
     model, ids = wrap(**KINDS[kind]), token_ids(2)
     mode = {"energy_budget": 0.6, "budget_feedback": 0.5, "return_dict_in_generate": True, **GREEDY}

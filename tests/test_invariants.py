@@ -32,7 +32,7 @@ def model_of(family: str, controller: str, mode: str = "average") -> AneeForCaus
         "confidence": {"confidence_threshold": 0.93, "exit_layers": [1, 2]},
         "learned": {"decision_interval": 2},
         "plan": {"plans": PLANS},
-        "routed": {"plans": PLANS, "calibration": {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]}},
+        "routed": {"plans": PLANS},
     }
     return wrap(tiny_base(family), controller, budget_mode=mode, **fields[controller], **BRIDGES)
 

@@ -10,7 +10,7 @@ from modeling_anee.controller import Observation
 from modeling_anee.dial import Dial
 from modeling_anee.routed import FEEDBACK
 
-from .fakes import EXACT, build, configuration, fewer, random_costs, randomise, run, seeds, states, unsure
+from .fakes import EXACT, build, fewer, random_costs, randomise, run, seeds, states, unsure
 from .tiny import token_ids, wrap
 
 
@@ -118,9 +118,3 @@ def test_the_account_counts_every_token_once():
     torch.testing.assert_close(trace.account, expected, atol=1e-6, rtol=0)
     assert trace.tokens(0, 3).rows(torch.tensor([1])).account.shape == (1, 3)
     assert model(ids, energy_budget=1.0).execution.account.abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("value", [[], [0.5, 0.5], [1.5], ["a"], 0.5, [True]])
-def test_budgets_that_are_not_allowed(value):
-    with pytest.raises(ValueError, match="router_budgets="):
-        configuration("routed", LAYERS, router_budgets=value)

@@ -128,6 +128,8 @@ def tiny_base(family: str = "llama", attn_implementation: str | None = None, see
 def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields) -> AneeForCausalLM:
     """Wrap a base. Bridges get random weights; controllers that learn such that actions differ from token to token."""
     fields.setdefault("decision_interval", 1)
+    if controller == "routed":  # without, it keeps no account of its budget
+        fields.setdefault("calibration", {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]})
     model = AneeForCausalLM.from_base(base or tiny_base(), controller=controller, **fields)
     torch.manual_seed(2)
     with torch.no_grad():
