@@ -73,6 +73,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         super().__init__(config)
         self.bridges = Bridges(config)
         self.controller: Controller = build_controller(config)
+        if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
+            self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
         self.post_init()
         if not _without_base.get():
             self.attach_base(AutoModelForCausalLM.from_config(config.text_config))

@@ -360,6 +360,18 @@ def test_foreign_weights_are_refused(base_folder, tmp_path):
             AneeForCausalLM.from_pretrained(artifact)
 
 
+@pytest.mark.parametrize("trained", ["learned", "routed"])
+def test_an_artifact_can_be_run_by_its_plans(base_folder, tmp_path, trained, said):
+    """A kind without weights leaves those of the trained controller alone; its bridges are the artifact's."""
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact", trained, **BRIDGES)
+    by_plan = AutoModelForCausalLM.from_pretrained(artifact, controller="plan")
+    expected = wrap(model.base, "plan", **BRIDGES)
+    expected.bridges.load_state_dict(model.bridges.state_dict())
+    ids = token_ids()
+    torch.testing.assert_close(by_plan(ids, energy_budget=0.6).logits, expected(ids, energy_budget=0.6).logits)
+    assert not [message for message in said if "controller." in message]
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
