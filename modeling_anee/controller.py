@@ -30,8 +30,8 @@ class Observation:
         logits: the base's final norm and head, [n, D] -> [n, V]; its cost is the controller's to charge.
         row: for kinds that keep an account: row of each token, ascending, int64 [N], on the CPU; within a row tokens come in
             their order.
-        account: for the same: what the row had spent above its budgets before each token, the tokens of this decision
-            left out, float64 [N], on the CPU.
+        account: for the same: what the row had spent above its budgets (or the floor, where that is higher) before each token,
+            the tokens of this decision left out, float64 [N], on the CPU.
     """
 
     hidden: Tensor

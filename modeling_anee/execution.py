@@ -88,7 +88,7 @@ class Executor:
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,
-            account=_account(step, ledger.spent) if self.controller.keeps_account else None,
+            account=_account(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
         )
 
     def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
@@ -107,7 +107,7 @@ class Executor:
         row = account = None
         if self.controller.keeps_account:
             row = _pick(torch.arange(len(asked)).unsqueeze(1).expand(asked.shape), who)
-            account = _pick(_account_without(step, asked), who)
+            account = _pick(_account_without(step, asked, self.controller.floor), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen, exits = decision.actions, decision.actions == Action.EXIT
         if exits.any():
@@ -244,14 +244,14 @@ class Executor:
         return saved >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
 
 
-def _account(step: Step, spent: Tensor) -> Tensor:
-    """What every row has spent above its budgets, up to and with each token, float64 [B, T]."""
-    return step.account + ((spent - step.budget) * step.valid).cumsum(dim=1)
+def _account(step: Step, spent: Tensor, floor: float) -> Tensor:
+    """What every row has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
+    return step.account + ((spent - step.budget.clamp(min=floor)) * step.valid).cumsum(dim=1)
 
 
-def _account_without(step: Step, asked: Tensor) -> Tensor:
+def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
     """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
-    above = (1.0 - step.budget) * (step.valid & ~asked)
+    above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
     return step.account + above.cumsum(dim=1) - above
 
 

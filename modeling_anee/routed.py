@@ -107,7 +107,7 @@ class RoutedController(Controller):
 
         real, losses, settings = by_row(torch.ones(len(place), dtype=torch.bool)), by_row(loss), by_row(setting)
         accounts, own = by_row(seen.account), torch.zeros(len(rows), dtype=torch.float64)
-        over = (self.plan_costs + self._own - by_row(seen.budget).unsqueeze(-1)) * real.unsqueeze(-1)
+        over = (self.plan_costs + self._own - by_row(seen.budget).clamp(min=self.floor).unsqueeze(-1)) * real.unsqueeze(-1)
         chosen = torch.zeros(real.shape, dtype=torch.int64)
         for t in range(real.shape[1]):
             moved = settings[:, t] + FEEDBACK * (accounts[:, t] + own)

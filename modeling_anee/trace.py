@@ -26,8 +26,8 @@ class ExecutionTrace:
         unit: unit of the costs, `"flops"` or `"bytes"`.
         ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
             the other tokens would have taken longer; not in `cost`. Default: none.
-        account: float64 [B, T], what the row has spent above its budgets up to and with each token, from the start of the
-            cache on; None where the controller keeps no account.
+        account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
+            start of the cache on; None where the controller keeps no account.
     """
 
     actions: Tensor

@@ -107,6 +107,16 @@ def test_tokens_are_chosen_in_turn_each_row_by_its_own_account(data):
         own[int(row[token])] = over + float(controller.plan_costs[plan] + together.cost - budget[token])
 
 
+def test_what_a_text_could_not_save_below_the_floor_is_not_held_against_it():
+    model = wrap(controller="routed", calibration=CALIBRATION, plans=["PSSP", "PSSS"])
+    floor = model.controller.floor
+    budgets = torch.tensor([0.0] * 200 + [0.8] * 400, dtype=torch.float64).unsqueeze(0)
+    cost = model(token_ids(1, 600), energy_budget=budgets).execution.cost[0]
+    assert floor < 0.6
+    assert float(cost[1:200].mean()) == pytest.approx(floor, abs=0.05)
+    assert abs(float(cost[200:].mean()) - 0.8) <= 0.03
+
+
 def test_the_account_counts_every_token_once():
     model = wrap(controller="routed", calibration=CALIBRATION, bridge_rank=2)
     ids = token_ids(2, 9)
@@ -114,7 +124,7 @@ def test_the_account_counts_every_token_once():
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     trace = model(ids, attention_mask=mask, energy_budget=budgets).execution
-    expected = ((trace.cost - budgets) * mask).cumsum(dim=1)
+    expected = ((trace.cost - budgets.clamp(min=model.controller.floor)) * mask).cumsum(dim=1)
     torch.testing.assert_close(trace.account, expected, atol=1e-6, rtol=0)
     assert trace.tokens(0, 3).rows(torch.tensor([1])).account.shape == (1, 3)
     assert model(ids, energy_budget=1.0).execution.account.abs().max() < 1e-9
