@@ -192,7 +192,7 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
-        budgets = self.router_budgets
+        budgets: Any = self.router_budgets
         numbers = isinstance(budgets, list | tuple) and all(_is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
         if not numbers or not 0 < len(budgets) == len(set(budgets)):
             raise ValueError(

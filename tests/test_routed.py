@@ -25,9 +25,14 @@ def routed(seed=0, **fields):
     costs = random_costs(LAYERS, seed)
     controller = build("routed", costs, **fields)
     randomise(controller, seed)
-    controller.predictor[-1].weight.mul_(0.1)
-    controller.predictor[-1].bias.copy_(torch.linspace(-4.0, 1.0, len(controller.plans)))
+    expect_cheap_plans_to_lose_more(controller)
     return controller, costs
+
+
+def expect_cheap_plans_to_lose_more(controller):
+    with torch.no_grad():
+        controller.predictor[-1].weight.mul_(0.1)
+        controller.predictor[-1].bias.copy_(torch.linspace(-4.0, 1.0, len(controller.plans)))
 
 
 @fewer
@@ -109,6 +114,7 @@ def test_tokens_are_chosen_in_turn_each_row_by_its_own_account(data):
 
 def test_what_a_text_could_not_save_below_the_floor_is_not_held_against_it():
     model = wrap(controller="routed", calibration=CALIBRATION, plans=["PSSP", "PSSS"])
+    expect_cheap_plans_to_lose_more(model.controller)
     floor = model.controller.floor
     budgets = torch.tensor([0.0] * 200 + [0.8] * 400, dtype=torch.float64).unsqueeze(0)
     cost = model(token_ids(1, 600), energy_budget=budgets).execution.cost[0]
