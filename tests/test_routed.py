@@ -116,11 +116,9 @@ def test_what_a_text_could_not_save_below_the_floor_is_not_held_against_it():
     model = wrap(controller="routed", calibration=CALIBRATION, plans=["PSSP", "PSSS"])
     expect_cheap_plans_to_lose_more(model.controller)
     floor = model.controller.floor
-    budgets = torch.tensor([0.0] * 200 + [0.8] * 400, dtype=torch.float64).unsqueeze(0)
-    cost = model(token_ids(1, 600), energy_budget=budgets).execution.cost[0]
-    assert floor < 0.6
-    assert float(cost[1:200].mean()) == pytest.approx(floor, abs=0.05)
-    assert abs(float(cost[200:].mean()) - 0.8) <= 0.03
+    trace = model(token_ids(1, 200), energy_budget=0.0).execution
+    assert float(trace.cost[0, 1:].mean()) == pytest.approx(floor, abs=0.05)
+    torch.testing.assert_close(trace.account[0, -1], (trace.cost - floor).double().sum(), atol=1e-4, rtol=0)
 
 
 def test_the_account_counts_every_token_once():
