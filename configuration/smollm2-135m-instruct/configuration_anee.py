@@ -13,10 +13,11 @@ from .actions import Action, parse_plan
 
 
 FORMAT_VERSION = 1
-CONTROLLERS = ("budget", "confidence", "learned", "plan")
+CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
+ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_METRICS = ("entropy", "max_probability")
 
 
@@ -45,14 +46,14 @@ class AneeConfig(PreTrainedConfig):
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
         energy_budget (`float`): default budget in [0, 1], the share of the decoder stack's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
-        controller (`str`): `"budget"`, `"confidence"`, `"learned"` or `"plan"`.
+        controller (`str`): `"budget"`, `"confidence"`, `"learned"`, `"plan"` or `"routed"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
         decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
         budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
             at or under it (down to the floor).
         keep_first_tokens (`int`): first tokens of a sequence that are always processed in full, except in strict mode:
             attention sinks with massive activations, which nothing small stands in for (arXiv:2402.17762).
-        min_layers (`int`): first layers that are always processed.
+        min_layers (`int`): first layers that are always processed; a `routed` controller decides after them.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
             their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
@@ -72,13 +73,17 @@ class AneeConfig(PreTrainedConfig):
         confidence_threshold (`float`): in [0, 1].
         controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
             at the layers that have its bridge or translator, if any layer has; default: SKIP, SKIP_FFN and EXIT.
+        router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through all layers, or through
+            the dearest of the `plans` within one of these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
-            kinds that need one, `settings` (price of a `learned` controller, threshold of `confidence`; monotone); and what
+            kinds that need one, `settings` (price of a `learned` controller, logarithm of that
+            of a `routed` one, threshold of `confidence`; monotone); and what
             was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
             the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
             strict mode, where no token may make up for another.
-        controller_hidden_sizes (`list[int]`, *optional*): widths of the `learned` MLP's hidden layers; default [32].
+        controller_hidden_sizes (`list[int]`, *optional*): widths of the hidden layers of the MLP of a
+            `learned` or `routed` controller; default [32].
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
     Raises:
@@ -117,6 +122,7 @@ class AneeConfig(PreTrainedConfig):
     confidence_metric: str = "entropy"
     confidence_threshold: float = 0.3
     controller_actions: list[str] | None = None
+    router_budgets: list[float] | None = None
     calibration: dict | None = None
     budget_feedback: float = 0.0
     controller_hidden_sizes: list[int] | None = None
@@ -129,6 +135,8 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
         if self.controller_hidden_sizes is None:
             self.controller_hidden_sizes = [32]
+        if self.router_budgets is None:
+            self.router_budgets = list(ROUTER_BUDGETS)
         if self.controller_actions is None:
             self.controller_actions = [action.name for action in Action if action is not Action.PROCESS]
         super().__post_init__(**kwargs)
@@ -184,6 +192,12 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
+        budgets: Any = self.router_budgets
+        numbers = isinstance(budgets, list | tuple) and all(_is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
+        if not numbers or not 0 < len(budgets) == len(set(budgets)):
+            raise ValueError(
+                f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers between 0 and 1"
+            )
         _whole("decision_interval", self.decision_interval, 1)
         for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
             _whole(name, getattr(self, name), 0)

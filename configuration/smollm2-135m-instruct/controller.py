@@ -1,7 +1,7 @@
 """What a controller is: from what is known of a token to the actions of its next layers.
 
-Every kind answers for many tokens at once and looks at each token alone, so a result depends neither on the batch
-nor on how a sequence was cut into steps. Tokens with a budget of 1 are never asked about: they are processed.
+Every kind answers for many tokens at once and looks at each token's own past alone, so a result depends neither on the
+batch nor on how a sequence was cut into steps. Tokens with a budget of 1 are never asked about: they are processed.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,10 @@ class Observation:
         spent: float64 [N], cost so far, on the CPU.
         index: int64 [N], number of tokens before this one in its sequence, padding left out, on the CPU.
         logits: the base's final norm and head, [n, D] -> [n, V]; its cost is the controller's to charge.
+        row: for kinds that keep an account: row of each token, ascending, int64 [N], on the CPU; within a row tokens come in
+            their order.
+        account: for the same: what the row had spent above its budgets (or the floor, where that is higher) before each token,
+            the tokens of this decision left out, float64 [N], on the CPU.
     """
 
     hidden: Tensor
@@ -36,6 +40,8 @@ class Observation:
     spent: Tensor
     index: Tensor
     logits: Callable[[Tensor], Tensor]
+    row: Tensor | None = None
+    account: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Controller(nn.Module):
     """
 
     needs_hidden = True
+    keeps_account = False  # whether what a row has spent above its budgets matters
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from .configuration_anee import AneeConfig
 from .controller import Controller
 from .learned import LearnedController
 from .plans import BudgetController, PlanController
+from .routed import RoutedController
 
 
 CONTROLLER_CLASSES: dict[str, type[Controller]] = {
@@ -12,6 +13,7 @@ CONTROLLER_CLASSES: dict[str, type[Controller]] = {
     "confidence": ConfidenceController,
     "learned": LearnedController,
     "plan": PlanController,
+    "routed": RoutedController,
 }
 
 

@@ -88,6 +88,7 @@ class Executor:
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,
+            account=_account(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
         )
 
     def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
@@ -103,7 +104,11 @@ class Executor:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
         budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.index))
         logits = partial(self._logits_before, start)
-        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits))
+        row = account = None
+        if self.controller.keeps_account:
+            row = _pick(torch.arange(len(asked)).unsqueeze(1).expand(asked.shape), who)
+            account = _pick(_account_without(step, asked, self.controller.floor), who)
+        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen, exits = decision.actions, decision.actions == Action.EXIT
         if exits.any():
             exited = exits.cumsum(dim=-1) > 0
@@ -237,6 +242,17 @@ class Executor:
         """Whether leaving tokens out of a layer saves more arithmetic than gathering the others costs."""
         saved = (tokens - attending) * self._attention[layer] + (tokens - feeding) * self._feed_forward[layer]
         return saved >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+
+
+def _account(step: Step, spent: Tensor, floor: float) -> Tensor:
+    """What every row has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
+    return step.account + ((spent - step.budget.clamp(min=floor)) * step.valid).cumsum(dim=1)
+
+
+def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
+    """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
+    above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
+    return step.account + above.cumsum(dim=1) - above
 
 
 def _counts(actions: Tensor, valid: Tensor) -> list[list[int]]:

@@ -39,6 +39,14 @@ class ExecutionLog(DummyLayer):
         return self._sums[start]
 
     @property
+    def account(self) -> Tensor | float:
+        """What each row has spent above its budgets, as it stands in the cache, float64 [B, 1]; 0.0 where none was kept."""
+        if not self.steps or self.steps[-1].account is None or not self.steps[-1].account.shape[1]:
+            return 0.0
+        last, order = self.steps[-1].account[:, -1:], self._orders[-1]
+        return last if order is None else last[order]
+
+    @property
     def _length(self) -> int:
         return sum(step.cost.shape[1] for step in self.steps)
 
@@ -99,3 +107,9 @@ def execution_log(cache: Cache) -> ExecutionLog:
         return last
     cache.layers.append(log := ExecutionLog())
     return log
+
+
+def account_of(cache: Cache | None) -> Tensor | float:
+    """What each row in a cache has spent above its budgets, float64 [B, 1]; 0.0 where nothing is known."""
+    last = cache.layers[-1] if cache is not None and cache.layers else None
+    return last.account if isinstance(last, ExecutionLog) else 0.0

@@ -23,7 +23,7 @@ from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controllers import build_controller
 from .execution import Executor
-from .execution_log import execution_log
+from .execution_log import account_of, execution_log
 from .generation import AneeGenerationMixin, budget_tensor
 from .loading import BASE_KWARGS, HUB_KWARGS, check_device_map, check_fingerprint, load_base
 from .step import Step
@@ -73,6 +73,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         super().__init__(config)
         self.bridges = Bridges(config)
         self.controller: Controller = build_controller(config)
+        if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
+            self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
         self.post_init()
         if not _without_base.get():
             self.attach_base(AutoModelForCausalLM.from_config(config.text_config))
@@ -349,6 +351,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             masks=stack.masks(hidden, attention_mask, past_key_values, position_ids),
             cache=past_key_values,
             past=past,
+            account=account_of(past_key_values),
         )
         kept: list[Tensor] | None = [] if output_hidden_states else None
         hidden, trace = self.executor.run(hidden, step, kept)

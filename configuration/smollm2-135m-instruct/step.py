@@ -25,6 +25,8 @@ class Step:
         masks: attention mask of the base, or None, for each layer.
         cache: where keys and values go, or None.
         past: number of tokens in the cache before.
+        account: what each row's tokens before have spent above their budgets, float64 [B, 1] on the CPU, for controllers
+            that keep an account.
     """
 
     budget: Tensor
@@ -34,6 +36,7 @@ class Step:
     masks: list[Tensor | None]
     cache: Cache | None
     past: int
+    account: Tensor | float = 0.0
 
     @cached_property
     def real_tokens(self) -> int:

@@ -26,6 +26,8 @@ class ExecutionTrace:
         unit: unit of the costs, `"flops"` or `"bytes"`.
         ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
             the other tokens would have taken longer; not in `cost`. Default: none.
+        account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
+            start of the cache on; None where the controller keeps no account.
     """
 
     actions: Tensor
@@ -35,6 +37,7 @@ class ExecutionTrace:
     floor: float
     unit: str
     ran_anyway: Tensor | None = None
+    account: Tensor | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -80,8 +83,9 @@ class ExecutionTrace:
         return replace(self, cost=self.cost * kept, valid=self.valid & kept)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
-        ran = None if self.ran_anyway is None else change(self.ran_anyway)
-        return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), ran_anyway=ran)
+        optional = {name: getattr(self, name) for name in ("ran_anyway", "account")}
+        optional = {name: None if value is None else change(value) for name, value in optional.items()}
+        return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), **optional)
 
     @staticmethod
     def concatenate(traces: Sequence["ExecutionTrace"]) -> "ExecutionTrace":
@@ -91,7 +95,9 @@ class ExecutionTrace:
         }
         ran = [torch.zeros_like(t.valid, dtype=torch.int64) if t.ran_anyway is None else t.ran_anyway for t in traces]
         any_ran = any(t.ran_anyway is not None for t in traces)
-        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None)
+        accounts = [t.account for t in traces if t.account is not None]
+        account = torch.cat(accounts, dim=1) if len(accounts) == len(traces) else None
+        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None, account=account)
 
     def summary(self) -> str:
         """One line: tokens, mean cost, depth, floor."""

@@ -1,0 +1,116 @@
+"""The `routed` controller: one look at every token, early in the stack, picks the plan that it follows from there on.
+
+A small MLP predicts how much each plan would lose on the token; the dial decides how much a loss must be worth: every
+plan pays its cost times a price that falls as the budget rises. Where the mean of a text drifts from its budget, since it
+is harder or easier than the text of the calibration, the price follows what the text has over- or underspent so far.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .bridges import normalised
+from .configuration_anee import AneeConfig
+from .controller import TOLERANCE, Controller, Decision, Observation
+from .costs import CostTable
+from .dial import Dial
+from .plans import plan_table
+
+
+FEEDBACK = 0.1  # of the logarithm of the price, per unit that a text has overspent (the cost of one full token)
+STEEPEST = 15.0  # logarithm of the highest price
+
+
+class RoutedController(Controller):
+    """One decision per token, before layer `min_layers`: PROCESS everywhere, or one of the plans of `router_budgets`.
+
+    Capacity moves between tokens, as in mixture-of-depths (arXiv:2404.02258), but a token's way depends on its own past
+    alone. Untrained it answers PROCESS, uncalibrated with the plan of least predicted loss. In strict mode every
+    token takes the best plan within its budget, and the price stays what it is.
+    """
+
+    keeps_account = True
+
+    def __init__(self, config: AneeConfig) -> None:
+        super().__init__(config)
+        self.start = config.min_layers
+        self.segments = [(self.start, self.num_layers)] if self.start < self.num_layers else []
+        self.budgets = sorted(config.router_budgets or (), reverse=True)
+        sizes = [config.text_config.hidden_size, *(config.controller_hidden_sizes or ())]
+        inner = [part for a, b in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(a, b), nn.GELU())]
+        self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], 1 + len(self.budgets)))
+        self._config = config
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to PROCESS, whatever the token."""
+        for part in self.predictor:
+            if isinstance(part, nn.Linear):
+                part.reset_parameters()
+        last = self.predictor[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            last.bias[0] = -1.0  # type: ignore[index, operator]
+
+    def bind(self, costs: CostTable) -> None:
+        """Look up the plans of the budgets; the layers before the decision are always processed."""
+        asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
+        plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros(len(asked), dtype=torch.int64))
+        plans[:, : self.start] = 0
+        self.plans = plans  # uint8 [K, L], the dearest first
+        self._own = costs.of_module(self.predictor)
+        self.plan_costs = costs.of_actions(plans)  # float64 [K]
+        self.floor = float(self.plan_costs.min()) + self._own
+        self.dial = Dial(self._config.calibration, neutral=-torch.inf)
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Logarithm of the loss of each plan (KL to the base, nats) for hidden states [..., D] -> float32 [..., K]."""
+        dtype = next(self.predictor.parameters()).dtype
+        return self.predictor(normalised(hidden).to(dtype)).float()
+
+    def losses(self, hidden: Tensor) -> Tensor:
+        """The same in nats, float64 [..., K] on the CPU."""
+        return self.predict(hidden).double().exp().cpu()
+
+    def choose(self, loss: Tensor, setting: Tensor) -> Tensor:
+        """Plans int64 [N] for losses [N, K] and logarithms of the price [N]."""
+        return (loss + self._prices(setting)).argmin(dim=-1)
+
+    def decide(self, segment: int, seen: Observation) -> Decision:
+        """For each token the plan whose predicted loss and price are least together."""
+        loss = self.losses(seen.hidden)
+        setting = self.dial.setting(seen.budget)
+        if self.strict:
+            fits = self.plan_costs + self._own <= seen.budget.unsqueeze(-1) + TOLERANCE
+            fits[:, self.plan_costs.argmin()] = True
+            chosen = (loss + self._prices(setting)).masked_fill(~fits, torch.inf).argmin(dim=-1)
+        elif self.dial.calibrated:
+            chosen = self._choose_in_turn(loss, setting, seen)
+        else:
+            chosen = self.choose(loss, setting)
+        return Decision(self.plans[chosen, self.start :], self._own)
+
+    def _prices(self, setting: Tensor) -> Tensor:
+        """What each plan pays at logarithms of the price [N], [N, K]."""
+        return setting.clamp(max=STEEPEST).exp().unsqueeze(-1) * self.plan_costs
+
+    def _choose_in_turn(self, loss: Tensor, setting: Tensor, seen: Observation) -> Tensor:
+        """Plans int64 [N] of tokens chosen one after the other, all rows side by side, the account of each row kept."""
+        assert seen.row is not None and seen.account is not None
+        rows, place = seen.row.unique_consecutive(return_inverse=True)
+        turn = torch.arange(len(place)) - torch.searchsorted(place, place)  # tokens of its row before each
+
+        def by_row(values: Tensor) -> Tensor:
+            square = values.new_zeros(len(rows), int(turn.max()) + 1, *values.shape[1:])
+            square[place, turn] = values
+            return square
+
+        real, losses, settings = by_row(torch.ones(len(place), dtype=torch.bool)), by_row(loss), by_row(setting)
+        accounts, own = by_row(seen.account), torch.zeros(len(rows), dtype=torch.float64)
+        over = (self.plan_costs + self._own - by_row(seen.budget).clamp(min=self.floor).unsqueeze(-1)) * real.unsqueeze(-1)
+        chosen = torch.zeros(real.shape, dtype=torch.int64)
+        for t in range(real.shape[1]):
+            moved = settings[:, t] + FEEDBACK * (accounts[:, t] + own)
+            chosen[:, t] = self.choose(losses[:, t], moved)
+            own = own + over[:, t].gather(-1, chosen[:, t : t + 1]).squeeze(-1)
+        return chosen[place, turn]
