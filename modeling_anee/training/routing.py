@@ -22,7 +22,7 @@ from .run import Run
 
 
 NAME = "routing"
-EXPLORE = 0.3  # share of the steps in which tokens take random plans
+EXPLORE = 0.3  # share of the steps after the warmup in which tokens take random plans
 WEIGHT = 0.05  # of the router's loss: it has gradients of its own, but the norm is clipped over all
 STANDARD_WINDOWS = 8
 MEAN_WINDOWS = 2
@@ -65,7 +65,8 @@ def run_stage(run: Run) -> dict:
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run, seen)
-        explores = float(torch.rand(1, generator=generator)) < EXPLORE
+        # At first the router tells no token from another and would send all of them the same way.
+        explores = step < settings.warmup * settings.steps or float(torch.rand(1, generator=generator)) < EXPLORE
         budget = None if explores else spread(settings.budgets, torch.rand(1, generator=generator, dtype=torch.float64))
         return losses(model, standard, ids, budget, generator)
 
