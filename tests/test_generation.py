@@ -270,8 +270,7 @@ def fed_back(asked: float, feedback: float, cost: torch.Tensor) -> list[float]:
 
 
 CALIBRATED = {"controller": "confidence", "exit_layers": [1, 2], "calibration": {"budgets": [0.4, 1.0], "settings": [1.0, 0.4]}}
-KINDS = {"learned": {"controller": "learned"}, "confidence": CALIBRATED, "plan": {}, "budget": {"controller": "budget"}}
-KINDS["routed"] = {"controller": "routed"}
+KINDS = {kind: {"controller": kind} for kind in ("learned", "budget", "routed")} | {"confidence": CALIBRATED, "plan": {}}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,9 @@ from modeling_anee.execution import GATHERING_FLOPS
 from modeling_anee.routed import RoutedController
 from modeling_anee.training import routing
 from modeling_anee.training.fit import fit
+from modeling_anee.training.losses import kl_divergence
 from modeling_anee.training.rollout import run as run_tokens
+from modeling_anee.training.rollout import with_plan
 from modeling_anee.training.run import Run
 
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
@@ -31,12 +33,12 @@ STAGES = {
 }
 
 
-def recipe(folder, **changes):
+def recipe(folder):
     sources = {
         "train": [{"file": "text.txt", "tokens": 400, "stop": 0.6}],
         "calibrate": [{"file": "text.txt", "tokens": 400, "start": 0.6}],
     }
-    return recipe_of(folder, length=16, text=sources, anee=ANEE, stages=STAGES, **changes)
+    return recipe_of(folder, length=16, text=sources, anee=ANEE, stages=STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +65,14 @@ def test_the_base_is_bit_identical(fitted):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_router_learns_which_tokens_lose_more(fitted, tmp_path):
+def test_the_router_learns_which_tokens_lose_more(fitted):
     """Predicted losses go up and down with those that the plans have on the text it learned from."""
     run = Run.open(recipe(fitted), fitted / "run", fitted / "data")
     model, ids = run.model, run.windows("train")
     controller, entering = routing.controller_of(model), []
     target = model.stack.logits(run_tokens(model, ids, keep=entering))
-    plans = controller.plans[3].expand(*ids.shape, -1).clone()
-    plans[:, :1] = 0
-    kl = routing.kl_divergence(target, model.stack.logits(run_tokens(model, ids, plans)))[:, 1:]
+    actions = with_plan(model, ids, controller.plans[3])
+    kl = kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions)))[:, 1:]
     with torch.no_grad():
         predicted = controller.predict(entering[controller.start][:, 1:])[..., 3]
     pair = torch.stack((predicted.flatten(), kl.flatten().clamp(min=1e-6).log()))

@@ -76,14 +76,13 @@ class AneeConfig(PreTrainedConfig):
         router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through all layers, or through
             the dearest of the `plans` within one of these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
-            kinds that need one, `settings` (price of a `learned` controller, logarithm of that
-            of a `routed` one, threshold of `confidence`; monotone); and what
-            was measured there: `cost`, `perplexity_ratio`, `standard_error`.
+            kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
+            of `confidence`; monotone); and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
             the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
             strict mode, where no token may make up for another.
-        controller_hidden_sizes (`list[int]`, *optional*): widths of the hidden layers of the MLP of a
-            `learned` or `routed` controller; default [32].
+        controller_hidden_sizes (`list[int]`, *optional*): widths of the hidden layers of the MLP of a `learned` or `routed`
+            controller; default [32].
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
     Raises:

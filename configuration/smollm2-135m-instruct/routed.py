@@ -8,6 +8,7 @@ is harder or easier than the text of the calibration, the price follows what the
 import torch
 from torch import Tensor, nn
 
+from .actions import Action
 from .bridges import normalised
 from .configuration_anee import AneeConfig
 from .controller import TOLERANCE, Controller, Decision, Observation
@@ -56,11 +57,12 @@ class RoutedController(Controller):
         """Look up the plans of the budgets; the layers before the decision are always processed."""
         asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
         plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros(len(asked), dtype=torch.int64))
-        plans[:, : self.start] = 0
+        plans[:, : self.start] = Action.PROCESS
         self.plans = plans  # uint8 [K, L], the dearest first
         self._own = costs.of_module(self.predictor)
         self.plan_costs = costs.of_actions(plans)  # float64 [K]
-        self.floor = float(self.plan_costs.min()) + self._own
+        self.charges = self.plan_costs + self._own  # the decision included
+        self.floor = float(self.charges.min())
         self.dial = Dial(self._config.calibration, neutral=-torch.inf)
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class RoutedController(Controller):
         loss = self.losses(seen.hidden)
         setting = self.dial.setting(seen.budget)
         if self.strict:
-            fits = self.plan_costs + self._own <= seen.budget.unsqueeze(-1) + TOLERANCE
+            fits = self.charges <= seen.budget.unsqueeze(-1) + TOLERANCE
             fits[:, self.plan_costs.argmin()] = True
             chosen = (loss + self._prices(setting)).masked_fill(~fits, torch.inf).argmin(dim=-1)
         elif self.dial.calibrated:
@@ -107,7 +109,7 @@ class RoutedController(Controller):
 
         real, losses, settings = by_row(torch.ones(len(place), dtype=torch.bool)), by_row(loss), by_row(setting)
         accounts, own = by_row(seen.account), torch.zeros(len(rows), dtype=torch.float64)
-        over = (self.plan_costs + self._own - by_row(seen.budget).clamp(min=self.floor).unsqueeze(-1)) * real.unsqueeze(-1)
+        over = (self.charges - by_row(seen.budget).clamp(min=self.floor).unsqueeze(-1)) * real.unsqueeze(-1)
         chosen = torch.zeros(real.shape, dtype=torch.int64)
         for t in range(real.shape[1]):
             moved = settings[:, t] + FEEDBACK * (accounts[:, t] + own)

@@ -129,7 +129,7 @@ def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int, meter: Energ
 def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, meter: EnergyMeter) -> dict[str, float]:
     """Share of a decoding step that each kind's decisions add, when they change nothing.
 
-    At a budget just under 1 every kind is asked and answers PROCESS; `learned` is untrained. Single steps are timed in
+    At a budget just under 1 every kind is asked and answers PROCESS; those that learn are untrained. Single steps are timed in
     turn, since the difference is small beside the drift of whole generations.
     """
     ids = _chat(tokenizer, PROMPTS[:1]).input_ids.to(model.device)

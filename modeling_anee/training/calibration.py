@@ -112,12 +112,11 @@ def mean_costs_of_router(run: Run, windows: Tensor) -> Callable[[float, float], 
     model, controller = run.model, routing.controller_of(run.model)
     parts = [controller.losses(routing.entering(model, ids.unsqueeze(0))) for ids in run.share(windows)]
     losses = torch.cat([part.flatten(0, 1) for part in parts]) if parts else torch.zeros(0, len(controller.plans))
-    charge = controller.plan_costs + model.costs.of_module(controller.predictor)
     kept = model.config.keep_first_tokens * len(windows)
 
     def cost_of(budget: float, setting: float) -> float:
         chosen = controller.choose(losses, torch.full((len(losses),), setting, dtype=torch.float64))
-        return float(run.sum(charge[chosen].sum().to(run.device)) + kept) / windows.numel()
+        return float(run.sum(controller.charges[chosen].sum().to(run.device)) + kept) / windows.numel()
 
     return cost_of
 
