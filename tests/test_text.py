@@ -1,5 +1,6 @@
 """Token windows: deterministic, disjoint where their parts are, and of every kind of source."""
 
+import gzip
 import logging
 import sys
 import types
@@ -49,6 +50,21 @@ def test_same_seed_same_windows_another_seed_another_order(data):
     assert torch.equal(windows(data, source), windows(data, source))
     other = windows(data, source, seed=1)
     assert not torch.equal(windows(data, source), other) and rows(other) == rows(windows(data, source))
+
+
+@pytest.mark.parametrize("name", ["text.txt", "pairs.jsonl"])
+def test_a_gzip_file_is_its_text(data, name):
+    (data / f"{name}.gz").write_bytes(gzip.compress((data / name).read_bytes()))
+    fields = {"tokens": 100, "start": 0.2} | ({"template": "{question}"} if name.endswith(".jsonl") else {})
+    plain, packed = (windows(data, FileSource(file=file, **fields)) for file in (name, f"{name}.gz"))
+    assert len(plain) and torch.equal(plain, packed)
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: b"w3 w4 w5"])
+def test_a_damaged_gzip_file_is_an_error_that_names_it(data, damage):
+    (data / "text.txt.gz").write_bytes(damage(gzip.compress((data / "text.txt").read_bytes())))
+    with pytest.raises(ValueError, match="text.txt.gz is not a whole gzip file"):
+        windows(data, FileSource(file="text.txt.gz", tokens=100))
 
 
 @pytest.mark.parametrize("lines", [False, True])

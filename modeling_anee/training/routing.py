@@ -6,6 +6,7 @@ distribution, so that what counts is the expected loss and not its logarithm. Th
 while it learns; at the end that is folded into its weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..bridges import normalised
 from ..modeling_anee import AneeForCausalLM
 from ..routed import RoutedController
-from .bridges import batch_of, spread, train
+from .bridges import batch_of, train
 from .losses import kl_divergence
 from .rollout import begin, processed, run_layers, with_plan
 from .rollout import run as run_tokens
@@ -22,7 +23,7 @@ from .run import Run
 
 
 NAME = "routing"
-EXPLORE = 0.3  # share of the steps after the warmup in which tokens take random plans
+EXPLORE = 0.15  # share of the steps in which tokens take random plans
 WEIGHT = 0.05  # of the router's loss: it has gradients of its own, but the norm is clipped over all
 STANDARD_WINDOWS = 8
 MEAN_WINDOWS = 2
@@ -49,6 +50,14 @@ class Standard:
         first.weight.mul_(self.scale)
         first.bias.sub_(first.weight @ self.mean)
 
+    @torch.no_grad()
+    def unfold(self, controller: RoutedController) -> None:
+        """The reverse, to go on with a controller that has learned."""
+        first = controller.predictor[0]
+        assert isinstance(first, nn.Linear)
+        first.bias.add_(first.weight @ self.mean)
+        first.weight.div_(self.scale)
+
 
 def run_stage(run: Run) -> dict:
     """Tune bridges and router for `steps` steps of `batch_windows` windows."""
@@ -60,19 +69,36 @@ def run_stage(run: Run) -> dict:
     before = run.recipe.stages.bridges
     seen = before.steps * before.batch_windows if before else 0  # go on with text that the bridges have not seen
     standard = standard_of(model, windows[:STANDARD_WINDOWS].to(run.device))
+    # At first a router tells no token from another and would send all of them the same way.
+    warmup = 0 if has_learned(controller) else settings.warmup * settings.steps
     if run.load(NAME) is None:
-        start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
+        if has_learned(controller):
+            standard.unfold(controller)
+        else:
+            start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run, seen)
-        # At first the router tells no token from another and would send all of them the same way.
-        explores = step < settings.warmup * settings.steps or float(torch.rand(1, generator=generator)) < EXPLORE
-        budget = None if explores else spread(settings.budgets, torch.rand(1, generator=generator, dtype=torch.float64))
+        explores = step < warmup or float(torch.rand(1, generator=generator)) < EXPLORE
+        budget = None if explores else draw_budget(settings.budgets, generator)
         return losses(model, standard, ids, budget, generator)
 
     train(run, NAME, parameters, loss_of_step)
     standard.fold(controller)
     return {}
+
+
+def draw_budget(budgets: Sequence[float], generator: torch.Generator) -> Tensor:
+    """A budget between the lowest and the highest, float64 [1]; low ones have the larger losses, and so count for more."""
+    low, high = budgets
+    return low + (high - low) * torch.rand(1, generator=generator, dtype=torch.float64)
+
+
+def has_learned(controller: RoutedController) -> bool:
+    """Whether it tells one token from another."""
+    last = controller.predictor[-1]
+    assert isinstance(last, nn.Linear)
+    return bool(last.weight.any())
 
 
 def controller_of(model: AneeForCausalLM) -> RoutedController:

@@ -19,6 +19,7 @@ from .checkpoint import read_tensors, write_tensors
 from .log import RunLog
 from .randomness import derive_seed, seeded
 from .recipe import Recipe, check_anee_fields
+from .start import Start
 from .state import RunState
 from .text import token_windows
 
@@ -49,12 +50,16 @@ class Run:
         """Begin a run in a new or empty folder, or go on with the one in `folder`.
 
         Raises:
-            ValueError: the folder has other things in it or a run of another recipe, or the device is not there.
-            OSError: the base can't be found, or a file of the run is damaged.
+            ValueError: the folder has other things in it or a run of another recipe, the device is not there, or the
+                artifact to start from does not fit.
+            OSError: the base or that artifact can't be found, or a file of the run is damaged.
             ImportError: the recipe wants TensorBoard, and it is not installed.
         """
         accelerator = make_accelerator(recipe.device)
         state = RunState.of(recipe, folder)
+        start = Start.of(recipe) if state.own is None else None
+        if start is not None:
+            state = replace(state, config=start.fields)
         run_log = RunLog(folder, recipe.tensorboard) if accelerator.is_main_process else None
         base, tokenizer, base_fields = load_base_of(recipe.base)
         fields = recipe.anee | base_fields | state.config
@@ -62,6 +67,8 @@ class Run:
         run = cls(recipe, folder, data_dir, accelerator, model, tokenizer, base_fields, state, run_log)
         if state.own is not None:
             run.load_own(read_tensors(folder / state.own)[0])
+        elif start is not None:
+            start.load_into(run.own())
         accelerator.wait_for_everyone()  # all have looked at the folder before it changes
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)

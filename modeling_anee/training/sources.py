@@ -19,7 +19,7 @@ class Section(BaseModel):
 class FileSource(Section):
     """Text of a file, or a part of it."""
 
-    file: str = Field(description="Path relative to the data folder: .txt or .raw for plain text, or .jsonl.")
+    file: str = Field(description="Path relative to the data folder: .txt or .raw for plain text, or .jsonl; also with .gz.")
     tokens: int = Field(gt=0, description="How many tokens to take at most.")
     lines: bool = Field(False, description="Plain text: every line is a document; otherwise the file is one.")
     template: str | None = Field(None, description='.jsonl: a document from the fields of a line: "{question}\\n{answer}".')
@@ -29,13 +29,19 @@ class FileSource(Section):
     start: Number = Field(0.0, ge=0, lt=1, description="Where to begin, as a share of the file (characters or documents).")
     stop: Number = Field(1.0, gt=0, le=1, description="Where to end, as a share of the file.")
 
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether every line is a JSON object."""
+        return self.file.removesuffix(".gz").endswith(".jsonl")
+
     @model_validator(mode="after")
     def _fits_together(self) -> "FileSource":
-        if self.file.endswith(".jsonl"):
+        if self.is_jsonl:
             if (self.template is None) == (self.chat is None) or self.lines:
                 raise ValueError(f"file={self.file!r} needs either template or chat, and no lines")
-        elif not self.file.endswith(TEXT_SUFFIXES):
-            raise ValueError(f"file={self.file!r} is not allowed: it must end in .jsonl, {' or '.join(TEXT_SUFFIXES)}")
+        elif not self.file.removesuffix(".gz").endswith(TEXT_SUFFIXES):
+            allowed = f".jsonl, {' or '.join(TEXT_SUFFIXES)}, with or without .gz"
+            raise ValueError(f"file={self.file!r} is not allowed: it must end in {allowed}")
         elif self.template is not None or self.chat is not None:
             raise ValueError(f"template and chat are for .jsonl, not for file={self.file!r}")
         if self.start >= self.stop:

@@ -1,6 +1,8 @@
 """Windows of tokens from a recipe's sources. Text that the base samples itself is made in `sampled.py`."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -86,7 +88,7 @@ def _stretches(source: AnySource, tokenizer: Any, data_dir: Path, seed: int, bas
     if isinstance(source, DatasetSource):
         return _ended(_tokenized(_dataset_texts(source), tokenizer), tokenizer)
     text = _read(source, data_dir)
-    if source.file.endswith(".jsonl"):
+    if source.is_jsonl:
         records = _share(text.split("\n"), source)
         return _ended(_tokenized(_record_texts(source, records, tokenizer), tokenizer), tokenizer)
     if source.lines:
@@ -118,11 +120,14 @@ def _long_text(text: str, tokenizer: Any) -> Iterator[list[int]]:
 def _read(source: FileSource, data_dir: Path) -> str:
     path = data_dir / source.file
     try:
-        return path.read_text(encoding="utf-8")
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            return str(file.read())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist: --data must name the folder that has {source.file}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
 
 
 def _share(items: Items, source: FileSource) -> Items:

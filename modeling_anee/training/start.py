@@ -1,0 +1,60 @@
+"""Where a run begins when its recipe names an artifact: with the fields and the weights of that."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from ..configuration_anee import AneeConfig
+from .recipe import ANEE_FIELDS, Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an artifact has learned.
+
+    Args:
+        name: of the artifact.
+        fields: of `AneeConfig`, as far as the recipe leaves them open; without the calibration, which new weights end.
+        tensors: weights by name.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Start | None":
+        """What the recipe's `start` names; None if it names nothing.
+
+        Raises:
+            OSError: there is no such artifact.
+            ValueError: it is a model of another kind.
+        """
+        name = recipe.start
+        if name is None:
+            return None
+        values, _ = AneeConfig.get_config_dict(name)
+        if values.get("model_type") != AneeConfig.model_type:
+            raise ValueError(f"start={name!r} is not allowed: it is a {values.get('model_type')!r} model, not an artifact")
+        open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
+        fields = {field: value for field, value in values.items() if field in open_fields}
+        return cls(name, fields, load_file(cached_file(name, SAFE_WEIGHTS_NAME)))
+
+    def load_into(self, own: dict[str, Tensor]) -> None:
+        """Copy every weight that a run has too into its tensors; those that only the run has stay untrained.
+
+        Raises:
+            ValueError: weights of another shape.
+        """
+        for name in own.keys() & self.tensors.keys():
+            there, here = tuple(self.tensors[name].shape), tuple(own[name].shape)
+            if there != here:
+                raise ValueError(
+                    f"start={self.name!r} is not allowed: its {name} has the shape {there}, that of this recipe {here}; "
+                    "leave the fields that decide it out of the recipe's anee"
+                )
+        for name in own.keys() & self.tensors.keys():
+            own[name].copy_(self.tensors[name])
