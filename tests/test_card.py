@@ -57,7 +57,7 @@ def save_artifact(folder, **fields):
 
 
 def card_of(folder, measured=None, **about):
-    return write_card(folder / "artifact", folder / "recipe.yaml", measured or Measured(), About(**about)).read_text()
+    return write_card(folder / "artifact", [folder / "recipe.yaml"], measured or Measured(), About(**about)).read_text()
 
 
 def anee_card(folder, *options):
@@ -101,6 +101,16 @@ def test_data_and_curve_are_those_of_recipe_and_config(workshop):
     assert "| budget | cost | ratio | standard error |" in card
     assert "| 0.5 | 0.510 | 2.500 | 0.2000 |" in card and "settings" not in card
     assert "Beside controls" not in card and "not used for the fit" not in card and "Greedy" not in card
+
+
+def test_recipes_that_followed_each_other_are_all_on_it_and_their_text_once(workshop):
+    recipe = yaml.safe_load((workshop / "recipe.yaml").read_text())
+    recipe["text"]["train"].append({"file": "more.txt", "tokens": 700})
+    (workshop / "more.yaml").write_text(yaml.safe_dump(recipe))
+    assert anee_card(workshop, "--recipe", workshop / "more.yaml").exit_code == 0
+    card = (workshop / "artifact" / "README.md").read_text()
+    assert card.index("<summary>recipe.yaml</summary>") < card.index("<summary>more.yaml</summary>")
+    assert card.count("| train | `text.txt` | 1,200 |") == 1 and "| train | `more.txt` | 700 |" in card
 
 
 def test_limits_follow_from_the_figures(workshop):

@@ -26,7 +26,7 @@ def fit(
 
 def card(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact, which gets a README.md.")],
-    recipe: Annotated[Path, typer.Option(help="Recipe (YAML) that it was fitted by.")],
+    recipe: Annotated[list[Path], typer.Option(help="Recipe (YAML) that it was fitted by; repeatable, in their order.")],
     figures: Annotated[Path | None, typer.Option(help="Figures that `anee compare` wrote.")] = None,
     budget_figures: Annotated[
         list[Path] | None,

@@ -27,24 +27,25 @@ SAME_IN_RECIPE = ("controller", "bridge_rank", "ffn_bridge_rank", "exit_translat
 Table = list[list[str]]
 
 
-def write_card(artifact: Path, recipe: Path, measured: Measured, about: About | None = None) -> Path:
+def write_card(artifact: Path, recipes: list[Path], measured: Measured, about: About | None = None) -> Path:
     """Write the card of an artifact as its `README.md`, whole or not at all, and its pictures beside it.
 
     Args:
         artifact: folder of the artifact.
-        recipe: what it was fitted by.
+        recipes: what it was fitted by, one after the other.
         measured: what is known of it.
         about: what only its maker knows.
 
     Raises:
         OSError: there is no such artifact, recipe or picture.
-        ValueError: the recipe is not the artifact's, or a picture is not a PNG file.
+        ValueError: a recipe is not the artifact's, or a picture is not a PNG file.
     """
     if not (artifact / "config.json").is_file():
         raise OSError(f"{artifact} is not an artifact: it has no config.json")
     about = about or About()
-    config, read = AneeConfig.from_pretrained(artifact), read_recipe(recipe)
-    check_recipe(read, config)
+    config, read = AneeConfig.from_pretrained(artifact), [read_recipe(recipe) for recipe in recipes]
+    for recipe in read:
+        check_recipe(recipe, config)
     pictures = {CURVE: read_picture(about.curve), HEATMAP: read_picture(about.heatmap)}
     name = about.repository or artifact.resolve().name
     title = name.rsplit("/", 1)[-1]
@@ -58,7 +59,7 @@ def write_card(artifact: Path, recipe: Path, measured: Measured, about: About | 
         "## Data\n\n" + data(read),
         "## Measured\n\n" + "\n\n".join(results(config, measured, about)),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits(config, measured, about.language)),
-        "## Recipe\n\n" + details("The recipe", f"```yaml\n{recipe.read_text(encoding='utf-8').strip()}\n```"),
+        "## Recipe\n\n" + "\n\n".join(map(as_written, recipes)),
         f"## License\n\n{license_text(about)}",
     ]
     for file, content in pictures.items():
@@ -165,12 +166,23 @@ def parameters(shapes: dict[str, list[int]], prefix: str) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix) and shape)
 
 
-def data(recipe: Recipe) -> str:
+def data(recipes: list[Recipe]) -> str:
     """Where text came from; a source gives at most so many tokens."""
     rows = [["used to", "source", "tokens, at most"]]
     for part, use in {"train": "train", "choose": "choose plans", "calibrate": "calibrate"}.items():
-        rows += [[use, f"`{name_of(source)}`", f"{source.tokens:,}"] for source in getattr(recipe.text, part)]
+        sources = [source for recipe in recipes for source in getattr(recipe.text, part)]
+        rows += [[use, f"`{name_of(source)}`", f"{source.tokens:,}"] for source in without_repeats(sources)]
     return markdown(rows)
+
+
+def without_repeats(items: list[Any]) -> list[Any]:
+    """Items that are equal once only."""
+    return [item for number, item in enumerate(items) if item not in items[:number]]
+
+
+def as_written(recipe: Path) -> str:
+    """A recipe as its file has it."""
+    return details(recipe.name, f"```yaml\n{recipe.read_text(encoding='utf-8').strip()}\n```")
 
 
 def results(config: AneeConfig, measured: Measured, about: About) -> list[str]:
