@@ -69,6 +69,7 @@ def test_traces_of_two_processes_are_those_of_one(workshop, tmp_path, monkeypatc
     assert alone.exit_code == 0, alone.output
     together = two_processes(*call, tmp_path / "two")
     assert together.returncode == 0, together.stderr
+    assert together.stdout == alone.stdout.replace("one", "two")
     names = [path.name for path in sorted((tmp_path / "one" / "traces").iterdir())]
     assert names == [path.name for path in sorted((tmp_path / "two" / "traces").iterdir())] and len(names) == 5
     for name in names:

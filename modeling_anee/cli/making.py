@@ -18,10 +18,14 @@ def fit(
     """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
     with plain_errors():
         with extra_libraries("train", "anee fit"):
+            from accelerate import PartialState
+
             from ..training.fit import fit as fit_recipe
             from ..training.recipe import read_recipe
         logging.disable_progress_bar()
-        print(f"artifact: {fit_recipe(read_recipe(recipe), output, data, stage)}")
+        artifact = fit_recipe(read_recipe(recipe), output, data, stage)
+        if PartialState().is_main_process:
+            print(f"artifact: {artifact}")
 
 
 def card(

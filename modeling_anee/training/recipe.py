@@ -158,7 +158,7 @@ class Recipe(Section):
     length: int = Field(512, ge=2, description="Tokens of a window.")
     device: Literal["cpu", "cuda", "auto"] = Field("auto", description="Where to run.")
     tensorboard: bool = Field(False, description="Write the log for TensorBoard too.")
-    start: str | None = Field(None, min_length=1, description="Artifact (folder or Hub name) to go on from; default: untrained.")
+    start: str | None = Field(None, min_length=1, description="Artifact (folder or Hub name) to go on from.")
     text: Text = Text()
     anee: dict[str, Any] = Field({}, description=f"Fields of AneeConfig: {', '.join(ANEE_FIELDS)}.")
     stages: Stages = Stages()
