@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from modeling_anee.cli.main import app
+from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.evaluation.perplexity import score, windows
 from modeling_anee.evaluation.processes import ALONE, Processes, joined_processes
 from modeling_anee.execution import GATHERING_FLOPS
@@ -109,3 +110,28 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch):
 def test_every_process_has_a_cuda_device_of_its_own():
     assert [Processes(index, 2, index).device("cuda") for index in range(2)] == ["cuda:0", "cuda:1"]
     assert ALONE.device("cuda") == "cuda" and Processes(1, 2, 1).device("cpu") == "cpu"
+
+
+@pytest.mark.slow
+def test_plans_and_curve_of_two_processes_are_those_of_one(workshop, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
+    source = [{"file": "text.txt", "tokens": 40}]
+    stages = {
+        "closed_form": {"windows": 4, "ridge": 0.001},
+        "importance": {"windows": 2, "lowest_budget": 0.4},
+        "calibration": {"windows": 4, "budgets": [0.5, 0.7, 0.9]},
+    }
+    text = {"train": source, "choose": source, "calibrate": source}
+    anee = {"controller": "plan", "bridge_rank": 4, "ffn_bridge_rank": 4}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_fields(workshop, text=text, anee=anee, stages=stages)))
+    call = ("fit", recipe, "--data", workshop, "--output")
+    alone = CliRunner().invoke(app, [str(part) for part in (*call, tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    together = two_processes(*call, tmp_path / "two")
+    assert together.returncode == 0, together.stderr
+    one, two = (AneeConfig.from_pretrained(tmp_path / run / "artifact") for run in ("one", "two"))
+    assert one.plans == two.plans and len(one.plans) > 1
+    assert one.calibration.keys() == two.calibration.keys()
+    for name, values in one.calibration.items():
+        assert values == pytest.approx(two.calibration[name], abs=1e-3)

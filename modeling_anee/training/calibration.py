@@ -134,13 +134,16 @@ def monotone(values: list[float], rising: bool) -> list[float]:
 
 
 def curve(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, list[float]]:
-    """Cost, perplexity ratio to the base and its standard error at every budget."""
+    """Cost, perplexity ratio to the base and its standard error at every budget; processes share the budgets."""
     scored = [Window(ids.cpu(), 1) for ids in windows]
     base = score(run.model, scored, 1.0)
-    numbers = run.track(len(budgets), "measuring the curve")
-    rows = [point(score(run.model, scored, budgets[number]), base) for number in numbers]
     names = ("cost", "perplexity_ratio", "standard_error")
-    return {name: [round(row[i], 5) for row in rows] for i, name in enumerate(names)}
+    rows = torch.zeros(len(budgets), len(names), dtype=torch.float64, device=run.device)
+    own = run.share(torch.arange(len(budgets))).tolist()
+    for number in run.track(len(own), "measuring the curve"):
+        rows[own[number]] = rows.new_tensor(point(score(run.model, scored, budgets[own[number]]), base))
+    measured = run.sum(rows).tolist()
+    return {name: [round(row[i], 5) for row in measured] for i, name in enumerate(names)}
 
 
 def point(scores: Scores, base: Scores) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ earlier plan is measured again only when it comes first in the queue (Minoux, 19
 
 import heapq
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -83,17 +84,22 @@ class PlanLoss:
 def run_stage(run: Run) -> dict:
     """Find plans down to the lowest budget of the recipe; returns them, and which layers need which bridge."""
     settings, model = run.settings(NAME), run.model
-    loss = PlanLoss(model, run.windows("choose")[: settings.windows].to(run.device))
+    loss = PlanLoss(model, shared_windows(run, settings.windows).to(run.device))
+
+    def loss_of(layer: int, action: int) -> float:
+        own = torch.tensor(loss.of(layer, action), dtype=torch.float64, device=run.device)
+        return float(run.sum(own)) / run.accelerator.num_processes
+
     search = resume(run)
     measured = [*candidates(model)]
     total = len({layer for layer, _ in measured})
     for step in run.track(total, "greedy plans", len(search.plans)):
         loss.settle(search.plan)
         if not search.queue:
-            search.first = [(layer, action, loss.of(layer, action)) for layer, action in measured]
+            search.first = [(layer, action, loss_of(layer, action)) for layer, action in measured]
             search.queue = [(kl / saving(model, layer, action), layer, action, 0, kl) for layer, action, kl in search.first]
             heapq.heapify(search.queue)
-        choose(search, loss, model)
+        choose(search, loss_of, model)
         cost = plan_cost(model, search.plan)
         run.log(NAME, step, cost=cost, kl=search.loss)
         run.save(NAME, step + 1, {}, {"search": vars(search)})
@@ -102,6 +108,12 @@ def run_stage(run: Run) -> dict:
     write_map(run, search)
     taken = {action: [layer for layer, chosen in enumerate(search.plan) if chosen == action] for action in CANDIDATES}
     return {"plans": search.plans, "bridge_layers": taken[Action.SKIP], "ffn_bridge_layers": taken[Action.SKIP_FFN]}
+
+
+def shared_windows(run: Run, count: int) -> Tensor:
+    """This process's equal share of the first windows, or all of them if they can't be shared equally: same mean."""
+    windows = run.windows("choose")[:count]
+    return windows if len(windows) % run.accelerator.num_processes else run.rows(windows)
 
 
 def resume(run: Run) -> Search:
@@ -121,7 +133,7 @@ def candidates(model: AneeForCausalLM) -> list[tuple[int, int]]:
     return [(layer, int(a)) for layer in range(model.config.num_layers) for a in CANDIDATES if allowed[layer][a]]
 
 
-def choose(search: Search, loss: PlanLoss, model: AneeForCausalLM) -> None:
+def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForCausalLM) -> None:
     """Take the best candidate; the other actions of its layer are dropped."""
     made = len(search.plans)
     while True:
@@ -130,7 +142,7 @@ def choose(search: Search, loss: PlanLoss, model: AneeForCausalLM) -> None:
             continue
         if when == made:
             break
-        kl = loss.of(layer, action)
+        kl = loss_of(layer, action)
         heapq.heappush(search.queue, ((kl - search.loss) / saving(model, layer, action), layer, action, made, kl))
     search.plan = [*search.plan[:layer], action, *search.plan[layer + 1 :]]
     search.loss = kl
