@@ -41,7 +41,9 @@ class Start:
             raise ValueError(f"start={name!r} is not allowed: it is a {values.get('model_type')!r} model, not an artifact")
         open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
         fields = {field: value for field, value in values.items() if field in open_fields}
-        return cls(name, fields, load_file(cached_file(name, SAFE_WEIGHTS_NAME)))
+        weights = cached_file(name, SAFE_WEIGHTS_NAME)
+        assert weights is not None  # where there is no such file, it raises
+        return cls(name, fields, load_file(weights))
 
     def load_into(self, own: dict[str, Tensor]) -> None:
         """Copy every weight that a run has too into its tensors; those that only the run has stay untrained.
