@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.training.recipe import ANEE_FIELDS, STAGE_NAMES, Recipe, read_recipe
 from modeling_anee.training.sources import DatasetSource, FileSource, GeneratedSource, Section
 
 from .workshop import recipe_fields
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def written(tmp_path, fields):
@@ -125,12 +129,10 @@ def test_every_field_is_described():
     assert all(field.description for field in described) and "controller" in ANEE_FIELDS
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parents[1] / "configuration").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((ROOT / "configuration").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_that_come_with_the_project_are_recipes(file):
     recipe = read_recipe(file)
-    kind = recipe.anee["controller"]
+    kind = recipe.anee["controller"] if recipe.start is None else AneeConfig.from_pretrained(ROOT / recipe.start).controller
     assert kind == ("learned" if "learned" in file.stem else "routed")
     assert set(recipe.planned) <= set(STAGE_NAMES)
     assert ("supervised" in recipe.planned) == (kind == "learned") and ("routing" in recipe.planned) == (kind == "routed")
