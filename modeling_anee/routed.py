@@ -5,6 +5,8 @@ plan pays its cost times a price that falls as the budget rises. Where the mean 
 is harder or easier than the text of the calibration, the price follows what the text has over- or underspent so far.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -97,22 +99,20 @@ class RoutedController(Controller):
         return setting.clamp(max=STEEPEST).exp().unsqueeze(-1) * self.plan_costs
 
     def _choose_in_turn(self, loss: Tensor, setting: Tensor, seen: Observation) -> Tensor:
-        """Plans int64 [N] of tokens chosen one after the other, all rows side by side, the account of each row kept."""
+        """Plans int64 [N] of tokens chosen one after the other, the account of each row kept.
+
+        In plain numbers: for the few plans of one token that is some twenty times as fast as tensors.
+        """
         assert seen.row is not None and seen.account is not None
-        rows, place = seen.row.unique_consecutive(return_inverse=True)
-        turn = torch.arange(len(place)) - torch.searchsorted(place, place)  # tokens of its row before each
-
-        def by_row(values: Tensor) -> Tensor:
-            square = values.new_zeros(len(rows), int(turn.max()) + 1, *values.shape[1:])
-            square[place, turn] = values
-            return square
-
-        real, losses, settings = by_row(torch.ones(len(place), dtype=torch.bool)), by_row(loss), by_row(setting)
-        accounts, own = by_row(seen.account), torch.zeros(len(rows), dtype=torch.float64)
-        over = (self.charges - by_row(seen.budget).clamp(min=self.floor).unsqueeze(-1)) * real.unsqueeze(-1)
-        chosen = torch.zeros(real.shape, dtype=torch.int64)
-        for t in range(real.shape[1]):
-            moved = settings[:, t] + FEEDBACK * (accounts[:, t] + own)
-            chosen[:, t] = self.choose(losses[:, t], moved)
-            own = own + over[:, t].gather(-1, chosen[:, t : t + 1]).squeeze(-1)
-        return chosen[place, turn]
+        costs, charges = self.plan_costs.tolist(), self.charges.tolist()
+        own: dict[int, float] = {}  # what each row has overspent in this forward
+        chosen = []
+        columns = (seen.row, loss, setting, seen.account, seen.budget.clamp(min=self.floor))
+        for row, losses, log_price, account, budget in zip(*(column.tolist() for column in columns), strict=True):
+            over = own.get(row, 0.0)
+            price = math.exp(min(log_price + FEEDBACK * (account + over), STEEPEST))
+            values = [lost + price * cost for lost, cost in zip(losses, costs, strict=True)]
+            best = values.index(min(values))
+            own[row] = over + charges[best] - budget
+            chosen.append(best)
+        return torch.tensor(chosen, dtype=torch.int64)
