@@ -45,16 +45,14 @@ class Standard:
     @torch.no_grad()
     def fold(self, controller: RoutedController) -> None:
         """Let the controller do the same with hidden states as they are."""
-        first = controller.predictor[0]
-        assert isinstance(first, nn.Linear)
+        first, _ = ends_of(controller)
         first.weight.mul_(self.scale)
         first.bias.sub_(first.weight @ self.mean)
 
     @torch.no_grad()
     def unfold(self, controller: RoutedController) -> None:
         """The reverse, to go on with a controller that has learned."""
-        first = controller.predictor[0]
-        assert isinstance(first, nn.Linear)
+        first, _ = ends_of(controller)
         first.bias.add_(first.weight @ self.mean)
         first.weight.div_(self.scale)
 
@@ -69,10 +67,11 @@ def run_stage(run: Run) -> dict:
     before = run.recipe.stages.bridges
     seen = before.steps * before.batch_windows if before else 0  # go on with text that the bridges have not seen
     standard = standard_of(model, windows[:STANDARD_WINDOWS].to(run.device))
+    learned = has_learned(controller)
     # At first a router tells no token from another and would send all of them the same way.
-    warmup = 0 if has_learned(controller) else settings.warmup * settings.steps
+    warmup = 0 if learned else settings.warmup * settings.steps
     if run.load(NAME) is None:
-        if has_learned(controller):
+        if learned:
             standard.unfold(controller)
         else:
             start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
@@ -96,9 +95,15 @@ def draw_budget(budgets: Sequence[float], generator: torch.Generator) -> Tensor:
 
 def has_learned(controller: RoutedController) -> bool:
     """Whether it tells one token from another."""
-    last = controller.predictor[-1]
-    assert isinstance(last, nn.Linear)
+    _, last = ends_of(controller)
     return bool(last.weight.any())
+
+
+def ends_of(controller: RoutedController) -> tuple[nn.Linear, nn.Linear]:
+    """The predictor's first and last layers, which are the same if it has no hidden one."""
+    first, last = controller.predictor[0], controller.predictor[-1]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first, last
 
 
 def controller_of(model: AneeForCausalLM) -> RoutedController:
@@ -137,8 +142,7 @@ def start_from_means(model: AneeForCausalLM, ids: Tensor) -> None:
         for plan in controller.plans
     ]
     means[0] = min(means[1:]) / 2  # beside tokens that leave something out, those that don't lose a little too
-    last = controller.predictor[-1]
-    assert isinstance(last, nn.Linear)
+    _, last = ends_of(controller)
     last.bias.copy_(torch.tensor(means).clamp(min=SMALLEST).log())
 
 

@@ -51,12 +51,13 @@ class Start:
         Raises:
             ValueError: weights of another shape.
         """
-        for name in own.keys() & self.tensors.keys():
+        shared = own.keys() & self.tensors.keys()
+        for name in shared:
             there, here = tuple(self.tensors[name].shape), tuple(own[name].shape)
             if there != here:
                 raise ValueError(
                     f"start={self.name!r} is not allowed: its {name} has the shape {there}, that of this recipe {here}; "
                     "leave the fields that decide it out of the recipe's anee"
                 )
-        for name in own.keys() & self.tensors.keys():
+        for name in shared:
             own[name].copy_(self.tensors[name])
