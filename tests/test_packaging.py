@@ -22,6 +22,7 @@ from .workshop import tiny_tokenizer
 ROOT = Path(__file__).parents[1]
 # What a checkout has besides what is in git.
 NOT_SOURCE = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist")
+NOT_SOURCE += ("anee_demo", "anee_bench.json")  # what `make demo` and `make bench` leave
 EXTRAS = "plots demo train train-data tensorboard evaluate lm-eval energy serve dev".split()
 # What only extras bring; pydantic and yaml also come with other libraries.
 LIBRARIES = "accelerate datasets evaluate gguf lm_eval matplotlib peft pynvml tensorboard".split()
