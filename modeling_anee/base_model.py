@@ -16,8 +16,10 @@ from transformers.masking_utils import create_masks_for_generate
 from .blocks import Block
 from .bridges import Bridges
 from .cache import AneeCache
+from .compatibility import cache_argument
 from .costs import CostTable
 from .families import Family, family_of
+from .positions import Mask
 from .projections import JointLinear, is_plain
 from .rotary import Rotation, prepare_rotation
 
@@ -63,9 +65,9 @@ class BaseStack:
         """Final norm and head, [..., D] -> [..., V]."""
         return self.lm_head(self.final_norm(hidden))
 
-    def positions(self, attention_mask: Tensor | None, past: int, tokens: int, device: torch.device) -> Tensor:
+    def positions(self, attention_mask: Mask, past: int, tokens: int, device: torch.device) -> Tensor:
         """Default positions of new tokens, int64 [B or 1, T]."""
-        if self.family.positions_count_tokens and attention_mask is not None and attention_mask.dim() == 2:
+        if self.family.positions_count_tokens and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             mask = attention_mask.to(device, torch.long)
             return (mask.cumsum(dim=1) * mask - 1)[:, -tokens:]
         return torch.arange(past, past + tokens, device=device).unsqueeze(0)
@@ -91,21 +93,31 @@ class BaseStack:
         made = {kind: self.rotation(hidden, position_ids, kind) for kind in set(self._rotary_kinds)}
         return [made[kind] if block.rotates else None for kind, block in zip(self._rotary_kinds, self.blocks, strict=True)]
 
-    def masks(
-        self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
-    ) -> list[Tensor | None]:
+    def masks(self, hidden: Tensor, attention_mask: Mask, cache: Cache | None, position_ids: Tensor) -> list[Tensor | None]:
         """Attention mask of each layer, [B or 1, 1, T, S], as the base would make it; None where no masking is needed."""
         if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache):
             if cache.get_seq_length() < self._window:
                 return [None] * len(self.blocks)
+        if isinstance(attention_mask, dict):
+            return self._ready_masks(attention_mask)
         masks = create_masks_for_generate(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
-            past_key_values=cache,
             position_ids=position_ids,
+            **cache_argument(cache),
         )
         return [masks[block.layer_type] if isinstance(masks, dict) else masks for block in self.blocks]
+
+    def _ready_masks(self, masks: dict[str, Tensor]) -> list[Tensor | None]:
+        types = sorted({str(block.layer_type) for block in self.blocks})
+        if not set(types) <= masks.keys():
+            raise ValueError(
+                f"attention_mask with the keys {sorted(masks)} is not allowed: this base has layers of the types {types}"
+                if types != ["None"]
+                else "attention_mask=dict is not allowed: the layers of this base share one mask"
+            )
+        return [masks[str(block.layer_type)] for block in self.blocks]
 
 
 def running_device(base: PreTrainedModel) -> torch.device:
@@ -150,12 +162,3 @@ def _scaled_logits(
     if divisor is not None:
         logits = logits / divisor
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-
-def token_positions(attention_mask: Tensor | None, past: int, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Index of each new token among its row's real tokens, int64 [B, T], and whether it is one, bool [B, T]; on the CPU."""
-    if attention_mask is None or attention_mask.dim() != 2:
-        index = torch.arange(past, past + tokens).expand(rows, tokens)
-        return index, torch.ones(rows, tokens, dtype=torch.bool)
-    mask = attention_mask.cpu().bool()
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens:], mask[:, -tokens:]

@@ -5,16 +5,18 @@ layer. Once a later token needs the layer, the keys and values of all pending to
 so its weights are read once instead of once a token. The result is that of writing at once.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from .blocks import Block
-from .execution_log import ExecutionLog
+from .execution_log import ExecutionLog, LoggedCache
 from .rotary import Rotation
 
 
@@ -29,7 +31,11 @@ class GrowingTensor:
 
     def append(self, length: int, new: Tensor) -> Tensor:
         """Put `new` [B, G, T, E] after the first `length`; return the first length + T."""
-        end = length + new.shape[2]
+        old, end = self.first(length), length + new.shape[2]
+        if torch.is_grad_enabled() and (new.requires_grad or (old is not None and old.requires_grad)):
+            # A later backward needs what was there before: nothing is written over.
+            self._storage = new if old is None or length == 0 else torch.cat((old, new), dim=2)
+            return self._storage
         storage = self._reserve(length, new)
         storage[:, :, length:end] = new
         return storage[:, :, :end]
@@ -46,8 +52,8 @@ class GrowingTensor:
     def _reserve(self, length: int, new: Tensor) -> Tensor:
         old, needed = self._storage, length + new.shape[2]
         capacity = 0 if old is None else old.shape[2]
-        # What was made in inference mode can't be written to outside of it.
-        frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
+        # What was made in inference mode can't be written to outside of it, nor what a backward may need.
+        frozen = old is not None and (old.requires_grad or (old.is_inference() and not torch.is_inference_mode_enabled()))
         if old is not None and length == 0 and len(old) != len(new):  # emptied, and begun again with other rows
             old, capacity = None, 0
         if old is not None and needed <= capacity and not frozen:
@@ -111,8 +117,27 @@ class AneeCacheLayer(CacheLayerMixin):
 
     def __init__(self, block: Block) -> None:
         # The parent's __init__ would assign `keys` and `values`, which are computed here.
-        self._block = _Shared(block)
+        self.block = _Shared(block)
         self.reset()
+
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """Keys and values alone: no block, which is the base's."""
+        keys, values = self.keys, self.values
+        return {"keys": None if keys is None else keys.clone(), "values": None if values is None else values.clone()}
+
+    def __setstate__(self, state: dict[str, Tensor | None]) -> None:
+        """Without a block until the cache is bound to a model's."""
+        self.block = _Shared(None)
+        self.reset()
+        keys, values = state["keys"], state["values"]
+        if keys is not None and values is not None:
+            self._append(keys, values)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AneeCacheLayer":
+        """A copy that shares the block; not by way of the state: what is pending stays pending."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def reset(self) -> None:
         """Forget every token; the storage is released."""
@@ -205,7 +230,7 @@ class AneeCacheLayer(CacheLayerMixin):
         """Write the keys and values of all pending tokens."""
         if self._pending:
             pending = Pending.concatenate(self._pending)
-            self._append(*self._block.value.keys_values(pending.hidden, pending.rotation))
+            self._append(*self.block.value.keys_values(pending.hidden, pending.rotation))
             self._pending, self._pending_length = [], 0
 
     def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,20 +242,27 @@ class AneeCacheLayer(CacheLayerMixin):
 class _Shared:
     """Holds a block of the model; a deep copy of a cache shares it instead of copying the base's weights."""
 
-    def __init__(self, value: Block) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
 
     def __deepcopy__(self, memo: dict) -> "_Shared":
-        return self
+        return _Shared(self.value)
 
 
-class AneeCache(Cache):
-    """Cache of an `AneeForCausalLM`: one `AneeCacheLayer` per decoder layer, and an `ExecutionLog`."""
+class AneeCache(LoggedCache, DynamicCache):
+    """Cache of an `AneeForCausalLM`: one `AneeCacheLayer` per decoder layer, and an `ExecutionLog` beside them."""
 
-    def __init__(self, blocks: list[Block]) -> None:
-        self._own = [AneeCacheLayer(block) for block in blocks]
-        super().__init__(layers=[*self._own, ExecutionLog()])
+    layers: list[AneeCacheLayer]  # type: ignore[assignment]
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        Cache.__init__(self, layers=[AneeCacheLayer(block) for block in blocks])
+        self.execution_log = ExecutionLog()
+
+    def bind(self, blocks: Sequence[Block]) -> None:
+        """Compute what is pending with these blocks; a cache that was read from a file has none yet."""
+        for layer, block in zip(self.layers, blocks, strict=True):
+            layer.block.value = block
 
     def defer(self, hidden: Tensor, rotation: Rotation | None, layer_idx: int) -> None:
         """Note tokens with hidden states [B, T, D] as pending for a layer that all of them skip."""
-        self._own[layer_idx].defer(hidden, rotation)
+        self.layers[layer_idx].defer(hidden, rotation)

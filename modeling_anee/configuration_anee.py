@@ -6,6 +6,11 @@ Leaves out what belongs to the base model: that is its own config, kept whole in
 import math
 from typing import Any, ClassVar
 
+# First: it says clearly that a release of transformers is too old for what is imported next.
+from .compatibility import CACHE_NAMES
+
+
+# isort: split
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -91,7 +96,7 @@ class AneeConfig(PreTrainedConfig):
 
     model_type = "anee"
     sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "execution"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES, "execution"]
     _auto_class: ClassVar[str | None] = "AutoConfig"
 
     text_config: Any = None

@@ -28,8 +28,8 @@ class Observation:
         spent: float64 [N], cost so far, on the CPU.
         index: int64 [N], number of tokens before this one in its sequence, padding left out, on the CPU.
         logits: the base's final norm and head, [n, D] -> [n, V]; its cost is the controller's to charge.
-        row: for kinds that keep an account: row of each token, ascending, int64 [N], on the CPU; within a row tokens come in
-            their order.
+        row: for kinds that keep an account: number of each token's sequence, ascending, int64 [N], on the CPU; within a
+            sequence tokens come in their order.
         account: for the same: what the row had spent above its budgets (or the floor, where that is higher) before each token,
             the tokens of this decision left out, float64 [N], on the CPU.
     """

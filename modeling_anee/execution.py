@@ -70,7 +70,7 @@ class Executor:
             spent=torch.zeros(hidden.shape[:2], dtype=torch.float64),
             decided=False,
         )
-        limited = (step.budget < 1.0) & step.valid & (step.index >= self.controller.keep_first)
+        limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
         segments = self.controller.segments if limited.any() else []
         done, previous = 0, hidden
         for segment, (start, _) in enumerate(segments):
@@ -102,11 +102,11 @@ class Executor:
         who = None if count == asked.numel() else asked  # indices are slow, and mostly nobody is left out
         if self.controller.needs_hidden:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
-        budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.index))
+        budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.places.index))
         logits = partial(self._logits_before, start)
         row = account = None
         if self.controller.keeps_account:
-            row = _pick(torch.arange(len(asked)).unsqueeze(1).expand(asked.shape), who)
+            row = _pick(step.places.sequence, who)
             account = _pick(_account_without(step, asked, self.controller.floor), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen, exits = decision.actions, decision.actions == Action.EXIT
@@ -245,14 +245,14 @@ class Executor:
 
 
 def _account(step: Step, spent: Tensor, floor: float) -> Tensor:
-    """What every row has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
-    return step.account + ((spent - step.budget.clamp(min=floor)) * step.valid).cumsum(dim=1)
+    """What every sequence has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
+    return step.account + step.places.running_sum((spent - step.budget.clamp(min=floor)) * step.valid)
 
 
 def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
     """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
     above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
-    return step.account + above.cumsum(dim=1) - above
+    return step.account + step.places.running_sum(above) - above
 
 
 def _counts(actions: Tensor, valid: Tensor) -> list[list[int]]:

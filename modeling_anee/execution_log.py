@@ -1,40 +1,44 @@
-"""The trace of the tokens in a cache, kept in the cache so that it follows whatever is done to it."""
+"""The trace of the tokens in a cache, kept beside the cache so that it follows whatever is done to it."""
+
+import copy
+from functools import cache as memoize
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DummyLayer
 
 from .trace import ExecutionTrace
 
 
-class ExecutionLog(DummyLayer):
-    """An extra cache layer that holds no keys, but the trace of the tokens in the cache.
+class ExecutionLog:
+    """Traces of the forwards that filled a cache, and at which of its tokens each of them began.
 
-    Being a layer, it follows every reorder, crop, repeat and select. Reorders are kept apart from the steps and
-    applied when the trace is read, so that a finished beam can still be followed through steps that it has left.
+    Tokens that something else has put there are not known. Reorders are kept apart from the steps and applied when the trace is
+    read, so that a finished beam can still be followed through steps that it has left.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.steps: list[ExecutionTrace] = []
+        self._starts: list[int] = []  # place in the cache of each step's first token
         self._orders: list[Tensor | None] = []  # rows taken after each step
         self._sums: dict[int, Tensor] = {}  # what `cost_since` has answered, kept up to date
 
-    def append(self, trace: ExecutionTrace) -> None:
-        """Add the trace of one forward."""
-        self._sums = {start: cost + self._cost_of(trace, self._length - start) for start, cost in self._sums.items()}
+    def append(self, trace: ExecutionTrace, start: int) -> None:
+        """Add the trace of one forward whose first token is at `start` in the cache."""
+        self.trim(start)
+        self._sums = {since: cost + _cost(trace, since - start) for since, cost in self._sums.items()}
         self.steps.append(trace)
+        self._starts.append(start)
         self._orders.append(None)
 
     def cost_since(self, start: int) -> Tensor:
-        """Cost of each row's tokens from the one at `start` on, float64 [B]; the rows as they stand in the cache."""
+        """Cost of each row's tokens from the one at `start` in the cache on, float64 [B]; the rows as they stand there."""
         if start not in self._sums:
-            done, cost = 0, torch.zeros(1, dtype=torch.float64)
-            for step, order in zip(self.steps, self._orders, strict=True):
-                cost = cost + self._cost_of(step, done - start)
+            cost = torch.zeros(1, dtype=torch.float64, device="cpu")
+            for step, begin, order in zip(self.steps, self._starts, self._orders, strict=True):
+                cost = cost + _cost(step, start - begin)
                 cost = cost if order is None else cost[order]
-                done += step.cost.shape[1]
             self._sums[start] = cost
         return self._sums[start]
 
@@ -47,36 +51,37 @@ class ExecutionLog(DummyLayer):
         return last if order is None else last[order]
 
     @property
-    def _length(self) -> int:
-        return sum(step.cost.shape[1] for step in self.steps)
-
-    @staticmethod
-    def _cost_of(trace: ExecutionTrace, begin: int) -> Tensor:
-        """Cost of the tokens of a step whose first one is at `begin`, those before 0 left out, float64 [B]."""
-        return trace.cost[:, max(-begin, 0) :].sum(dim=1, dtype=torch.float64)
+    def places(self) -> Tensor:
+        """Where the tokens of `trace` are in the cache, int64 [T]."""
+        parts = zip(self.steps, self._starts, strict=True)
+        spans = [torch.arange(start, start + step.cost.shape[1], device="cpu") for step, start in parts]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64, device="cpu")
 
     @property
     def trace(self) -> ExecutionTrace | None:
-        """Trace of the rows as they stand in the cache, over all steps."""
-        if not self.steps:
-            return None
-        if len(self.steps) > 1 or self._orders[0] is not None:
-            order, parts = None, []
-            for step, after in zip(reversed(self.steps), reversed(self._orders), strict=True):
-                order = after if order is None else order if after is None else after[order]
-                parts.append(step if order is None else step.rows(order))
-            self._replace(ExecutionTrace.concatenate(parts[::-1]))
-        return self.steps[0]
+        """Trace of the rows as they stand in the cache, over all steps; None before the first."""
+        return self.whole if self.steps else None
+
+    @property
+    def whole(self) -> ExecutionTrace:
+        """The same where there is a step."""
+        steps = self._settled()
+        return ExecutionTrace.concatenate(steps) if len(steps) > 1 else steps[0]
 
     def reset(self) -> None:
         """Forget every step."""
-        self.steps, self._orders, self._sums = [], [], {}
+        self.steps, self._starts, self._orders, self._sums = [], [], [], {}
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens."""
-        trace = self.trace
-        if tokens_to_remove and trace is not None:
-            self._replace(trace.tokens(None, max(trace.cost.shape[1] + tokens_to_remove, 0)))
+    def trim(self, length: int) -> None:
+        """Forget the tokens from the one at `length` in the cache on."""
+        if not self.steps or self._starts[-1] + self.steps[-1].cost.shape[1] <= length:
+            return
+        left = [
+            (step if begin + step.cost.shape[1] <= length else step.tokens(None, length - begin), begin)
+            for step, begin in zip(self._settled(), self._starts, strict=True)
+            if begin < length
+        ]
+        self._replace([step for step, _ in left], [begin for _, begin in left])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows at `beam_idx`."""
@@ -88,28 +93,102 @@ class ExecutionLog(DummyLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
-        if (trace := self.trace) is not None:
-            self._replace(trace.rows(torch.arange(len(trace.cost)).repeat_interleave(repeats)))
+        if self.steps:
+            self.batch_select_indices(torch.arange(self._rows, device="cpu").repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows at `indices` (positions or a mask)."""
+        self._replace([step.rows(indices.cpu()) for step in self._settled()], self._starts)
+
+    @property
+    def _rows(self) -> int:
+        order = self._orders[-1]
+        return len(self.steps[-1].cost if order is None else order)
+
+    def _settled(self) -> list[ExecutionTrace]:
+        """The steps with their rows as they stand in the cache."""
+        order, settled = None, []
+        for step, after in zip(reversed(self.steps), reversed(self._orders), strict=True):
+            order = after if order is None else order if after is None else after[order]
+            settled.append(step if order is None else step.rows(order))
+        return settled[::-1]
+
+    def _replace(self, steps: list[ExecutionTrace], starts: list[int]) -> None:
+        self.steps, self._starts, self._orders, self._sums = steps, starts, [None] * len(steps), {}
+
+
+def _cost(trace: ExecutionTrace, begin: int) -> Tensor:
+    """Cost of each row's tokens of one forward, those before `begin` left out, float64 [B]."""
+    return trace.cost[:, max(begin, 0) :].sum(dim=1, dtype=torch.float64)
+
+
+if TYPE_CHECKING:
+    _Followed = Cache
+else:
+    _Followed = object
+
+
+class LoggedCache(_Followed):
+    """Mixed into the class of a cache: an `ExecutionLog` that follows every reorder, crop, repeat and select."""
+
+    execution_log: ExecutionLog
+
+    def reset(self) -> None:
+        """Forget every token."""
+        super().reset()
+        self.execution_log.reset()
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Forget the last tokens."""
+        super().crop(*args, **kwargs)
+        self.execution_log.trim(int(self.get_seq_length()))
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Take the rows at `beam_idx`."""
+        super().reorder_cache(beam_idx)
+        self.execution_log.reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        super().batch_repeat_interleave(repeats)
+        self.execution_log.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows at `indices`."""
-        if (trace := self.trace) is not None:
-            self._replace(trace.rows(indices.cpu()))
+        super().batch_select_indices(indices)
+        self.execution_log.batch_select_indices(indices)
 
-    def _replace(self, trace: ExecutionTrace) -> None:
-        self.steps, self._orders, self._sums = [trace], [None], {}
+
+class _FollowedCache(LoggedCache):
+    """The same for a cache of the user's, whose own class comes after this one."""
+
+    _plain: type[Cache]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FollowedCache":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as what it was, so that whoever reads it needs nothing of ours."""
+        return object.__new__, (self._plain,), {name: x for name, x in self.__dict__.items() if name != "execution_log"}
+
+
+@memoize
+def _followed(kind: Any) -> Any:
+    return type(kind.__name__, (_FollowedCache, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__, "_plain": kind})
 
 
 def execution_log(cache: Cache) -> ExecutionLog:
-    """The log of any cache; one is added to a cache that has none."""
-    last = cache.layers[-1] if cache.layers else None
-    if isinstance(last, ExecutionLog):
-        return last
-    cache.layers.append(log := ExecutionLog())
-    return log
+    """The log of any cache. A cache without one gets it, and a class that makes it follow the cache; its layers stay."""
+    if not isinstance(cache, LoggedCache):
+        kind: Any = type(cache)
+        cache.__class__ = _followed(kind)
+        cache.execution_log = ExecutionLog()  # type: ignore[attr-defined]
+    return cache.execution_log  # type: ignore[attr-defined]
 
 
 def account_of(cache: Cache | None) -> Tensor | float:
     """What each row in a cache has spent above its budgets, float64 [B, 1]; 0.0 where nothing is known."""
-    last = cache.layers[-1] if cache is not None and cache.layers else None
-    return last.account if isinstance(last, ExecutionLog) else 0.0
+    return cache.execution_log.account if isinstance(cache, LoggedCache) else 0.0

@@ -16,16 +16,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConf
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-from .base_model import BaseStack, running_device, token_positions
+from .base_model import BaseStack, running_device
 from .bridges import Bridge, Bridges
+from .budgets import budget_tensor
 from .cache import AneeCache
+from .compatibility import BothCacheNames, cache_argument, take_cache
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controllers import build_controller
 from .execution import Executor
 from .execution_log import account_of, execution_log
-from .generation import AneeGenerationMixin, budget_tensor
+from .forward_arguments import hidden_states_selected, loss_keywords
+from .generation import AneeGenerationMixin
+from .generation_state import generation_of
 from .loading import BASE_KWARGS, HUB_KWARGS, check_device_map, check_fingerprint, load_base
+from .positions import Mask, token_places
 from .step import Step
 from .trace import ExecutionTrace
 
@@ -47,7 +52,7 @@ def without_base() -> Iterator[None]:
 
 
 @dataclass
-class AneeCausalLMOutput(CausalLMOutputWithPast):
+class AneeCausalLMOutput(BothCacheNames, CausalLMOutputWithPast):
     """Output of a forward; `execution` says what was done with every token and what it cost."""
 
     execution: ExecutionTrace | None = None
@@ -289,10 +294,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             self.base.eval()
         return self
 
+    @torch.compiler.disable  # what is run depends on the data
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Mask = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -300,83 +306,120 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         energy_budget: float | Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> AneeCausalLMOutput | tuple:
         """Run B rows of T tokens, as the base's forward would, under a budget.
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, S], 0 for padding, S counting the cached tokens too; or a ready 4D mask.
-            position_ids: int64 [B or 1, T].
+            attention_mask: [B, S], 0 for padding, S counting the cached tokens too; or a ready mask [B or 1, 1, T, S], or a
+                dict of ready masks by layer type.
+            position_ids: int64 [B or 1, T]; where they begin anew, without a mask and a cache, so does a sequence.
             past_key_values: any transformers cache; default: an `AneeCache`.
             inputs_embeds: token embeddings [B, T, D] instead of `input_ids`.
             labels: int64 [B, T], -100 where there is nothing to predict.
             use_cache: keep keys and values; default: the base's config.
             logits_to_keep: compute only the last so many logits (0: all), or those at these indices.
             energy_budget: share of the decoder stack's work to spend, in [0, 1]: a number, one per row, or one per
-                token [B, T]; default: `config.energy_budget`.
-            output_hidden_states: return what enters each layer, and what the head reads.
+                token [B, T]; default: that of the running `generate`, else `config.energy_budget`.
+            output_hidden_states: return what enters each layer, and what the head reads; or those at one or some indices.
             output_attentions: refused, since skipped layers have none.
             return_dict: return an output object (default) or a tuple.
-            kwargs: passed on to the loss.
+            cache: the same as `past_key_values`.
+            kwargs: what the loss takes, and what transformers passes to every model; see `forward_arguments.py`.
 
         Returns:
             logits [B, T, V] with `execution`, an `ExecutionTrace`.
+
+        Raises:
+            TypeError: a keyword that nobody knows.
+            ValueError: a bad value.
         """
+        for_loss = loss_keywords(kwargs, position_ids)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_attentions:
             raise ValueError("output_attentions=True is not supported: skipped layers compute no attention")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        stack = self.stack
+        cache = take_cache({"past_key_values": past_key_values, "cache": cache})
         if use_cache is None:  # `Trainer` writes its answer into our config
-            use_cache = getattr(self.config, "use_cache", stack.config.use_cache)
-        if use_cache and past_key_values is None:
-            past_key_values = AneeCache(stack.blocks)
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        rows, tokens = embeddings.shape[:2]
-        if position_ids is None:
-            position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
-        hidden = stack.add_positions(embeddings, position_ids)
-        index, valid = token_positions(attention_mask, past, tokens, rows)
-        budget = budget_tensor(self.config.energy_budget if energy_budget is None else energy_budget, rows)
-        step = Step(
-            budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),
-            index=index,
-            valid=valid,
-            rotations=stack.rotations(hidden, position_ids),
-            masks=stack.masks(hidden, attention_mask, past_key_values, position_ids),
-            cache=past_key_values,
-            past=past,
-            account=account_of(past_key_values),
-        )
-        kept: list[Tensor] | None = [] if output_hidden_states else None
+            use_cache = getattr(self.config, "use_cache", self.stack.config.use_cache)
+        if use_cache and cache is None:
+            cache = AneeCache(self.stack.blocks)
+        hidden, step = self._begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)
+        kept: list[Tensor] | None = None if output_hidden_states in (None, False) else []
         hidden, trace = self.executor.run(hidden, step, kept)
-        if past_key_values is not None:
-            execution_log(past_key_values).append(trace)
-        hidden = stack.final_norm(hidden)
+        if cache is not None:
+            execution_log(cache).append(trace, step.past)
+        hidden = self.stack.final_norm(hidden)
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        logits = stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
+        logits = self.stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
+        if self.training and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = self._with_gradient(logits, step.budget)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=stack.config.vocab_size, **kwargs)
-            if self.training and torch.is_grad_enabled() and not loss.requires_grad:
-                loss = loss + loss.new_zeros((), requires_grad=True)  # a batch that teaches nothing must not end a training
-                logger.warning_once(
-                    f"nothing that can be trained was run at energy_budget={float(budget.min()):.3g}: train at a budget that "
-                    "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
-                )
+            vocabulary = self.stack.config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **for_loss)
         output = AneeCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
-            hidden_states=None if kept is None else (*kept, hidden),
+            hidden_states=None if kept is None else hidden_states_selected((*kept, hidden), output_hidden_states),
             execution=trace,
+            **cache_argument(cache),
         )
-        return output if return_dict is not False else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _begin(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Mask,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        energy_budget: float | Tensor | None,
+    ) -> tuple[Tensor, Step]:
+        """What enters the first layer [B, T, D], and the step to run it in."""
+        stack = self.stack
+        if isinstance(cache, AneeCache):
+            cache.bind(stack.blocks)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        rows, tokens = embeddings.shape[:2]
+        places = token_places(attention_mask, position_ids, past, rows, tokens, has_cache=cache is not None)
+        if position_ids is None:
+            position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
+        hidden = stack.add_positions(embeddings, position_ids)
+        budget = self._budgets(energy_budget, rows, tokens, past, cache)
+        return hidden, Step(
+            budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),
+            places=places,
+            rotations=stack.rotations(hidden, position_ids),
+            masks=stack.masks(hidden, attention_mask, cache, position_ids),
+            cache=cache,
+            past=past,
+            account=account_of(cache),
+        )
+
+    def _budgets(self, given: float | Tensor | None, rows: int, tokens: int, past: int, cache: Cache | None) -> Tensor:
+        """Budgets float64 [B] or [B, T]: those given, of the running generation, or of the configuration."""
+        state = generation_of(self)
+        if given is None and state is not None and state.budget is not None:
+            return state.budgets(rows, tokens, past, cache)
+        return budget_tensor(self.config.energy_budget if given is None else given, rows)
+
+    def _with_gradient(self, logits: Tensor, budget: Tensor) -> Tensor:
+        """Logits that a backward may start from: a batch that teaches nothing must not end a training."""
+        logger.warning_once(
+            f"nothing that can be trained was run at energy_budget={float(budget.min()):.3g}: train at a budget that "
+            "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
+        )
+        return logits + logits.new_zeros((), requires_grad=True)
 
 
 def register() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from .positions import Places
 from .rotary import Rotation
 
 
@@ -19,8 +20,7 @@ class Step:
 
     Args:
         budget: float64 [B, T] on the CPU.
-        index: number of real tokens before each one in its row, int64 [B, T] on the CPU.
-        valid: False for padding, bool [B, T] on the CPU.
+        places: where each token stands in its sequence, and whether it is real.
         rotations: rotary cos and sin of the positions, or None, for each layer.
         masks: attention mask of the base, or None, for each layer.
         cache: where keys and values go, or None.
@@ -30,13 +30,17 @@ class Step:
     """
 
     budget: Tensor
-    index: Tensor
-    valid: Tensor
+    places: Places
     rotations: list[Rotation | None]
     masks: list[Tensor | None]
     cache: Cache | None
     past: int
     account: Tensor | float = 0.0
+
+    @property
+    def valid(self) -> Tensor:
+        """False for padding, bool [B, T] on the CPU."""
+        return self.places.valid
 
     @cached_property
     def real_tokens(self) -> int:

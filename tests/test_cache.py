@@ -266,7 +266,7 @@ def test_what_is_not_possible_is_refused():
 def test_a_cache_has_a_layer_per_block_and_passes_everything_on():
     stack = stack_of("llama")
     cache = AneeCache(stack.blocks)
-    assert len(cache.layers) == LAYERS + 1 and cache.get_seq_length() == 0
+    assert len(cache) == len(list(cache)) == LAYERS and cache.get_seq_length() == 0
     assert not cache.is_compileable and not any(cache.is_sliding)
     hidden = torch.randn(2, 5, HIDDEN)
     rotation = stack.rotation(hidden, torch.arange(5).unsqueeze(0))
@@ -285,4 +285,4 @@ def test_a_cache_has_a_layer_per_block_and_passes_everything_on():
             keys, values = block.keys_values(hidden, rotation)
             same((cache.layers[index].keys, cache.layers[index].values), (keys[1:, :, :3], values[1:, :, :3]))
     cache.reset()
-    assert [layer.get_seq_length() for layer in cache.layers[:-1]] == [0] * LAYERS
+    assert [layer.get_seq_length() for layer in cache.layers] == [0] * LAYERS

@@ -1,6 +1,7 @@
 """The log of a cache tells the same as lists of tokens on which the same was done."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class ListsOfTokens:
         seeded = torch.Generator().manual_seed(number)
         if name == "append":
             trace = random_trace(count, number, self.generator)
-            self.log.append(trace)
+            self.log.append(trace, max(map(len, self.rows)))
             for row, tokens in zip(self.rows, tokens_of(trace), strict=True):
                 row += tokens
         elif name == "reorder":
@@ -50,7 +51,7 @@ class ListsOfTokens:
             self.log.reorder_cache(order)
             self.rows = [list(self.rows[i]) for i in order.tolist()]
         elif name == "crop":
-            self.log.crop(-number)
+            self.log.trim(max(len(self.rows[0]) - number, 0))
             self.rows = [row[: max(len(row) - number, 0)] for row in self.rows]
         elif name == "repeat" and count * number <= 6:
             self.log.batch_repeat_interleave(number)
@@ -115,8 +116,8 @@ def test_any_program_gives_the_trace_of_lists_of_tokens(rows, program):
 def test_reorders_leave_the_steps_as_they_were_run():
     log, generator = ExecutionLog(), torch.Generator().manual_seed(0)
     steps = [random_trace(3, 1, generator) for _ in range(4)]
-    for step in steps:
-        log.append(step)
+    for place, step in enumerate(steps):
+        log.append(step, place)
         log.reorder_cache(torch.tensor([2, 0, 0]))
         log.cost_since(2)
     assert [id(step) for step in log.steps] == [id(step) for step in steps]
@@ -137,20 +138,21 @@ def test_an_empty_log_takes_every_operation():
     log.reorder_cache(torch.tensor([1, 0]))
     log.batch_repeat_interleave(2)
     log.batch_select_indices(torch.tensor([0]))
-    log.crop(-3)
+    log.trim(0)
     log.reset()
     assert log.trace is None and log.steps == []
 
 
-def test_one_log_is_added_to_any_cache_and_follows_it():
+def test_a_log_follows_a_cache_of_the_users_and_leaves_its_layers_alone():
     cache, generator = DynamicCache(), torch.Generator().manual_seed(0)
     keys = torch.rand(2, 1, 5, 4)
     for layer in range(2):
         cache.update(keys, keys, layer)
     trace = random_trace(2, 5, generator)
     log = execution_log(cache)
-    assert execution_log(cache) is log and len(cache.layers) == 3
-    log.append(trace)
+    assert execution_log(cache) is log and len(cache) == len(list(cache)) == 2
+    assert isinstance(cache, DynamicCache) and type(cache).__name__ == "DynamicCache"
+    log.append(trace, 0)
     cache.crop(-2)
     cache.batch_repeat_interleave(2)
     cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
@@ -161,6 +163,24 @@ def test_one_log_is_added_to_any_cache_and_follows_it():
     assert log.trace is None
 
 
-def test_a_log_holds_no_keys():
-    with pytest.raises(NotImplementedError):
-        ExecutionLog().update(torch.zeros(1), torch.zeros(1))
+def test_a_copy_of_a_followed_cache_has_its_own_log_and_a_pickle_is_what_it_was():
+    cache = DynamicCache()
+    cache.update(torch.rand(1, 1, 3, 4), torch.rand(1, 1, 3, 4), 0)
+    execution_log(cache).append(random_trace(1, 3, torch.Generator().manual_seed(0)), 0)
+    twin = copy.deepcopy(cache)
+    twin.crop(-1)
+    assert execution_log(twin).trace.cost.shape == (1, 2) and execution_log(cache).trace.cost.shape == (1, 3)
+    read = pickle.loads(pickle.dumps(cache))
+    assert type(read) is DynamicCache and read.get_seq_length() == 3 and not hasattr(read, "execution_log")
+
+
+def test_tokens_that_something_else_cached_are_not_counted():
+    log, generator = ExecutionLog(), torch.Generator().manual_seed(0)
+    step = random_trace(2, 3, generator)
+    log.append(step, 10)  # ten tokens were there before
+    torch.testing.assert_close(log.cost_since(11), step.cost[:, 1:].double().sum(dim=1))
+    assert log.places.tolist() == [10, 11, 12]
+    log.trim(12)
+    assert log.trace.cost.shape == (2, 2)
+    log.append(step, 11)  # a crop that nobody told of
+    assert log.places.tolist() == [10, 11, 12, 13]

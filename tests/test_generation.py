@@ -8,7 +8,8 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import Action
-from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput, budget_tensor, moved_budget
+from modeling_anee.budgets import budget_tensor, moved_budget
+from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 

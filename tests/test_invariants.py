@@ -85,7 +85,7 @@ def test_3_scoring_is_decoding(data):
         parts.append(model(ids[:, start:stop], past_key_values=cache, energy_budget=budget))
         cache = parts[-1].past_key_values
     torch.testing.assert_close(torch.cat([part.logits for part in parts], dim=1), whole.logits, **CLOSE)
-    trace = cache.layers[-1].trace
+    trace = cache.execution_log.trace
     assert torch.equal(trace.actions, whole.execution.actions)
     torch.testing.assert_close(trace.cost, whole.execution.cost)
 
@@ -144,7 +144,7 @@ def test_5_cache_operations_keep_everything_true(data):
     expected = model(torch.cat((rows, last), dim=1), energy_budget=budget)
     output = model(last, past_key_values=cache, energy_budget=budget)
     torch.testing.assert_close(output.logits, expected.logits[:, -2:], **CLOSE)
-    assert torch.equal(cache.layers[-1].trace.actions, expected.execution.actions)
+    assert torch.equal(cache.execution_log.trace.actions, expected.execution.actions)
 
 
 @every_model

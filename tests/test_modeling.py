@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from modeling_anee import AneeConfig, ExecutionTrace, execution
 from modeling_anee.actions import Action
 from modeling_anee.cache import AneeCache
+from modeling_anee.compatibility import cache_argument
 
 from .tiny import BRIDGES, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
@@ -175,13 +176,13 @@ def test_cache_is_left_alone_by_a_refused_call():
     cache = model(ids).past_key_values
     with pytest.raises(ValueError, match="energy_budget"):
         model(ids, past_key_values=cache, energy_budget=3.0)
-    assert cache.get_seq_length() == ids.shape[1] and cache.layers[-1].trace.cost.shape[1] == ids.shape[1]
+    assert cache.get_seq_length() == ids.shape[1] and cache.execution_log.trace.cost.shape[1] == ids.shape[1]
 
 
 def test_a_user_cache_made_by_the_base_goes_on():
     base, ids, more = tiny_base(), token_ids(), token_ids(2, 3, seed=7)
     cache = DynamicCache(config=base.config)
-    base(ids, past_key_values=cache)
+    base(ids, **cache_argument(cache))
     expected = base(torch.cat((ids, more), dim=1)).logits[:, -3:]
     torch.testing.assert_close(wrap(base)(more, past_key_values=cache).logits, expected)
 

@@ -138,8 +138,8 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, met
     cases: dict[str, Callable[[], Any]] = {}
     for name, budget in budgets.items():
         other = wrapped.get(name, model)
-        cache = other(ids, energy_budget=1.0, use_cache=True, logits_to_keep=1).past_key_values
-        cases[name] = partial(other, ids[:, -1:], past_key_values=cache, energy_budget=budget, logits_to_keep=1)
+        cache = other(ids, energy_budget=1.0, use_cache=True, logits_to_keep=1).cache
+        cases[name] = partial(other, ids[:, -1:], cache=cache, energy_budget=budget, logits_to_keep=1)
     runs = interleave(cases, steps, meter)
     dense = runs.pop("dense")
     return {

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..actions import Action
 from ..execution import Ledger, Step
 from ..modeling_anee import AneeForCausalLM
+from ..positions import token_places
 
 
 def begin(model: AneeForCausalLM, ids: Tensor) -> tuple[Tensor, Step]:
@@ -19,8 +20,7 @@ def begin(model: AneeForCausalLM, ids: Tensor) -> tuple[Tensor, Step]:
     hidden = stack.add_positions(stack.embed_tokens(ids), positions)
     step = Step(
         budget=torch.zeros(rows, tokens, dtype=torch.float64),
-        index=torch.arange(tokens).expand(rows, tokens),
-        valid=torch.ones(rows, tokens, dtype=torch.bool),
+        places=token_places(None, None, 0, rows, tokens, has_cache=False),
         rotations=stack.rotations(hidden, positions),
         masks=stack.masks(hidden, None, None, positions),
         cache=None,
