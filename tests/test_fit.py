@@ -88,7 +88,7 @@ IMPORTS = """
 import os, signal, sys
 from pathlib import Path
 import pytest
-from modeling_anee.training import checkpoint
+from modeling_anee.data import files
 from modeling_anee.training.fit import fit
 from tests.workshop import recipe_of, use_stages
 """
@@ -99,7 +99,7 @@ def kill_before_the_second_checkpoint(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 
-checkpoint.os.replace = kill_before_the_second_checkpoint
+files.os.replace = kill_before_the_second_checkpoint
 """
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_was_killed_while_it_saved_ends_as_an_undisturbed_one(worksho
     (tmp_path / "script.py").write_text(IMPORTS + KILL + FIT)
     killed = in_processes(tmp_path / "script.py", workshop, folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (folder / "checkpoint-bridges.safetensors.part").exists()
+    assert list(folder.glob(".checkpoint-bridges.safetensors.*.part"))
     use_stages(monkeypatch, updates=UPDATES)
     steps = Run.open(recipe_of(workshop), folder, workshop / "data").load("bridges")[0]
     assert steps == 3, "the checkpoint before is whole"

@@ -1,14 +1,13 @@
 """Runs: folders, checkpoints, the log, and randomness that is a function of the step."""
 
 import json
-import os
 import sys
 import types
 
 import pytest
 import torch
 
-from modeling_anee.training.checkpoint import load_optimizer, optimizer_tensors, read_tensors, write_atomically, write_tensors
+from modeling_anee.training.checkpoint import load_optimizer, optimizer_tensors, read_tensors, write_tensors
 from modeling_anee.training.log import RunLog
 from modeling_anee.training.run import Run
 
@@ -165,21 +164,6 @@ def test_values_that_json_cannot_hold_are_refused_before_anything_is_written(tmp
     with pytest.raises(ValueError, match="as JSON"):
         write_tensors(tmp_path / "file", {}, {"x": torch.ones(1)})
     assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "file", b"old")
-
-    def interrupted(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "file", b"new")
-    monkeypatch.undo()
-    assert (tmp_path / "file").read_bytes() == b"old"
-    write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_weights_of_another_version_are_refused(workshop, tmp_path):

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..data.files import write_file
 from ..trace import ExecutionTrace
-from ..training.checkpoint import write_atomically
 
 
 DPI = 110
@@ -34,7 +34,7 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(buffer, format=Path(path).suffix[1:].lower(), dpi=DPI)
     finally:
         pyplot.close(figure)
-    write_atomically(Path(path), buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def check_ending(path: str | os.PathLike) -> None:

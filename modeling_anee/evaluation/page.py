@@ -10,11 +10,10 @@ import html
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ..actions import Action
+from ..data.files import write_file
 from ..trace import ExecutionTrace
-from ..training.checkpoint import write_atomically
 from .page_parts import SCRIPT, STEPS, STYLE
 
 
@@ -35,7 +34,7 @@ def write_page(
     row: int = 0,
 ) -> None:
     """Write the page of one row of a generation; `page` has the arguments."""
-    write_atomically(Path(path), page(trace, tokens, prompt_length, facts, row).encode("utf-8"))
+    write_file(path, page(trace, tokens, prompt_length, facts, row))
 
 
 def page(

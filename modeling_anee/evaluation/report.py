@@ -2,16 +2,15 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from ..data.files import write_file
 
 
 def write_report(report: dict[str, Any], file: Path) -> None:
     """Write figures as JSON; what is not a finite number becomes null."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_file(file, json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_report(file: Path, verb: str, fields: tuple[str, ...], row_fields: tuple[str, ...]) -> dict[str, Any]:

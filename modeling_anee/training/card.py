@@ -10,11 +10,11 @@ from typing import Any
 from safetensors import safe_open
 
 from ..configuration_anee import AneeConfig
+from ..data.files import write_file
 from ..evaluation import comparison, samples
 from ..version import __version__
 from .card_figures import Measured, window_count
 from .card_metadata import CURVE, HEATMAP, About, base_name, front_matter
-from .checkpoint import write_atomically
 from .recipe import Recipe, read_recipe
 from .text import name_of
 
@@ -64,9 +64,9 @@ def write_card(artifact: Path, recipes: list[Path], measured: Measured, about: A
     ]
     for file, content in pictures.items():
         if content is not None:
-            write_atomically(artifact / file, content)
+            write_file(artifact / file, content)
     card = artifact / "README.md"
-    write_atomically(card, ("\n\n".join(sections) + "\n").encode())
+    write_file(card, "\n\n".join(sections) + "\n")
     return card
 
 

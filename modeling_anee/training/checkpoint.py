@@ -1,7 +1,6 @@
-"""Files that a kill at any moment leaves whole: the old one or the new one. And what a checkpoint has in it."""
+"""What a checkpoint has in it: named tensors and values, and the state of an optimiser."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..data.files import write_file
 
-PART = ".part"  # ending of files that are being written
+
 OPTIMIZER = "optimizer/"  # begins the names of an optimiser's tensors
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file by way of a sibling on the disk, so that it is never half-written."""
-    part = path.with_name(path.name + PART)
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
@@ -39,7 +29,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         raise ValueError(f"values={values!r} is not allowed: {path.name} holds values as JSON ({error})") from error
     # Cloned, since safetensors refuses tensors that share a storage.
     copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    write_atomically(path, save(copies, metadata={"values": text}))
+    write_file(path, save(copies, metadata={"values": text}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

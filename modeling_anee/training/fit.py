@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import PART, write_atomically
+from ..data.files import whole_folder, write_file
 from .recipe import STAGE_NAMES, Recipe
 from .run import Run
 
@@ -67,15 +65,9 @@ def export(run: Run) -> Path:
     """
     artifact = run.folder / "artifact"
     if run.accelerator.is_main_process:
-        part, old = (artifact.with_name(artifact.name + ending) for ending in (PART, ".old"))
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        run.model.save_pretrained(part, tokenizer=run.tokenizer, state_dict=in_half(run.own()))
-        compact(part / "tokenizer.json")
-        if artifact.exists():
-            os.replace(artifact, old)
-        os.replace(part, artifact)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(artifact) as part:
+            run.model.save_pretrained(part, tokenizer=run.tokenizer, state_dict=in_half(run.own()))
+            compact(part / "tokenizer.json")
     run.accelerator.wait_for_everyone()
     return artifact
 
@@ -97,4 +89,4 @@ def compact(file: Path) -> None:
     """Rewrite a JSON file without spaces and escapes; nothing is done where there is none."""
     if file.is_file():
         content = json.loads(file.read_text(encoding="utf-8"))
-        write_atomically(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
+        write_file(file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
+from ..data.files import write_file
 from ..learned import allowed_actions
 from ..modeling_anee import AneeForCausalLM
 from .losses import kl_divergence
@@ -164,4 +165,4 @@ def write_map(run: Run, search: Search) -> None:
     """Keep what was measured beside the other results of the run."""
     if run.accelerator.is_main_process:
         alone = [{"layer": layer, "action": Action(action).name, "kl": kl} for layer, action, kl in search.first]
-        (run.folder / "importance.json").write_text(json.dumps({"alone": alone, "plans": search.plans}, indent=1) + "\n")
+        write_file(run.folder / "importance.json", json.dumps({"alone": alone, "plans": search.plans}, indent=1) + "\n")

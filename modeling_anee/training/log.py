@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from ..data.files import append_line, write_file
 
 
 class RunLog:
@@ -30,7 +30,7 @@ class RunLog:
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if not _written_again(line, stage, step)]
             if kept != lines:
-                write_atomically(self.path, "".join(kept).encode())
+                write_file(self.path, "".join(kept))
         self.close()
         if self._writer_class is not None:
             self._writer = self._writer_class(self.path.parent / "tensorboard" / stage, purge_step=step)
@@ -45,8 +45,7 @@ class RunLog:
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise ValueError(f"stage {stage}, step {step}: {name}={value} is not a finite number")
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": step} | numbers) + "\n")
+        append_line(self.path, json.dumps({"stage": stage, "step": step} | numbers))
         if self._writer is not None:
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ..data.progress import progress
 from ..modeling_anee import AneeForCausalLM
 from .bases import load_base_of
 from .checkpoint import read_tensors, write_tensors
@@ -207,14 +206,11 @@ class Run:
             self.run_log.write(stage, step, numbers)
 
     def track(self, total: int, description: str, start: int = 0) -> Iterator[int]:
-        """Steps from `start` to `total`, with a progress bar on stderr (main process only)."""
-        columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        quiet = not self.accelerator.is_main_process
-        with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=quiet) as progress:
-            task = progress.add_task(description, total=total, completed=start)
+        """Steps from `start` to `total`, with progress on stderr (main process only)."""
+        with progress(description, total, start, keep=True) as advance:
             for step in range(start, total):
                 yield step
-                progress.advance(task)
+                advance(1)
 
     # Several processes
 

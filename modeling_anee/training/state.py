@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import PART, write_atomically
+from ..data.files import is_part, write_file
 from .recipe import Recipe
 
 
@@ -32,7 +32,7 @@ class RunState:
         new = cls(recipe.model_dump(), recipe.digest())
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if NAME not in found:
-            if found - {NAME + PART}:
+            if not all(map(is_part, found)):
                 raise ValueError(f"{folder} is not empty and holds no run: give another folder for the output")
             return new
         try:
@@ -46,7 +46,7 @@ class RunState:
 
     def write(self, folder: Path) -> None:
         """Write `run.json`."""
-        write_atomically(folder / NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_file(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
