@@ -141,6 +141,34 @@ def test_two_processes_end_where_one_does(workshop, undisturbed, tmp_path):
     assert len(entries) == len(lines)
 
 
+def test_a_run_whose_second_stage_diverged_ends_under_a_better_recipe_as_one_that_never_had_another(
+    workshop, tmp_path, monkeypatch
+):
+    use_stages(monkeypatch, stop_once("supervised", 4))
+    with pytest.raises(Interrupted):
+        fit(recipe_of(workshop), tmp_path / "run", workshop / "data")
+    stages = recipe_fields(workshop)["stages"]
+    better = recipe_of(workshop, stages=stages | {"supervised": stages["supervised"] | {"learning_rate": 0.001}})
+    work = tmp_path / "run" / "checkpoint-supervised.safetensors"
+    with pytest.raises(ValueError, match=f"in the midst of supervised: delete {work}"):
+        fit(better, tmp_path / "run", workshop / "data")
+    work.unlink()
+    for folder in ("run", "fresh"):
+        fit(better, tmp_path / folder, workshop / "data")
+    assert results(tmp_path / "run") == results(tmp_path / "fresh")
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(workshop, tmp_path, monkeypatch):
+    def second(stage, step):
+        with pytest.raises(ValueError, match=f"{tmp_path} is in use by another run"):
+            fit(recipe_of(workshop), tmp_path, workshop / "data")
+
+    use_stages(monkeypatch, second)
+    fit(recipe_of(workshop), tmp_path, workshop / "data")
+    use_stages(monkeypatch)
+    fit(recipe_of(workshop), tmp_path, workshop / "data")
+
+
 def test_training_changed_our_modules_and_only_them(workshop, undisturbed):
     artifact = AneeForCausalLM.from_pretrained(undisturbed / "artifact").state_dict()
     untrained = Run.open(recipe_of(workshop), workshop / "untrained", workshop / "data").model.state_dict()

@@ -12,7 +12,7 @@ from modeling_anee.training.log import RunLog
 from modeling_anee.training.run import Run
 
 from .tiny import token_ids
-from .workshop import make_workshop, recipe_fields, recipe_of
+from .workshop import make_workshop, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,6 @@ def test_a_stage_may_not_set_what_the_base_decides(workshop, tmp_path):
     with pytest.raises(ValueError, match="no field 'base_fingerprint' to set"):
         run.finish("bridges", {"base_fingerprint": "x"})
     assert open_run(workshop, tmp_path).done == []
-
-
-def test_a_run_of_another_recipe_is_refused_with_what_differs(workshop, tmp_path):
-    open_run(workshop, tmp_path)
-    stages = recipe_fields(workshop)["stages"]
-    stages["bridges"]["steps"] = 8
-    with pytest.raises(ValueError, match=r"another recipe \(it differs in seed, stages\.bridges\.steps\)"):
-        open_run(workshop, tmp_path, seed=4, stages=stages)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(workshop, tmp_path):
@@ -251,6 +243,13 @@ def test_windows_are_made_once(workshop, tmp_path):
         run.windows("calibrate")
 
 
+def test_windows_of_another_recipe_are_made_again(workshop, tmp_path):
+    first = open_run(workshop, tmp_path).windows("train")
+    again = open_run(workshop, tmp_path, length=10)
+    assert again.state.done == [] and again.windows("train").shape == (40, 10) and first.shape == (50, 8)
+    assert torch.equal(open_run(workshop, tmp_path).windows("train"), first)
+
+
 # The log
 
 
@@ -266,23 +265,29 @@ def test_a_resumed_stage_drops_what_it_will_log_again(workshop, tmp_path):
     run.save("bridges", 4, {})
     with run.run_log.path.open("a") as file:
         file.write('{"stage": "exits", "st')  # torn by a crash
-    run.begin("bridges")
+    run.run_log.begin("bridges", 4, done=["exits"])
     assert lines(run) == [
         entry
         for step in range(6)
         for entry in ({"stage": "bridges", "step": step, "loss": step / 2}, {"stage": "exits", "step": step, "loss": 1})
         if entry["stage"] == "exits" or step < 4
     ]
+    run.begin("bridges")
+    assert [entry["stage"] for entry in lines(run)] == ["bridges"] * 4, "a stage that is not done has no lines beside it"
     run.begin("exits")
-    assert [entry["step"] for entry in lines(run)] == [0, 1, 2, 3]
+    assert lines(run) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_errors(workshop, tmp_path, value):
     run = open_run(workshop, tmp_path)
-    with pytest.raises(ValueError, match=f"stage bridges, step 3: loss={value} is not a finite number"):
+    wrong = rf"stage bridges, step 3: loss={value} is not a finite number\. To begin the stage bridges again, change "
+    with pytest.raises(ValueError, match=wrong + r"stages\.bridges in the recipe, a lower learning_rate for example, and give"):
         run.log("bridges", 3, kl=1.0, loss=value)
     assert not run.run_log.path.exists()
+    run.save("bridges", 2, run.own())
+    with pytest.raises(ValueError, match=f"for example, delete {tmp_path / 'checkpoint-bridges.safetensors'}, and give"):
+        run.log("bridges", 3, loss=value)
 
 
 def test_without_tensorboard_the_error_names_the_extra(workshop, tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ def progress(title: str, total: int, done: int = 0, keep: bool = False) -> Itera
     if not is_first_process():
         yield lambda count: None
     elif console.is_interactive:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times
         with Progress(*columns, console=console, transient=not keep) as bar:
             yield partial(bar.advance, bar.add_task(title, total=total, completed=done))
     else:

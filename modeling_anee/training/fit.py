@@ -1,5 +1,6 @@
 """The stages of a fit in their order, and the artifact at its end."""
 
+import contextlib
 import importlib
 import json
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..data.files import whole_folder, write_file
+from .lock import only_run_in
 from .recipe import STAGE_NAMES, Recipe
-from .run import Run
+from .run import Run, make_accelerator
 
 
 def _run_module(name: str, run: Run) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def fit(recipe: Recipe, folder: Path, data_dir: Path, only: str | None = None) -
 
     Args:
         recipe: what to fit to which base.
-        folder: the run's folder; new, or of an interrupted run of the same recipe, which goes on.
+        folder: the run's folder; new, or of an interrupted run, which goes on. No other may be at work there.
         data_dir: folder of the recipe's text files.
         only: run just this stage; those before it must be done.
 
@@ -40,11 +42,12 @@ def fit(recipe: Recipe, folder: Path, data_dir: Path, only: str | None = None) -
     if only is not None and only not in recipe.planned:
         allowed = ", ".join(recipe.planned) or "none"
         raise ValueError(f"stage={only!r} is not allowed: the stages of this recipe are: {allowed}")
-    run = Run.open(recipe, folder, data_dir)
-    for name in _to_run(recipe, run.done, only):
-        run.begin(name)
-        run.finish(name, STAGES[name](run))
-    return export(run)
+    with only_run_in(folder) if make_accelerator(recipe.device).is_main_process else contextlib.nullcontext():
+        run = Run.open(recipe, folder, data_dir)
+        for name in _to_run(recipe, run.done, only):
+            run.begin(name)
+            run.finish(name, STAGES[name](run))
+        return export(run)
 
 
 def _to_run(recipe: Recipe, done: list[str], only: str | None) -> list[str]:

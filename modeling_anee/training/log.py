@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ class RunLog:
         self._writer_class: Any = _summary_writer() if tensorboard else None
         self._writer: Any = None
 
-    def begin(self, stage: str, step: int) -> None:
-        """Go on with a stage at a step: what it wrote of this and later steps is dropped, since it will write it again."""
+    def begin(self, stage: str, step: int, done: Collection[str] = ()) -> None:
+        """Go on with a stage at a step: what it wrote of this and later steps is dropped, since it will write it again.
+
+        So is what other stages wrote that are not done: their turn came under another recipe.
+        """
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if not _written_again(line, stage, step)]
+            kept = [line for line in lines if _stays(line, stage, step, done)]
             if kept != lines:
                 write_file(self.path, "".join(kept))
         self.close()
@@ -57,12 +61,12 @@ class RunLog:
             self._writer = None
 
 
-def _written_again(line: str, stage: str, step: int) -> bool:
+def _stays(line: str, stage: str, step: int, done: Collection[str]) -> bool:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
-        return True  # torn by a crash
-    return entry["stage"] == stage and entry["step"] >= step
+        return False  # torn by a crash
+    return entry["step"] < step if entry["stage"] == stage else entry["stage"] in done
 
 
 def _summary_writer() -> Any:

@@ -173,6 +173,11 @@ class Recipe(Section):
         """Names of the stages to run, in order."""
         return [name for name in STAGE_NAMES if getattr(self.stages, name) is not None]
 
+    def text_of(self, part: str) -> dict[str, Any]:
+        """All that decides the windows of a part of the text, besides the files themselves."""
+        fields = self.model_dump()
+        return {name: fields[name] for name in ("base", "seed", "length")} | {"sources": fields["text"][part]}
+
     def digest(self) -> str:
         """A hash of every field, defaults included."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()

@@ -17,9 +17,9 @@ from .bases import load_base_of
 from .checkpoint import read_tensors, write_tensors
 from .log import RunLog
 from .randomness import derive_seed, seeded
-from .recipe import Recipe, check_anee_fields
+from .recipe import LongStage, Recipe, check_anee_fields
 from .start import Start
-from .state import RunState
+from .state import RunState, work_of
 from .text import token_windows
 
 
@@ -98,13 +98,14 @@ class Run:
             ValueError: the recipe gives no text for it, or too little for one window.
         """
         path = self.folder / f"windows-{part}.safetensors"
-        if self.accelerator.is_main_process and not path.exists():
-            sources = getattr(self.recipe.text, part)
+        if self.accelerator.is_main_process:
+            sources, made_of = getattr(self.recipe.text, part), self.recipe.text_of(part)
             if not sources:
                 raise ValueError(f"text.{part}=[] is not allowed: a stage needs text from it")
-            seed = derive_seed(self.recipe.seed, "text", part)
-            windows = token_windows(sources, self.tokenizer, self.recipe.length, self.data_dir, seed, self.model.base)
-            write_tensors(path, {"windows": windows})
+            if not path.exists() or read_tensors(path)[1] != made_of:  # a run that did nothing may have another recipe now
+                seed = derive_seed(self.recipe.seed, "text", part)
+                windows = token_windows(sources, self.tokenizer, self.recipe.length, self.data_dir, seed, self.model.base)
+                write_tensors(path, {"windows": windows}, made_of)
         self.accelerator.wait_for_everyone()
         return read_tensors(path)[0]["windows"]
 
@@ -140,7 +141,7 @@ class Run:
         """Go on with a stage at its checkpoint, or from its beginning; what it logged of later steps is dropped."""
         saved = self.load(stage)
         if self.run_log is not None:
-            self.run_log.begin(stage, 0 if saved is None else saved[0])
+            self.run_log.begin(stage, 0 if saved is None else saved[0], self.done)
 
     def save(self, stage: str, step: int, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
         """Write the stage's one checkpoint.
@@ -194,16 +195,28 @@ class Run:
         self.model.load_state_dict(kept, strict=False)
 
     def _checkpoint(self, stage: str) -> Path:
-        return self.folder / f"checkpoint-{stage}.safetensors"
+        return work_of(stage, self.folder)
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
         """Write one line of numbers to `log.jsonl` (main process only).
 
         Raises:
-            ValueError: a number is not finite.
+            ValueError: a number is not finite: the stage has diverged; the message says how to begin it again.
         """
         if self.run_log is not None:
-            self.run_log.write(stage, step, numbers)
+            try:
+                self.run_log.write(stage, step, numbers)
+            except ValueError as error:
+                raise ValueError(f"{error}. {self._how_to_begin_again(stage)}") from error
+
+    def _how_to_begin_again(self, stage: str) -> str:
+        rate = ", a lower learning_rate for example" if isinstance(self.settings(stage), LongStage) else ""
+        work = self._checkpoint(stage)
+        delete = f", delete {work}" if work.exists() else ""
+        return (
+            f"To begin the stage {stage} again, change stages.{stage} in the recipe{rate}{delete}, and give the same command: "
+            "the stages before it are kept"
+        )
 
     def track(self, total: int, description: str, start: int = 0) -> Iterator[int]:
         """Steps from `start` to `total`, with progress on stderr (main process only)."""
