@@ -17,7 +17,7 @@ EXPECTED_ERRORS = (OSError, ValueError, NotImplementedError, ImportError)
 # What to install for each extra, and what it brings that verbs import.
 EXTRAS = {
     "plots": ("modeling-anee[plots]", ("matplotlib",)),
-    "train": ("modeling-anee[train]", ("accelerate", "pydantic", "yaml")),
+    "train": ("modeling-anee[train]", ("accelerate", "filelock", "pydantic", "yaml")),
 }
 
 
