@@ -36,9 +36,28 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "proxi
 
 
 def cache_folder() -> Path:
-    """Where bases that `anee` converted are kept: `ANEE_CACHE`, by default `anee` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anee"
-    return Path(os.environ.get(CACHE_VARIABLE) or default)
+    """Where bases that `anee` converted are kept: `ANEE_CACHE`, by default `anee` in the user's cache folder.
+
+    Raises:
+        OSError: neither `ANEE_CACHE` nor `XDG_CACHE_HOME` is set, and the user has no home folder.
+    """
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "anee"
+    home = os.path.expanduser("~")
+    if home == "~":  # it stays as it is for a user without one
+        raise OSError(f"you have no home folder to keep a cache in: set {CACHE_VARIABLE} to a folder")
+    return Path(home) / ".cache" / "anee"
+
+
+def _folders_of_copies() -> list[str]:
+    """Folders that may hold copies of bases; a user without a home folder may have no cache."""
+    folders = [folder for folder in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if folder]
+    try:
+        return [*folders, str(cache_folder())]
+    except OSError:
+        return folders
 
 
 def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str, str | None]:
@@ -61,8 +80,7 @@ def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str
         if os.path.isdir(artifact):
             return str((Path(artifact) / name).resolve()), None
         return str(artifact), name.removeprefix("./")
-    folders = [folder for folder in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if folder]
-    for folder in [*folders, str(cache_folder())]:
+    for folder in _folders_of_copies():
         for spelling in (name, name.replace("/", "--"), name.rsplit("/", 1)[-1]):
             candidate = Path(folder) / spelling
             if (candidate / "config.json").is_file():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_anee import AneeConfig, AneeForCausalLM
-from modeling_anee.loading import find_base
+from modeling_anee.loading import cache_folder, find_base
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
 
@@ -290,6 +290,30 @@ def test_another_copy_of_the_base_may_stand_in(base_folder, tmp_path, monkeypatc
         monkeypatch.setenv("ANEE_BASE_PATH", f"{tmp_path / 'nothing'}{os.pathsep}{folder}")
         assert find_base("someone/the-base") == (str(folder / spelling), None)
         torch.testing.assert_close(AneeForCausalLM.from_pretrained(artifact)(token_ids()).logits, expected)
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without HOME and without an entry among the users, as in a container that was told to run as some number."""
+
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    for name in ("HOME", "ANEE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_home_folder_bases_are_found(homeless, tmp_path, monkeypatch):
+    for name in ("cache/anee/org--base", "own/org--base"):
+        tiny_base().config.save_pretrained(tmp_path / name)
+    assert find_base("org/base") == ("org/base", None)
+    with pytest.raises(OSError, match="no home folder.*set ANEE_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_base("org/base")[0] == str(tmp_path / "cache" / "anee" / "org--base")
+    monkeypatch.setenv("ANEE_CACHE", str(tmp_path / "own"))
+    assert find_base("org/base")[0] == str(tmp_path / "own" / "org--base")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
