@@ -1,16 +1,30 @@
-# Everything runs in an environment of its own; `make demo` and `make test` need nothing but Python and make.
+# `make demo` and `make test` need nothing but Python and make. They install what constraints.txt says, whatever was released since.
 PYTHON ?= python3
 VENV ?= .venv
-# On Linux PyPI's torch comes with CUDA; set TORCH to another requirement to choose.
+# Any torch since 2.7 goes with the locked set. PyPI's brings CUDA along on Linux; set TORCH to another requirement to choose.
 TORCH ?= torch==2.13.0
+# The oldest transformers that is supported. `make newest` takes the newest that there is.
+OLDEST = 5.23.0
+# Tests of what transformers has no part in, left out by `make oldest` and `make newest`.
+ELSEWHERE = budget_curve card comparison controls costs depth energy heatmap hub_scripts kernels logging packaging page recipe text
 
-.PHONY: demo test slow quality bench clean
+TEST = bin/python -m pytest -n auto --dist loadfile
+
+.PHONY: demo test newest oldest slow quality bench lock clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/anee demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/$(TEST)
+
+newest: $(VENV)-newest/ready
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade transformers
+	$(VENV)-newest/$(TEST) $(ELSEWHERE:%=--ignore tests/test_%.py)
+
+oldest: $(VENV)-oldest/ready
+	$(VENV)-oldest/bin/python -m pip install --quiet "transformers==$(OLDEST)"
+	$(VENV)-oldest/$(TEST) $(ELSEWHERE:%=--ignore tests/test_%.py)
 
 slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m slow -rP
@@ -23,11 +37,20 @@ quality: $(VENV)/ready
 bench: $(VENV)/ready
 	$(VENV)/bin/anee bench
 
-$(VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet "$(TORCH)"
-	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+%/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --constraint constraints.txt pip setuptools
+	$*/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$*/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# torch and the CUDA that its version names are left out: TORCH chooses them.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet uv==0.13.9
+	echo "$(TORCH)" | $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --extra dev --output-file $(VENV)-lock/constraints.txt --upgrade pyproject.toml -
+	grep -vE "^(torch|triton|cuda-.*|nvidia-[^m].*)==" $(VENV)-lock/constraints.txt > constraints.txt
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-lock build dist *.egg-info

@@ -21,9 +21,9 @@ from .workshop import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 # What a checkout has besides what is in git.
-NOT_SOURCE = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist")
+NOT_SOURCE = (".git", ".venv*", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist")
 NOT_SOURCE += ("anee_demo", "anee_bench.json")  # what `make demo` and `make bench` leave
-EXTRAS = "plots demo train train-data tensorboard evaluate lm-eval energy serve dev".split()
+EXTRAS = "tested plots demo train train-data tensorboard evaluate lm-eval energy serve dev".split()
 # What only extras bring; pydantic and yaml also come with other libraries.
 LIBRARIES = "accelerate datasets evaluate gguf lm_eval matplotlib peft pynvml tensorboard".split()
 # Run with the unpacked wheel and none of these libraries.
@@ -99,7 +99,7 @@ def test_the_source_distribution_is_the_checkout(built):
 
 
 def test_the_metadata_names_dependencies_extras_and_the_command(metadata, built):
-    assert metadata["Version"] == modeling_anee.__version__ and metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Version"] == modeling_anee.__version__ and metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("Provides-Extra") == EXTRAS
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
