@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import pickle
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from modeling_anee.base_model import BaseStack
 from modeling_anee.cache import MIN_CAPACITY, AneeCache, AneeCacheLayer
 
-from .tiny import FAMILIES, LAYERS, tiny_base
+from .tiny import FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 HIDDEN = 32
@@ -286,3 +287,32 @@ def test_a_cache_has_a_layer_per_block_and_passes_everything_on():
             same((cache.layers[index].keys, cache.layers[index].values), (keys[1:, :, :3], values[1:, :, :3]))
     cache.reset()
     assert [layer.get_seq_length() for layer in cache.layers] == [0] * LAYERS
+
+
+def test_a_pickled_cache_holds_keys_and_values_and_nothing_of_the_base():
+    model, ids = wrap(**{"plans": ["PSSP"]}), token_ids()
+    whole = model(ids, energy_budget=0.0).logits
+    cache = model(ids[:, :-2], energy_budget=0.0).cache  # two layers have pending tokens
+    data = pickle.dumps(cache)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert len(data) < held + 16_000
+    read = pickle.loads(data)
+    torch.testing.assert_close(model(ids[:, -2:], cache=read, energy_budget=0.0).logits, whole[:, -2:])
+    assert read.execution_log.trace.cost.shape[1] == ids.shape[1]
+
+
+def test_a_backward_goes_through_several_cached_steps():
+    model, ids = wrap(controller="plan", plans=["PSFP"], bridge_rank=4, ffn_bridge_rank=4), token_ids()
+    parameters = [p for p in model.bridges.parameters()]
+
+    def gradients(logits):
+        return torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True)
+
+    whole = gradients(model(ids, energy_budget=0.0, use_cache=False).logits)
+    cache, parts = None, []
+    for part in ids.split((5, 1, 6), dim=1):
+        output = model(part, cache=cache, energy_budget=0.0, use_cache=True)
+        cache = output.cache
+        parts.append(output.logits)
+    for found, expected in zip(gradients(torch.cat(parts, dim=1)), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)

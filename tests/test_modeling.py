@@ -195,3 +195,10 @@ def test_seeds_and_repeats_give_the_same_result():
     second = model(ids, energy_budget=0.5)
     assert torch.equal(first.logits, second.logits) and torch.equal(first.execution.actions, second.execution.actions)
     assert first.logits.shape == (2, 12, VOCABULARY)
+
+
+@pytest.mark.parametrize("budget", [0.6, 1.0])
+def test_a_compiled_model_gives_the_same(budget):
+    model, ids = wrap(), token_ids()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(ids, energy_budget=budget).logits, model(ids, energy_budget=budget).logits)

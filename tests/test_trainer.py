@@ -126,3 +126,12 @@ def test_a_batch_at_full_budget_teaches_nothing_and_that_is_said_once(model, tmp
     trainer_of(model, tmp_path / "run", rows(energy_budget=[1.0] * 8)).train()
     torch.testing.assert_close(weights(model), before)
     assert len([message for message in said if "nothing that can be trained was run" in message]) == 1
+
+
+@pytest.mark.parametrize("budget", [0.6, 1.0])
+def test_label_smoothing_trains_and_a_batch_that_teaches_nothing_does_not_end_it(model, tmp_path, budget):
+    model.config.energy_budget = budget
+    before = weights(model)
+    trainer_of(model, tmp_path / "run", label_smoothing_factor=0.1).train()
+    changed = any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert changed == (budget < 1.0)
