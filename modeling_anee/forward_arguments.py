@@ -37,10 +37,10 @@ def loss_keywords(keywords: dict[str, Any], position_ids: Tensor | None) -> dict
     return {name: value for name, value in given.items() if name in FOR_LOSS}
 
 
-def hidden_states_selected(states: tuple[Tensor, ...], selection: bool | int | list[int] | None) -> tuple[Tensor, ...]:
-    """All hidden states [B, T, D], or those at the indices, in their own order; an index out of range selects nothing."""
+def hidden_states_selected(states: tuple[Tensor, ...], selection: bool | int | list[int] | None) -> tuple[Tensor | None, ...]:
+    """All hidden states [B, T, D], or those at the indices and None for the others; an index out of range selects nothing."""
     if isinstance(selection, bool) or selection is None:
         return states
     count, indices = len(states), [selection] if isinstance(selection, int) else list(selection)
     wanted = {index % count for index in indices if -count <= index < count}
-    return tuple(state for index, state in enumerate(states) if index in wanted)
+    return tuple(state if index in wanted else None for index, state in enumerate(states))

@@ -353,7 +353,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if use_cache and cache is None:
             cache = AneeCache(self.stack.blocks)
         hidden, step = self._begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)
-        kept: list[Tensor] | None = None if output_hidden_states is None or output_hidden_states is False else []
+        kept: list[Tensor] | None = [] if output_hidden_states else None
         hidden, trace = self.executor.run(hidden, step, kept)
         if cache is not None:
             execution_log(cache).append(trace, step.past)
