@@ -37,7 +37,7 @@ def loss_keywords(keywords: dict[str, Any], position_ids: Tensor | None) -> dict
     return {name: value for name, value in given.items() if name in FOR_LOSS}
 
 
-def hidden_states_selected(states: tuple[Tensor, ...], selection: bool | int | list[int] | None) -> tuple[Tensor | None, ...]:
+def hidden_states_selected(states: tuple[Tensor, ...], selection: bool | int | list[int] | None) -> tuple[Any, ...]:
     """All hidden states [B, T, D], or those at the indices and None for the others; an index out of range selects nothing."""
     if isinstance(selection, bool) or selection is None:
         return states

@@ -1,4 +1,4 @@
-"""The locked set-up: exact versions of all that `make` installs, on every system, and the releases of transformers that it covers."""
+"""The locked set-up: exact versions of all that `make` installs, on every system, and the window of releases of transformers."""
 
 import re
 import tomllib
