@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
-from modeling_anee.cli import smollm2
 from modeling_anee.cli.main import app
+from modeling_anee.data import smollm2
 from modeling_anee.evaluation.report import read_report, write_report
 from modeling_anee.training.card import PNG, quality, write_card
 from modeling_anee.training.card_figures import Measured

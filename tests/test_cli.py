@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from typer.testing import CliRunner
 
 import modeling_anee
-from modeling_anee.cli import smollm2
 from modeling_anee.cli.main import app
+from modeling_anee.data import smollm2
 
 from .tiny import BRIDGES, VOCABULARY, tiny_base, wrap
 

@@ -16,8 +16,8 @@ import yaml
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from modeling_anee.cli import smollm2
 from modeling_anee.cli.main import app
+from modeling_anee.data import smollm2
 from modeling_anee.training.recipe import STAGE_NAMES
 
 from .tiny import BRIDGES, tiny_base, wrap

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.cli.smollm2 import smollm2_folder
+from modeling_anee.data.smollm2 import smollm2_folder
 
 
 pytestmark = pytest.mark.slow

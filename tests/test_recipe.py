@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from modeling_anee.configuration_anee import AneeConfig
+from modeling_anee.data.section import Section
+from modeling_anee.data.sources import DatasetSource, FileSource, GeneratedSource
 from modeling_anee.training.recipe import ANEE_FIELDS, STAGE_NAMES, Recipe, read_recipe
-from modeling_anee.training.sources import DatasetSource, FileSource, GeneratedSource, Section
 
 from .workshop import recipe_fields
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_anee
 from modeling_anee.actions import parse_plan
-from modeling_anee.cli.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
+from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
 from modeling_anee.evaluation.perplexity import encode_text, ratio, score, windows
 from modeling_anee.modeling_anee import AneeForCausalLM, without_base
 from modeling_anee.training.recipe import read_recipe

@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
 from ..evaluation.energy import EnergyMeter, devices_of
 from ..evaluation.tokens import token_texts
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
 from .console import progress_bar, progress_console
-from .smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
 
 
 def load(name: str | None, controller: str | None, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -11,12 +11,12 @@ from safetensors import safe_open
 
 from ..configuration_anee import AneeConfig
 from ..data.files import write_file
+from ..data.sources import name_of
 from ..evaluation import comparison, samples
 from ..version import __version__
 from .card_figures import Measured, window_count
 from .card_metadata import CURVE, HEATMAP, About, base_name, front_matter
 from .recipe import Recipe, read_recipe
-from .text import name_of
 
 
 NOTABLE = 1.5  # perplexity ratio from which the limits speak of lower budgets

@@ -10,10 +10,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from ..configuration_anee import AneeConfig
-from .sources import KINDS, Number, Section, Source
+from ..data.bases import Base
+from ..data.section import Number, Section
+from ..data.sources import KINDS, Source
 
 
-DEMO_BASE = "smollm2-135m-instruct"
 # What a recipe or a stage may set: all that does not follow from the base.
 ANEE_FIELDS = tuple(
     field.name
@@ -23,15 +24,6 @@ ANEE_FIELDS = tuple(
 Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[Number, Field(gt=0)]
-
-
-class Base(Section):
-    """The base model."""
-
-    name: str = Field(min_length=1, description=f"Hub name or folder; {DEMO_BASE!r} is the demo's base.")
-    revision: str | None = Field(None, description="Revision on the Hub.")
-    gguf_file: str | None = Field(None, description="GGUF file in the base's repository or folder.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the base.")
 
 
 class Text(Section):

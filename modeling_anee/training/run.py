@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from ..data.bases import load_base_of
+from ..data.documents import token_windows
 from ..data.progress import progress
+from ..data.randomness import derive_seed, seeded
 from ..modeling_anee import AneeForCausalLM
-from .bases import load_base_of
 from .checkpoint import read_tensors, write_tensors
 from .log import RunLog
-from .randomness import derive_seed, seeded
 from .recipe import LongStage, Recipe, check_anee_fields
 from .start import Start
 from .state import RunState, work_of
-from .text import token_windows
 
 
 BASE_PREFIX = "base."  # of the names of what is not ours

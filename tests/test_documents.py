@@ -8,9 +8,9 @@ import types
 import pytest
 import torch
 
-from modeling_anee.training import text as text_module
-from modeling_anee.training.sources import DatasetSource, FileSource, GeneratedSource
-from modeling_anee.training.text import token_windows
+from modeling_anee.data import documents
+from modeling_anee.data.documents import token_windows
+from modeling_anee.data.sources import DatasetSource, FileSource, GeneratedSource
 
 from .tiny import VOCABULARY, tiny_base
 from .workshop import make_workshop, tiny_tokenizer, words
@@ -86,12 +86,12 @@ def test_lines_are_documents_joined_by_eos(data):
 def test_long_texts_are_read_in_pieces_with_the_same_tokens(data, monkeypatch):
     source = FileSource(file="text.txt", tokens=5000)
     whole = windows(data, source)
-    monkeypatch.setattr(text_module, "PIECE", 50)
+    monkeypatch.setattr(documents, "PIECE", 50)
     assert torch.equal(windows(data, source), whole)
 
 
 def test_no_more_is_tokenised_than_is_taken(data, monkeypatch):
-    monkeypatch.setattr(text_module, "PIECE", 50)
+    monkeypatch.setattr(documents, "PIECE", 50)
     tokenizer, seen = tiny_tokenizer(), []
 
     class Counting:

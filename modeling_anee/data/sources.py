@@ -1,19 +1,13 @@
-"""What a recipe may say about where text comes from. Reading it is done in `text.py` and `sampled.py`."""
+"""What a recipe may say about where text comes from. Reading it is done in `documents.py` and `sampled.py`."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from .section import Number, Section
 
 
 TEXT_SUFFIXES = (".txt", ".raw")
-# YAML reads 1e-3, without a point, as a string.
-Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown fields, no conversions between types, never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class FileSource(Section):
@@ -93,3 +87,10 @@ Source = Annotated[
         custom_error_message=f"Input should be a source: it has one of the fields {', '.join(KINDS)}",
     ),
 ]
+
+
+def name_of(source: FileSource | DatasetSource | GeneratedSource) -> str:
+    """What a source is called in messages and on cards."""
+    if isinstance(source, FileSource):
+        return source.file
+    return source.dataset if isinstance(source, DatasetSource) else f"generated={source.generated!r}"

@@ -2,13 +2,26 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..cli.smollm2 import BASE_FIELDS, smollm2_folder
 from ..loading import find_base
-from .recipe import DEMO_BASE, Base
+from .section import Section
+from .smollm2 import BASE_FIELDS, smollm2_folder
+
+
+DEMO_BASE = "smollm2-135m-instruct"
+
+
+class Base(Section):
+    """The base model."""
+
+    name: str = Field(min_length=1, description=f"Hub name or folder; {DEMO_BASE!r} is the demo's base.")
+    revision: str | None = Field(None, description="Revision on the Hub.")
+    gguf_file: str | None = Field(None, description="GGUF file in the base's repository or folder.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the base.")
 
 
 def load_base_of(base: Base) -> tuple[Any, Any, dict[str, Any]]:

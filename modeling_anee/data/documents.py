@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .randomness import derive_seed
 from .sampled import check_chat_template, sampled_documents
-from .sources import DatasetSource, FileSource, GeneratedSource
+from .sources import DatasetSource, FileSource, GeneratedSource, name_of
 
 
 logger = logging.get_logger("transformers.anee")
@@ -60,13 +60,6 @@ def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_di
         raise ValueError(f"the text (sources: {names}) is too short for one window of {length} tokens")
     order = torch.Generator().manual_seed(derive_seed(seed, "order"))
     return windows[torch.randperm(len(windows), generator=order)]
-
-
-def name_of(source: AnySource) -> str:
-    """What a source is called in messages and on cards."""
-    if isinstance(source, FileSource):
-        return source.file
-    return source.dataset if isinstance(source, DatasetSource) else f"generated={source.generated!r}"
 
 
 def _take(stretches: Iterable[list[int]], count: int) -> Tensor:
