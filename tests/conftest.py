@@ -9,6 +9,8 @@ from transformers.utils.logging import warning_once
 
 from modeling_anee import execution
 
+from .children import Forks
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that they start, share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -31,3 +33,11 @@ def said():
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Quickly made processes, by default without our package."""
+    made = Forks(tmp_path_factory.mktemp("home"))
+    yield made
+    made.stop()
