@@ -1,6 +1,6 @@
 """Other processes: they end in time, tell what they said, and leave nothing behind.
 
-`run` starts a program. `Forks` runs code in children of a process that has done its imports, in milliseconds instead of seconds.
+`run` starts a program. `Forks` runs code in children of a process that has done its imports, in ms instead of seconds.
 """
 
 import contextlib
@@ -96,9 +96,9 @@ class Forks:
         with ended_with_all_below(self.server):
             assert self.answer(LIMIT) == "ready"
 
-    def run(self, code: str, *arguments: object, folder: Path | None = None, installed: bool = False, **variables: str) -> Finished:
+    def run(self, code: str, *arguments: object, folder: Path | None = None, installed: bool = False) -> Finished:
         """Run code in one child, by default one that can't import our package."""
-        return self.run_together(code, *arguments, folder=folder, installed=installed, each=[variables])[0]
+        return self.run_together(code, *arguments, each=[{}], folder=folder, installed=installed)[0]
 
     def run_together(
         self,

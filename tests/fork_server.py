@@ -1,8 +1,8 @@
 """A process that has done its imports, and forks children that go on from there.
 
-A script, started by `children.Forks`; its argument is code for the imports. Every line of standard input is a list of children to run side by side, as JSON; the
-answer is the list of their return codes. What a child runs is in every other way a program of its own: its working folder,
-arguments, variables, output and end are those of `python -c`.
+A script, started by `children.Forks`; its argument is code for the imports. Every line of standard input is a list of children
+to run side by side, as JSON; the answer is the list of their return codes. In every other way a child is a program of its own:
+working folder, arguments, variables, output and end are as under `python -c`.
 """
 
 import json

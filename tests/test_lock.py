@@ -1,4 +1,4 @@
-"""The locked set-up: exact versions of all that `make` installs, on every system, and the window of releases of transformers."""
+"""The locked set-up: exact versions of all that `make` installs on every system; the window of releases of transformers."""
 
 import re
 import tomllib
@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from modeling_anee.compatibility import NEWEST, OLDEST
 
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +33,6 @@ def needed(extra):
                 yield from needed(other)
         else:
             yield requirement
-
-
-def ends_of_transformers():
-    """The oldest and the newest release that are tested."""
-    (tested,) = map(Requirement, PROJECT["optional-dependencies"]["tested"])
-    return re.fullmatch(r">=([\d.]+),<=([\d.]+)", ",".join(sorted(map(str, tested.specifier), reverse=True))).groups()
 
 
 def test_every_line_is_one_exact_version_and_tells_nothing_of_where_it_was_made():
@@ -67,9 +63,13 @@ def test_torch_is_chosen_by_the_makefile():
     assert needed.specifier.contains(next(iter(Requirement(of_makefile("TORCH")).specifier)).version)
 
 
-def test_transformers_is_locked_at_the_newest_end_of_what_is_tested():
-    oldest, newest = ends_of_transformers()
-    (locked,) = [pin for pin in LOCKED if pin.name == "transformers"]
+def test_the_window_of_transformers_is_the_same_everywhere():
+    """In the code, in what is required, in what is locked, and in what `make oldest` installs."""
+    oldest, newest = (".".join(map(str, release)) for release in (OLDEST, NEWEST))
     (needed,) = [Requirement(line) for line in PROJECT["dependencies"] if line.startswith("transformers")]
-    assert locked.specifier == SpecifierSet(f"=={newest}")
-    assert needed.specifier == SpecifierSet(f">={oldest}") and of_makefile("OLDEST") == oldest
+    (tested,) = [Requirement(line) for line in PROJECT["optional-dependencies"]["tested"]]
+    (locked,) = [pin for pin in LOCKED if pin.name == "transformers"]
+    assert needed.specifier == SpecifierSet(f">={oldest}")
+    assert tested.specifier == SpecifierSet(f">={oldest},<{NEWEST[0]}.{NEWEST[1] + 1}")
+    assert locked.specifier in [SpecifierSet(f"=={newest}.{patch}") for patch in range(100)]
+    assert of_makefile("OLDEST") == f"{oldest}.0"

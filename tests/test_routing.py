@@ -79,9 +79,9 @@ def test_the_router_learns_which_tokens_lose_more(fitted):
     assert torch.corrcoef(pair)[0, 1] > 0.3
 
 
-def test_a_fit_killed_and_resumed_makes_the_same(fitted, tmp_path, monkeypatch):
+def test_a_fit_killed_and_resumed_makes_the_same(fitted, forks, tmp_path, monkeypatch):
     monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
-    fit_killed_in("routing", recipe(fitted), tmp_path / "run", fitted / "data")
+    fit_killed_in(forks, "routing", recipe(fitted), tmp_path / "run", fitted / "data")
     fit(recipe(fitted), tmp_path / "run", fitted / "data")
     assert_same_run(tmp_path / "run", fitted / "run")
 

@@ -107,10 +107,10 @@ def test_the_calibrated_budget_is_kept(fitted):
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
-def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, stage, tmp_path, monkeypatch):
+def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, forks, stage, tmp_path, monkeypatch):
     monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
     recipe = small_recipe(fitted)
-    fit_killed_in(stage, recipe, tmp_path / "run", fitted / "data")
+    fit_killed_in(forks, stage, recipe, tmp_path / "run", fitted / "data")
     fit(recipe, tmp_path / "run", fitted / "data")
     assert_same_run(tmp_path / "run", fitted / "run")
 

@@ -71,11 +71,11 @@ def test_tuning_goes_on_from_there_and_the_artifact_stays(fitted, tmp_path):
     assert artifact.read_bytes() == before
 
 
-def test_a_fit_killed_and_resumed_makes_the_same(fitted, tmp_path, monkeypatch):
+def test_a_fit_killed_and_resumed_makes_the_same(fitted, forks, tmp_path, monkeypatch):
     monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
     recipe = more(fitted)
     fit(recipe, tmp_path / "whole", fitted / "data")
-    fit_killed_in("routing", recipe, tmp_path / "killed", fitted / "data")
+    fit_killed_in(forks, "routing", recipe, tmp_path / "killed", fitted / "data")
     fit(recipe, tmp_path / "killed", fitted / "data")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -114,8 +112,7 @@ from modeling_anee.training import fit as fitting
 from modeling_anee.training.recipe import Recipe
 from modeling_anee.training.run import Run
 
-stage, folder, data = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-recipe = Recipe.model_validate_json(sys.stdin.read())
+stage, recipe, folder, data = sys.argv[1], Recipe.model_validate_json(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 before = recipe.planned[: recipe.planned.index(stage)]
 track = Run.track
 
@@ -130,10 +127,9 @@ fitting.fit(recipe, folder, data)
 """
 
 
-def fit_killed_in(stage, recipe, folder, data):
-    """Begin a fit in a process of its own, which is killed in the midst of a stage."""
-    arguments = [sys.executable, "-c", KILLED, stage, str(folder), str(data)]
-    killed = subprocess.run(arguments, input=recipe.model_dump_json(), text=True, capture_output=True)
+def fit_killed_in(forks, stage, recipe, folder, data):
+    """Begin a fit in another process, which is killed in the midst of a stage."""
+    killed = forks.run(KILLED, stage, recipe.model_dump_json(), folder, data, installed=True)
     assert killed.returncode == -9, killed.stderr
 
 
