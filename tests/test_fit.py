@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import STAGE_NAMES
 from modeling_anee.training.run import Run
 
+from . import children
 from .tiny import token_ids
 from .workshop import make_workshop, recipe_fields, recipe_of, use_stages
 
@@ -106,13 +106,8 @@ files.os.replace = kill_before_the_second_checkpoint
 def in_processes(script, *arguments, count=1):
     """Run a script in one process of its own, or in several that work together."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-    return subprocess.run(
-        [sys.executable, *launch, str(script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    return children.run([sys.executable, *launch, script, *arguments], script.parent, env=variables)
 
 
 def test_a_run_that_was_killed_while_it_saved_ends_as_an_undisturbed_one(workshop, undisturbed, tmp_path, monkeypatch):

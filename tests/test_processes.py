@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import socket
 import sys
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from modeling_anee.evaluation.processes import ALONE, Processes, joined_processe
 from modeling_anee.execution import GATHERING_FLOPS
 from modeling_anee.training.checkpoint import read_tensors
 
+from . import children
 from .tiny import token_ids, wrap
 from .workshop import make_workshop, recipe_fields, words
 
@@ -35,31 +36,37 @@ def workshop(tmp_path_factory):
     return folder
 
 
-def two_processes(*arguments):
-    """Run `anee` in two processes that work together."""
+ANEE = "from modeling_anee.cli.main import app; app()"
+
+
+def two_processes(folder, *arguments):
+    """Run `anee` in two processes that work together, as the README starts them."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    return subprocess.run(
-        [*launch, "modeling_anee.cli.main", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    return children.run([*launch, "modeling_anee.cli.main", *arguments], folder, env=variables)
 
 
-def test_two_processes_score_what_one_does_and_only_one_prints_and_writes(workshop, tmp_path, monkeypatch):
+def two_forks(forks, *arguments):
+    """The same without the launcher, which starts new ones."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return forks.run_together(ANEE, *arguments, each=[common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(2)])
+
+
+def test_two_processes_score_what_one_does_and_only_one_prints_and_writes(workshop, forks, tmp_path, monkeypatch):
     monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
     call = ("perplexity", workshop / "base", "--text", workshop / "text.txt", "--length", 32, "--stride", 20, "--batch-size", 3)
     alone = CliRunner().invoke(app, [str(part) for part in (*call, "--output", tmp_path / "one.json")])
     assert alone.exit_code == 0, alone.output
-    together = two_processes(*call, "--output", tmp_path / "two.json")
-    assert together.returncode == 0, together.stderr
+    first, second = two_forks(forks, *call, "--output", tmp_path / "two.json")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     rows = [(own, other) for own, other in zip(one.pop("rows"), two.pop("rows"), strict=True)]
     assert one == two and one["windows"] == 15 and len(rows) == 3
     for own, other in rows:
         assert own == pytest.approx(other, rel=1e-6)
-    assert together.stdout.replace("two.json", "one.json") == alone.stdout
+    assert first.stdout.replace("two.json", "one.json") == alone.stdout and second.stdout == ""
 
 
 @pytest.mark.slow
@@ -68,7 +75,7 @@ def test_traces_of_two_processes_are_those_of_one(workshop, tmp_path, monkeypatc
     call = ("fit", workshop / "recipe.yaml", "--data", workshop / "data", "--output")
     alone = CliRunner().invoke(app, [str(part) for part in (*call, tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
-    together = two_processes(*call, tmp_path / "two")
+    together = two_processes(tmp_path / "printed", *call, tmp_path / "two")
     assert together.returncode == 0, together.stderr
     assert together.stdout == alone.stdout.replace("one", "two")
     names = [path.name for path in sorted((tmp_path / "one" / "traces").iterdir())]
@@ -128,7 +135,7 @@ def test_plans_and_curve_of_two_processes_are_those_of_one(workshop, tmp_path, m
     call = ("fit", recipe, "--data", workshop, "--output")
     alone = CliRunner().invoke(app, [str(part) for part in (*call, tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
-    together = two_processes(*call, tmp_path / "two")
+    together = two_processes(tmp_path / "printed", *call, tmp_path / "two")
     assert together.returncode == 0, together.stderr
     one, two = (AneeConfig.from_pretrained(tmp_path / run / "artifact") for run in ("one", "two"))
     assert one.plans == two.plans and len(one.plans) > 1
