@@ -9,8 +9,9 @@ Needs the package with its extra `train`.
 
 import typer
 
+from modeling_anee.cli.guard import guarded
 from modeling_anee.cli.making import card
 
 
 if __name__ == "__main__":
-    typer.run(card)
+    typer.run(guarded(card))

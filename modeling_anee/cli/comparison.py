@@ -39,24 +39,24 @@ def parse_also(values: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_all(
-    model: str | None, others: dict[str, str], controller: str | None, device: str, **kwargs: Any
+def load_others(
+    loaded: tuple[AneeForCausalLM, Any], others: dict[str, str], dtype: str, device: str, trust_remote_code: bool
 ) -> tuple[dict[str, AneeForCausalLM], Any]:
-    """The model, under the kind of its controller, and the others, under their names; and the model's tokenizer.
+    """A model, under the kind of its controller, and others, under their names; and the first one's tokenizer.
 
     Raises:
         ValueError: a name that is that kind already, or another base.
     """
-    first, tokenizer = load(model, controller, **kwargs)
+    first, tokenizer = loaded
     kind = first.config.controller
-    models = {kind: first.to(device)}
+    models = {kind: first}
     for name, artifact in others.items():
         if name == kind:
             raise ValueError(f"--also {name}={artifact} is not allowed: the rows of --model have the name {kind!r}")
-        other, _ = load(artifact, None, **kwargs)
+        other, _ = load(artifact, None, dtype, device, trust_remote_code=trust_remote_code)
         if not same_base(other.config.base_fingerprint, first.config.base_fingerprint):
             raise ValueError(f"--also {name}={artifact} is not allowed: it is over another base than --model")
-        models[name] = other.to(device)
+        models[name] = other
     return models, tokenizer
 
 

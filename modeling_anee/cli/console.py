@@ -1,34 +1,21 @@
-"""What every verb does on a terminal: errors without tracebacks, progress on stderr, files that can be written."""
+"""What every verb does at its beginning and at its end: libraries and files that are checked, files written, text printed."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from ..data.files import check_target, errors_name
 
 
-progress_console = Console(stderr=True)
-EXPECTED_ERRORS = (OSError, ValueError, NotImplementedError, ImportError)
+STDOUT = "standard output"
 # What to install for each extra, and what it brings that verbs import.
 EXTRAS = {
     "plots": ("modeling-anee[plots]", ("matplotlib",)),
     "train": ("modeling-anee[train]", ("accelerate", "filelock", "pydantic", "yaml")),
 }
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn expected errors into one message on stderr and exit code 1."""
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
 
 
 @contextlib.contextmanager
@@ -47,40 +34,78 @@ def extra_libraries(extra: str, what: str) -> Iterator[None]:
         raise ImportError(f"{what} needs {error.name}: pip install '{requirement}'") from error
 
 
-@contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, and the function that moves it on."""
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=progress_console, transient=True) as progress:
-        yield partial(progress.advance, progress.add_task(title, total=total))
-
-
-def check_folder(option: str, file: Path | None) -> None:
+def check_file(option: str, file: Path | None) -> None:
     """Notice a file that can't be written before the work for it is done; None is no file.
 
     Raises:
-        OSError: its folder does not exist or may not be written to, or it is itself a folder.
+        OSError: see `check_target`.
     """
-    if file is None:
-        return
-    if not file.parent.is_dir():
-        raise OSError(f"{option} {file}: the folder {file.parent} does not exist")
-    if not os.access(file.parent, os.W_OK):
-        raise OSError(f"{option} {file}: the folder {file.parent} can't be written to")
-    if file.is_dir():
-        raise OSError(f"{option} {file} is a folder: it must be the name of a file")
+    if file is not None:
+        try:
+            check_target(file)
+        except OSError as error:
+            raise OSError(f"{option} {error}") from error
 
 
 def check_picture(option: str, file: Path | None) -> None:
     """Notice a picture that can't be drawn before the work for it is done; None is no picture.
 
     Raises:
-        OSError: see `check_folder`.
+        OSError: see `check_target`.
         ValueError: its name is not that of a picture.
         ImportError: matplotlib is not installed.
     """
-    check_folder(option, file)
+    check_file(option, file)
     if file is not None:
         with extra_libraries("plots", option):
             from ..evaluation.drawing import check_ending
         check_ending(file)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a verb may have been asked for.
+
+    Args:
+        what: what it is called where the verb says that it is there.
+        file: its name; None if it was not asked for.
+        write: writes it.
+    """
+
+    what: str
+    file: Path | None
+    write: Callable[[Path], Any]
+
+
+def deliver(text: str, *outputs: Output) -> None:
+    """Write the files that were asked for, then print the text and where they are.
+
+    Files come first, since the standard output may be closed or full; and the text is printed if a file can't be written.
+
+    Raises:
+        OSError: something can't be written; the error names it.
+    """
+    said = [text]
+    try:
+        for output in outputs:
+            if output.file is not None:
+                output.write(output.file)
+                said.append(f"{output.what}: {output.file}")
+    finally:
+        say("\n\n".join(said))
+
+
+def say(text: str) -> None:
+    """Print to the standard output at once.
+
+    Raises:
+        OSError: nobody reads it any more, or it is full; the error names `STDOUT`.
+    """
+    with errors_name(STDOUT):
+        print(text, flush=True)
+
+
+def flush() -> None:
+    """See that all that was printed is written. Raises as `say`."""
+    with errors_name(STDOUT):
+        sys.stdout.flush()

@@ -1,20 +1,23 @@
 """Verbs that generate text: `anee generate` and `anee demo`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from transformers import set_seed
 
+from ..configuration_anee import check_budget
 from ..modeling_anee import AneeForCausalLM
-from .console import check_folder, check_picture, extra_libraries, plain_errors
-from .model import Generated, encode, load, named_model, run
-from .options import ControllerOption, DtypeOption, ModelArgument, ModelOption, TrustOption
+from .console import Output, check_file, check_picture, deliver, extra_libraries, say
+from .generation import Generated, encode, read_prompt, run
+from .model import load, named_model
+from .options import ControllerOption, DtypeOption, GgufOption, ModelArgument, ModelOption, TrustOption
 
 
 def generate(
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from; - is the standard input.")],
     name: ModelArgument = None,
     model: ModelOption = None,
     energy_budget: Annotated[float | None, typer.Option(help="Share of the decoder stack's work to spend, 0 to 1.")] = None,
@@ -31,23 +34,30 @@ def generate(
     page: Annotated[
         Path | None, typer.Option(help="Write an HTML page of the text, coloured by cost, with every token's actions.")
     ] = None,
+    gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Generate text under an energy budget."""
-    with plain_errors():
-        check_picture("--heatmap", heatmap)
-        check_picture("--depth", depth)
-        check_folder("--page", page)
-        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
-        inputs = encode(tokenizer, prompt, chat)
-        set_seed(seed)
-        budgets = {"energy_budget": energy_budget, "prompt_energy_budget": prompt_energy_budget}
-        done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
-        print(done.text)
-        if stats:
-            print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
-            print(done.trace.render(), file=sys.stderr)
+    check_picture("--heatmap", heatmap)
+    check_picture("--depth", depth)
+    check_file("--page", page)
+    budgets = {"energy_budget": energy_budget, "prompt_energy_budget": prompt_energy_budget}
+    for option, budget in budgets.items():
+        if budget is not None:
+            check_budget(budget, option)
+    text = read_prompt(prompt)
+    named = named_model(name, model)
+    loaded, tokenizer = load(named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    inputs = encode(tokenizer, text, chat)
+    set_seed(seed)
+    done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
+    try:  # files first: the standard output may be closed
         draw(done, heatmap, depth, page, describe(loaded, budgets) | {"speed": f"{done.speed:.1f} tokens/s"})
+    finally:
+        say(done.text)
+    if stats:
+        print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
+        print(done.trace.render(), file=sys.stderr)
 
 
 def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path | None, facts: dict[str, str]) -> None:
@@ -83,16 +93,15 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at each budget.")] = 60,
 ) -> None:
     """Generate with a small real model at budgets 1.0, 0.8 and 0.6, and draw what was run."""
-    with plain_errors():
-        with extra_libraries("plots", "demo"):
-            from ..evaluation.heatmap import draw_heatmap
-        model, tokenizer = load(None, None)
-        print(f"controller: {model.config.controller}")
-        inputs = encode(tokenizer, prompt, chat=True)
-        output.mkdir(parents=True, exist_ok=True)
-        for budget in (1.0, 0.8, 0.6):
-            done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
-            print(f"\n--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
-        path = output / "heatmap.png"
-        draw_heatmap(done.trace, path, done.tokens, prompt_length=done.prompt_length)
-        print(f"\nexecution at energy_budget {budget}:\n{done.trace.render()}\n\nheatmap: {path}")
+    with extra_libraries("plots", "demo"):
+        from ..evaluation.heatmap import draw_heatmap
+    model, tokenizer = load(None, None)
+    inputs = encode(tokenizer, read_prompt(prompt), chat=True)
+    output.mkdir(parents=True, exist_ok=True)
+    parts = [f"controller: {model.config.controller}"]
+    for budget in (1.0, 0.8, 0.6):
+        done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
+        parts.append(f"--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
+    parts.append(f"execution at energy_budget {budget}:\n{done.trace.render()}")
+    draw = partial(draw_heatmap, done.trace, tokens=done.tokens, prompt_length=done.prompt_length)
+    deliver("\n\n".join(parts), Output("heatmap", output / "heatmap.png", draw))

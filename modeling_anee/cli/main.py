@@ -1,8 +1,15 @@
 """The `anee` command: its verbs. What each takes and prints is in `generating`, `measuring`, `picturing` and `making`."""
 
+import platform
+from typing import Annotated
+
+import torch
+import transformers
 import typer
 
+from ..version import __version__
 from .generating import demo, generate
+from .guard import guarded
 from .making import card, fit
 from .measuring import bench, compare, perplexity, samples
 from .picturing import curve, depth
@@ -12,10 +19,29 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version of the package and of what it runs on, and end."""
+    if wanted:
+        print(
+            f"anee {__version__} (transformers {transformers.__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()})"
+        )
+        raise typer.Exit()
+
+
+@app.callback()
+def anee(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions.")] = False,
+) -> None:
+    """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
+
+
 for verb in (bench, card, compare, curve, demo, depth, fit, generate, perplexity, samples):
-    app.command()(verb)
+    app.command()(guarded(verb))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
-from .console import extra_libraries, plain_errors
+from ..data.progress import is_first_process
+from .console import extra_libraries, say
 
 
 def fit(
@@ -16,16 +17,13 @@ def fit(
     stage: Annotated[str | None, typer.Option(help="Run only this stage; default: all that are not done.")] = None,
 ) -> None:
     """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
-    with plain_errors():
-        with extra_libraries("train", "anee fit"):
-            from accelerate import PartialState
-
-            from ..training.fit import fit as fit_recipe
-            from ..training.recipe import read_recipe
-        logging.disable_progress_bar()
-        artifact = fit_recipe(read_recipe(recipe), output, data, stage)
-        if PartialState().is_main_process:
-            print(f"artifact: {artifact}")
+    with extra_libraries("train", "anee fit"):
+        from ..training.fit import fit as fit_recipe
+        from ..training.recipe import read_recipe
+    logging.disable_progress_bar()
+    artifact = fit_recipe(read_recipe(recipe), output, data, stage)
+    if is_first_process():
+        say(f"artifact: {artifact}")
 
 
 def card(
@@ -49,11 +47,10 @@ def card(
     base_license: Annotated[str | None, typer.Option(help="License of the base. Default: see its own page.")] = None,
 ) -> None:
     """Write the model card of an artifact from its configuration, its recipe and what was measured."""
-    with plain_errors():
-        with extra_libraries("train", "anee card"):
-            from ..training.card import write_card
-            from ..training.card_figures import Measured
-            from ..training.card_metadata import About
-        measured = Measured.read(figures, budget_figures or [], samples)
-        about = About(repository, language, license, base_license, curve, heatmap)
-        print(f"card: {write_card(artifact, recipe, measured, about)}")
+    with extra_libraries("train", "anee card"):
+        from ..training.card import write_card
+        from ..training.card_figures import Measured
+        from ..training.card_metadata import About
+    measured = Measured.read(figures, budget_figures or [], samples)
+    about = About(repository, language, license, base_license, curve, heatmap)
+    say(f"card: {write_card(artifact, recipe, measured, about)}")

@@ -1,17 +1,20 @@
 """Verbs that measure: `anee bench`, `anee perplexity`, `anee compare` and `anee samples`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .console import check_folder, check_picture, extra_libraries, plain_errors, progress_bar, progress_console
+from ..data.progress import progress, waiting
+from .console import Output, check_file, check_picture, deliver, extra_libraries
 from .model import load, named_model
 from .options import (
     ControllerOption,
     DeviceOption,
     DtypeOption,
     FiguresOption,
+    GgufOption,
     LengthOption,
     LimitOption,
     ModelArgument,
@@ -32,20 +35,19 @@ def bench(
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    gguf_file: GgufOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
     from ..evaluation.benchmark import as_text, benchmark
     from ..evaluation.report import write_report
 
-    with plain_errors():
-        check_folder("--output", output)
-        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype)
-        loaded.to(device)
-        with progress_console.status("measuring"):
-            report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
-        print(as_text(report))
-        write_report(report, output)
-        print(f"\nfigures: {output}")
+    check_file("--output", output)
+    named = named_model(name, model)
+    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    with waiting("measuring"):
+        report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
+    deliver(as_text(report), Output("figures", output, partial(write_report, report)))
 
 
 def perplexity(
@@ -62,6 +64,7 @@ def perplexity(
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a text at several budgets: cost, perplexity, and its ratio to the base's, with standard errors.
@@ -70,23 +73,23 @@ def perplexity(
     """
     from ..evaluation.perplexity import encode_text, read_text, spread, windows
     from ..evaluation.processes import joined_processes
-    from .perplexity import as_text, measure, parse_budgets, write_files
+    from ..evaluation.report import write_report
+    from .perplexity import as_text, draw_plot, measure, parse_budgets
 
-    with plain_errors(), joined_processes() as processes:
-        progress_console.quiet = not processes.is_main
-        check_folder("--output", output)
+    with joined_processes() as processes:
+        check_file("--output", output)
         check_picture("--plot", plot)
         listed, passage = parse_budgets(budgets), read_text(text)
+        place, named = processes.device(device), named_model(name, model)
         with processes.main_first():  # it may have to fetch the model
-            loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
-        loaded.to(processes.device(device))
+            loaded, tokenizer = load(named, controller, dtype, place, gguf_file, trust_remote_code)
         chosen = spread(windows(encode_text(tokenizer, passage), length, stride), limit)
-        with progress_bar("scoring windows", len(chosen) * len(listed)) as advance:
+        with progress("scoring windows", len(chosen) * len(listed)) as advance:
             report = measure(loaded, chosen, listed, batch_size, advance, processes)
         if processes.is_main:
             report = {"text": text.name, "length": length, "stride": stride or length} | report
-            print(as_text(report))
-            write_files(report, output, plot)
+            figures = Output("figures", output, partial(write_report, report))
+            deliver(as_text(report), figures, Output("plot", plot, partial(draw_plot, report)))
 
 
 def compare(
@@ -104,29 +107,27 @@ def compare(
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
-    with plain_errors():
-        with extra_libraries("train", "anee compare"):
-            from ..evaluation.comparison import as_text, compare, count_scores
-        from ..evaluation.perplexity import read_text
-        from ..evaluation.report import write_report
-        from .comparison import describe, full_windows, load_all, parse_also, parse_lower_budgets
+    with extra_libraries("train", "anee compare"):
+        from ..evaluation.comparison import as_text, compare, count_scores
+    from ..evaluation.perplexity import read_text
+    from ..evaluation.report import write_report
+    from .comparison import describe, full_windows, load_others, parse_also, parse_lower_budgets
 
-        check_folder("--output", output)
-        listed, others, passage = parse_lower_budgets(budgets), parse_also(also or []), read_text(text)
-        first = named_model(name, model)
-        models, tokenizer = load_all(first, others, controller, device, dtype=dtype, trust_remote_code=trust_remote_code)
-        chosen = full_windows(tokenizer, passage, length, limit)
-        total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
-        with progress_bar("scoring windows", total) as advance:
-            rows = compare(models, chosen, listed, fit, advance)
-        report = {"text": text.name} | describe(models, chosen) | {"rows": rows}
-        print(as_text(rows))
-        if output is not None:
-            write_report(report, output)
-            print(f"\nfigures: {output}")
+    check_file("--output", output)
+    listed, others, passage = parse_lower_budgets(budgets), parse_also(also or []), read_text(text)
+    named = named_model(name, model)
+    first = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    models, tokenizer = load_others(first, others, dtype, device, trust_remote_code)
+    chosen = full_windows(tokenizer, passage, length, limit)
+    total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
+    with progress("scoring windows", total) as advance:
+        rows = compare(models, chosen, listed, fit, advance)
+    report = {"text": text.name} | describe(models, chosen) | {"rows": rows}
+    deliver(as_text(rows), Output("figures", output, partial(write_report, report)))
 
 
 def samples(
@@ -138,6 +139,7 @@ def samples(
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
+    gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Print the greedy answers to ten questions at several budgets, unedited, as Markdown."""
@@ -145,15 +147,11 @@ def samples(
     from ..evaluation.samples import PROMPTS, as_text, sample
     from .perplexity import parse_budgets
 
-    with plain_errors():
-        check_folder("--output", output)
-        listed = parse_budgets(budgets)
-        loaded, tokenizer = load(named_model(name, model), controller, dtype=dtype, trust_remote_code=trust_remote_code)
-        loaded.to(device)
-        with progress_bar("answering", len(PROMPTS) * len(listed)) as advance:
-            rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)
-        print(as_text(rows))
-        if output is not None:
-            kind = loaded.config.controller
-            write_report({"controller": kind, "max_new_tokens": max_new_tokens, "rows": rows}, output)
-            print(f"\nfigures: {output}")
+    check_file("--output", output)
+    listed = parse_budgets(budgets)
+    named = named_model(name, model)
+    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    with progress("answering", len(PROMPTS) * len(listed)) as advance:
+        rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)
+    report = {"controller": loaded.config.controller, "max_new_tokens": max_new_tokens, "rows": rows}
+    deliver(as_text(rows), Output("figures", output, partial(write_report, report)))

@@ -1,50 +1,93 @@
-"""The model that a verb works with, and one generation with it."""
+"""The model that a verb works with, and where."""
 
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
-from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
+from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from ..configuration_anee import AneeConfig
+from ..data.progress import waiting
 from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
-from ..evaluation.energy import EnergyMeter, devices_of
-from ..evaluation.tokens import token_texts
 from ..modeling_anee import AneeForCausalLM
-from ..trace import ExecutionTrace
-from .console import progress_bar, progress_console
 
 
-def load(name: str | None, controller: str | None, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(
+    name: str | None,
+    controller: str | None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
     """An artifact, or a base with an untrained controller; and its tokenizer.
 
     Args:
         name: folder or Hub name; None for the shipped artifact, or its base where there is none.
         controller: for a base; None for `plan`.
         dtype: of the base.
+        device: where the model goes.
+        gguf_file: GGUF file in the base's folder or repository.
         trust_remote_code: allow code that comes with the base.
 
     Raises:
-        ValueError: a controller for an artifact, which has its own.
+        ValueError: a dtype or device that is not there, a controller for an artifact, which has its own, or a GGUF file of
+            nothing.
         OSError: there is no such model.
     """
+    check_dtype(dtype)
+    check_device(device)
+    if gguf_file is not None and name is None:
+        raise ValueError(f"--gguf-file {gguf_file} is not allowed without --model: that names the folder it is in")
     logging.disable_progress_bar()
-    with progress_console.status("loading the model"):
+    with waiting("loading the model"):
         folder, fields = (str(name), {}) if name is not None else default_model(controller)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if config.model_type == "anee":
+        options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
+        if is_artifact(folder, may_be_gguf=gguf_file is not None):
             if controller is not None:
                 raise ValueError(f"--controller {controller}: {folder} is an artifact and has its own controller")
-            return AneeForCausalLM.from_pretrained(folder, dtype=dtype).eval(), tokenizer
-        model = AneeForCausalLM.from_base(
-            folder, controller=controller or "plan", dtype=dtype, trust_remote_code=trust_remote_code, **fields
-        )
-        return model, tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            return AneeForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval().to(device), tokenizer
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        kind = controller or "plan"
+        model: Any = AneeForCausalLM.from_base(folder, controller=kind, dtype=dtype, **options, **fields)
+        return model.to(device), tokenizer
+
+
+def is_artifact(folder: str, may_be_gguf: bool) -> bool:
+    """Whether a folder or a repository of the Hub holds an artifact; one with a GGUF file may have no configuration."""
+    if may_be_gguf and cached_file(folder, CONFIG_NAME, _raise_exceptions_for_missing_entries=False) is None:
+        return False
+    return PreTrainedConfig.get_config_dict(folder)[0].get("model_type") == AneeConfig.model_type
+
+
+def check_dtype(name: str) -> None:
+    """Notice a dtype that a model can't be loaded in.
+
+    Raises:
+        ValueError: it is not one of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"--dtype {name} is not allowed: it must be one of {', '.join(DTYPES)}")
+
+
+def check_device(name: str) -> None:
+    """Notice a device that this machine, or this build of torch, does not have.
+
+    Raises:
+        ValueError: it is not there; the message has those that are.
+    """
+    known, accelerator = ["cpu"], torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        kind, count = accelerator.type, torch.accelerator.device_count()
+        known += [kind, *(f"{kind}:{number}" for number in range(count))]
+    if name not in known:
+        raise ValueError(f"--device {name} is not allowed: torch {torch.__version__} has here {', '.join(known)}")
 
 
 def named_model(argument: str | None, option: str | None) -> str | None:
@@ -71,58 +114,3 @@ def default_model(controller: str | None) -> tuple[str, dict[str, Any]]:
             file=sys.stderr,
         )
     return base, BASE_FIELDS
-
-
-def encode(tokenizer: Any, prompt: str, chat: bool) -> dict[str, torch.Tensor]:
-    """Token ids and mask of a prompt, in the chat template if asked for."""
-    if not chat:
-        return tokenizer(prompt, return_tensors="pt")
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One generation: the new text, every token as text, what was run, new tokens per second, and a line on its energy."""
-
-    text: str
-    tokens: list[str]
-    prompt_length: int
-    trace: ExecutionTrace
-    speed: float
-    energy: str
-
-
-def run(
-    model: AneeForCausalLM, tokenizer: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, **kwargs: Any
-) -> Generated:
-    """Generate with a progress bar."""
-    kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
-    meter = EnergyMeter(devices_of(model.base))
-    with progress_bar("generating", max_new_tokens) as advance, meter:
-        streamer, begin = TokenCounter(advance), time.perf_counter()
-        output: Any = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, streamer=streamer, **kwargs
-        )
-        seconds = time.perf_counter() - begin
-    ids, prompt_length = output.sequences[0], inputs["input_ids"].shape[1]
-    text, new = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True), len(ids) - prompt_length
-    tokens = token_texts(tokenizer, ids.tolist())
-    return Generated(text, tokens, prompt_length, output.execution, new / seconds, meter.describe(new))
-
-
-class TokenCounter(BaseStreamer):
-    """Tells a function how many tokens have just been generated."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-        self._seen_prompt = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Count new tokens; the first call has the prompt."""
-        if self._seen_prompt:
-            self._advance(value.numel())
-        self._seen_prompt = True
-
-    def end(self) -> None:
-        """Nothing to flush."""

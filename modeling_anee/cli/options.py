@@ -20,8 +20,9 @@ ModelOption = Annotated[
 ControllerOption = Annotated[
     str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLERS)}. Default: plan.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, ...")]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, ...")]
 DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
+GgufOption = Annotated[str | None, typer.Option(help="GGUF file in the folder or repository of --model.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with --model.")]
 TextOption = Annotated[Path, typer.Option(help="UTF-8 text file to score.")]
 LengthOption = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]

@@ -7,7 +7,6 @@ from typing import Any
 from ..configuration_anee import check_budget
 from ..evaluation.perplexity import Window, ratio, score
 from ..evaluation.processes import ALONE, Processes
-from ..evaluation.report import write_report
 from ..modeling_anee import AneeForCausalLM
 
 
@@ -79,13 +78,8 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_files(report: dict[str, Any], output: Path | None, plot: Path | None) -> None:
-    """Write the figures and the picture that were asked for, and say where they are."""
-    if output is not None:
-        write_report(report, output)
-        print(f"\nfigures: {output}")
-    if plot is not None:
-        from ..evaluation.budget_curve import draw_budget_curve, quality
+def draw_plot(report: dict[str, Any], file: Path) -> None:
+    """Draw perplexity against cost."""
+    from ..evaluation.budget_curve import draw_budget_curve, quality
 
-        draw_budget_curve(quality(report), plot)
-        print(f"\nplot: {plot}")
+    draw_budget_curve(quality(report), file)

@@ -20,7 +20,7 @@ from .checkpoint import read_tensors, write_tensors
 from .log import RunLog
 from .recipe import LongStage, Recipe, check_anee_fields
 from .start import Start
-from .state import RunState, work_of
+from .state import RunState, checkpoint_of, work_of
 
 
 BASE_PREFIX = "base."  # of the names of what is not ours
@@ -195,7 +195,7 @@ class Run:
         self.model.load_state_dict(kept, strict=False)
 
     def _checkpoint(self, stage: str) -> Path:
-        return work_of(stage, self.folder)
+        return checkpoint_of(stage, self.folder)
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
         """Write one line of numbers to `log.jsonl` (main process only).
@@ -211,7 +211,7 @@ class Run:
 
     def _how_to_begin_again(self, stage: str) -> str:
         rate = ", a lower learning_rate for example" if isinstance(self.settings(stage), LongStage) else ""
-        work = self._checkpoint(stage)
+        work = work_of(stage, self.folder)
         delete = f", delete {work}" if work.exists() else ""
         return (
             f"To begin the stage {stage} again, change stages.{stage} in the recipe{rate}{delete}, and give the same command: "

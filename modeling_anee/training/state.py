@@ -73,9 +73,14 @@ class RunState:
         write_file(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
 
 
+def checkpoint_of(stage: str, folder: Path) -> Path:
+    """A stage's one checkpoint, in the folder of a run."""
+    return folder / f"checkpoint-{stage}.safetensors"
+
+
 def work_of(stage: str, folder: Path) -> Path:
-    """Where a stage keeps what it has done before its end, in the folder of a run."""
-    return folder / (stage if stage == "traces" else f"checkpoint-{stage}.safetensors")
+    """What a stage has done before its end: its checkpoint, or the folder that it fills."""
+    return folder / stage if stage == "traces" else checkpoint_of(stage, folder)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -1,0 +1,99 @@
+"""One generation: what `anee generate` and `anee demo` run."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from ..data.progress import progress
+from ..evaluation.energy import EnergyMeter, devices_of
+from ..evaluation.tokens import token_texts
+from ..modeling_anee import AneeForCausalLM
+from ..trace import ExecutionTrace
+
+
+STDIN = "-"
+
+
+def read_prompt(prompt: str) -> str:
+    """A prompt as it was given, or for `-` the standard input, without the line end that a shell puts there.
+
+    Raises:
+        ValueError: it is not text in Unicode.
+        OSError: there is no standard input.
+    """
+    if prompt == STDIN:
+        if sys.stdin is None:
+            raise OSError("--prompt -: there is no standard input")
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").replace("\r\n", "\n").removesuffix("\n")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--prompt is not text in UTF-8: it has {prompt[error.start]!r} at character {error.start}") from None
+    return prompt
+
+
+def encode(tokenizer: Any, prompt: str, chat: bool) -> dict[str, torch.Tensor]:
+    """Token ids and mask of a prompt, in the chat template if asked for.
+
+    Raises:
+        ValueError: it has no tokens.
+    """
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    inputs = tokenizer(prompt, return_tensors="pt")
+    if not inputs["input_ids"].numel():
+        raise ValueError(f"--prompt {prompt!r} is not allowed: it has no tokens to go on from")
+    return inputs
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generation: the new text, every token as text, what was run, new tokens per second, and a line on its energy."""
+
+    text: str
+    tokens: list[str]
+    prompt_length: int
+    trace: ExecutionTrace
+    speed: float
+    energy: str
+
+
+def run(
+    model: AneeForCausalLM, tokenizer: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, **kwargs: Any
+) -> Generated:
+    """Generate, and show how far it is."""
+    kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
+    meter = EnergyMeter(devices_of(model.base))
+    with progress("generating", max_new_tokens) as advance, meter:
+        streamer, begin = TokenCounter(advance), time.perf_counter()
+        output: Any = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, streamer=streamer, **kwargs
+        )
+        seconds = time.perf_counter() - begin
+    ids, prompt_length = output.sequences[0], inputs["input_ids"].shape[1]
+    text, new = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True), len(ids) - prompt_length
+    tokens = token_texts(tokenizer, ids.tolist())
+    return Generated(text, tokens, prompt_length, output.execution, new / seconds, meter.describe(new))
+
+
+class TokenCounter(BaseStreamer):
+    """Tells a function how many tokens have just been generated."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._seen_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Count new tokens; the first call has the prompt."""
+        if self._seen_prompt:
+            self._advance(value.numel())
+        self._seen_prompt = True
+
+    def end(self) -> None:
+        """Nothing to flush."""
