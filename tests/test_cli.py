@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from typer.testing import CliRunner
 
 import modeling_anee
+from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
+from modeling_anee.cli.model import check_device, load
 from modeling_anee.data import smollm2
 
 from .tiny import BRIDGES, VOCABULARY, tiny_base, wrap
@@ -102,6 +104,72 @@ def test_errors_are_one_message_and_an_exit_code(base_folder, arguments, code, m
     model = ["--model", base_folder] if arguments[0] in ("generate", "perplexity", "compare") else []
     done = anee(*arguments, *model)
     assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output
+
+
+EARLY = {
+    ("generate", "--prompt", "w5", "--energy-budget", "1.5"): "energy_budget=1.5 is not allowed",
+    ("generate", "--prompt", "w5", "--energy-budget", "nan"): "energy_budget=nan is not allowed",
+    ("generate", "--prompt", "w5", "--prompt-energy-budget", "-1"): "prompt_energy_budget=-1.0 is not allowed",
+    ("generate", "--prompt", "w5 \udce9"): "--prompt is not text in UTF-8: it has '\\udce9' at character 3",
+    ("generate", "--prompt", "w5", "--dtype", "fp16"): "--dtype fp16 is not allowed: it must be one of auto, float32, bfloat16",
+    ("generate", "--prompt", "w5", "--page", "no/such/page.html"): "--page no/such/page.html: the folder",
+    ("depth", "--text", __file__, "--energy-budget", "2"): "energy_budget=2.0 is not allowed",
+    ("perplexity", "--text", __file__, "--budgets", "0.5,nan"): "'nan' is not a number between 0 and 1",
+    ("perplexity", "--text", __file__, "--device", "gpu"): "--device gpu is not allowed: torch",
+    ("compare", "--text", __file__, "--device", "cpu:1"): "--device cpu:1 is not allowed: torch",
+    ("bench", "--device", "mps"): "--device mps is not allowed: torch",
+    ("samples", "--device", "cuda"): "has here cpu\n",
+}
+
+
+@pytest.mark.parametrize("call", EARLY, ids=" ".join)
+def test_what_is_wrong_with_options_is_said_before_a_model_is_looked_for(tmp_path, monkeypatch, call):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    monkeypatch.chdir(tmp_path)
+    done = anee(*call, "--model", tmp_path / "no model")
+    assert done.exit_code == 1 and EARLY[call] in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_devices_are_those_of_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        check_device(name)
+    with pytest.raises(ValueError, match="--device cuda:2 is not allowed: torch .* has here cpu, cuda, cuda:0, cuda:1"):
+        check_device("cuda:2")
+
+
+def test_a_prompt_may_come_from_standard_input(base_folder):
+    call = [str(word) for word in ("generate", "--model", base_folder, "--max-new-tokens", 4, "--prompt")]
+    given, read = (CliRunner().invoke(app, [*call, prompt], input=text) for prompt, text in (("w5 w6", ""), ("-", "w5 w6\r\n")))
+    assert given.exit_code == 0 and read.stdout == given.stdout
+    done = CliRunner().invoke(app, [*call, "-"], input=b"w5 \xff")
+    assert done.exit_code == 1 and "--prompt is not text in UTF-8: it has '\\udcff' at character 3" in done.stderr
+
+
+def test_an_empty_prompt_is_an_error(base_folder):
+    done = anee("generate", "--model", base_folder, "--prompt", "")
+    assert done.exit_code == 1 and "error: --prompt '' is not allowed: it has no tokens to go on from\n" in done.stderr
+
+
+def test_a_gguf_file_is_handed_to_whatever_loads(base_folder, tmp_path, monkeypatch):
+    wrap(tiny_base(), base_model_name_or_path=str(base_folder)).save_pretrained(tmp_path / "artifact")
+    (tmp_path / "gguf").mkdir()
+    asked = []
+
+    def note(kind, result):
+        return lambda name, **options: asked.append((kind, Path(name).name, options.get("gguf_file"))) or result
+
+    model = wrap(tiny_base())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", note("tokenizer", None))
+    monkeypatch.setattr(AneeForCausalLM, "from_base", note("base", model))
+    monkeypatch.setattr(AneeForCausalLM, "from_pretrained", note("artifact", model))
+    for folder in ("gguf", "base", "artifact"):
+        load(str(tmp_path / folder), None, gguf_file="x.gguf")
+    bases = [(kind, folder, "x.gguf") for folder in ("gguf", "base") for kind in ("tokenizer", "base")]
+    assert asked == [*bases, ("tokenizer", "artifact", None), ("artifact", "artifact", "x.gguf")]
+    done = anee("samples", "--gguf-file", "x.gguf")
+    assert done.exit_code == 1 and "--gguf-file x.gguf is not allowed without --model" in done.stderr
 
 
 def test_missing_model_is_an_error_without_traceback(tmp_path, monkeypatch):

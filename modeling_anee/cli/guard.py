@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
@@ -42,30 +42,36 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 @contextlib.contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
     """Turn every error into a line on stderr and an exit code; with `debug` a traceback comes before the line."""
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None: closed
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from error
-    except Exception as error:
-        broken_pipe = isinstance(error, BrokenPipeError) and error.filename == STDOUT
-        if isinstance(error, OSError) and error.filename == STDOUT:
-            _forget(sys.stdout)
-        if debug:
-            traceback.print_exc()
-        if not broken_pipe:
-            print(f"error: {explain(error)}", file=sys.stderr)
-        raise typer.Exit(BROKEN_PIPE if broken_pipe else 1) from error
+    with _closed_streams_replaced():
+        try:
+            yield
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            raise typer.Exit(_report(error, debug)) from error
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Say what an error is; returns the exit code for it."""
+    of_stdout = isinstance(error, OSError) and error.filename == STDOUT
+    if of_stdout:
+        _forget_stdout()
+    if debug:
+        traceback.print_exc()
+    if of_stdout and isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    print(f"error: {explain(error)}", file=sys.stderr)
+    return 1
 
 
 def explain(error: Exception) -> str:
     """One line for a user."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    text = " ".join(str(error).split())
+    text = _folded(str(error))
     if _is_out_of_memory(error):
         return f"out of memory ({text or type(error).__name__}): a smaller batch, shorter texts or another --dtype need less"
     if isinstance(error, SPEAKING) and text:
@@ -73,12 +79,30 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text} (--debug shows where it comes from)"
 
 
+def _folded(text: str) -> str:
+    """Lines as one."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "".join(line + (" " if line[-1] in ".:;,?!" else "; ") for line in lines[:-1]) + "".join(lines[-1:])
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # On a CPU torch says so in words only.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _forget(stream: TextIO) -> None:
-    """Let what can't be written any more go nowhere, or Python would complain of it at its end."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+@contextlib.contextmanager
+def _closed_streams_replaced() -> Iterator[None]:
+    """Give what is printed somewhere to go: a stream that was closed before Python began is None."""
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        if sys.stdout is None:
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if sys.stderr is None:
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def _forget_stdout() -> None:
+    """Let what can't be written go nowhere: Python would try again, and complain, at its end."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # some have no descriptor
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
