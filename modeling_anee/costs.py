@@ -63,7 +63,7 @@ class CostTable:
             rows.append(row)
         rows[-1][Action.EXIT] += translator
         stack = sum(row[Action.PROCESS] for row in rows)
-        layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64)
+        layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64, device="cpu")
         return cls(layers / stack, work(head_modules, unit) / stack, stack, unit, translator / stack)
 
     @property
@@ -78,7 +78,7 @@ class CostTable:
     @cached_property
     def _rows(self) -> Tensor:
         """Place of each layer's first entry in the flat table."""
-        return torch.arange(len(self.layers)) * self.layers.shape[1]
+        return torch.arange(len(self.layers), device="cpu") * self.layers.shape[1]
 
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""

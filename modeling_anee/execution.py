@@ -66,8 +66,8 @@ class Executor:
         """
         layers = len(self.stack.blocks)
         ledger = Ledger(
-            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8),
-            spent=torch.zeros(hidden.shape[:2], dtype=torch.float64),
+            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu"),
+            spent=torch.zeros(hidden.shape[:2], dtype=torch.float64, device="cpu"),
             decided=False,
         )
         limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
@@ -257,7 +257,7 @@ def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
 
 def _counts(actions: Tensor, valid: Tensor) -> list[list[int]]:
     """How many valid tokens took each action: actions [B, T, n], valid [B, T] -> [n][actions]."""
-    taken = actions.unsqueeze(-1) == torch.arange(len(Action), dtype=torch.uint8)
+    taken = actions.unsqueeze(-1) == torch.arange(len(Action), dtype=torch.uint8, device="cpu")
     return (taken & valid[..., None, None]).flatten(0, 1).sum(dim=0).tolist()
 
 

@@ -34,7 +34,7 @@ def same_base(first: str, second: str) -> bool:
     if digest != other_digest or len(samples) != len(other_samples):
         return False
     words = zip(_words(samples), _words(other_samples), strict=True)
-    pairs = torch.tensor([[_value(a), _value(b)] for a, b in words if MISSING not in (a, b)]).reshape(-1, 2)
+    pairs = torch.tensor([[_value(a), _value(b)] for a, b in words if MISSING not in (a, b)], device="cpu").reshape(-1, 2)
     size, difference = pairs.abs().amax(dim=1), (pairs[:, 0] - pairs[:, 1]).abs()
     equal = (difference == 0) | (size < UNDERFLOW)
     close = difference <= TOLERANCE * size + UNDERFLOW
@@ -61,4 +61,4 @@ def _words(samples: str) -> list[str]:
 
 
 def _value(word: str) -> float:
-    return float(torch.tensor(int(word, 16), dtype=torch.uint16).view(torch.bfloat16))
+    return float(torch.tensor(int(word, 16), dtype=torch.uint16, device="cpu").view(torch.bfloat16))

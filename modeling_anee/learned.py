@@ -58,7 +58,7 @@ class LearnedController(Controller):
         self._own = [costs.of_module(nn.ModuleList(pair)) for pair in zip(self.probes, self.policies, strict=True)]
         self.dial = Dial(self._calibration, neutral=0.0)
         self._costs = costs.layers
-        allowed = torch.tensor(self._allowed)
+        allowed = torch.tensor(self._allowed, device="cpu")
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
         stays = costs.layers.masked_fill(~allowed, torch.inf)
         stays[:, Action.EXIT] = torch.inf
@@ -124,7 +124,7 @@ class LearnedController(Controller):
         cheapest = self._cheapest[start:stop].masked_fill(gone, Action.EXIT)
         after = left.new_tensor([self._rest[segment + 1], self._left[segment]])[gone[:, -1].long()]
         actions = cap(actions, cheapest, worth, costs, left - after)
-        spent = costs[torch.arange(stop - start), actions].sum(dim=-1)
+        spent = costs[torch.arange(stop - start, device="cpu"), actions].sum(dim=-1)
         return torch.where((spent <= left - after + TOLERANCE).unsqueeze(-1), actions, self._least[segment])
 
 
@@ -171,7 +171,7 @@ def cap(actions: Tensor, cheapest: Tensor, worth: Tensor, costs: Tensor, left: T
         costs: float64 [n, actions].
         left: what may be spent on these layers, float64 [N]; where even the cheapest don't fit, they are taken.
     """
-    layers = torch.arange(costs.shape[0])
+    layers = torch.arange(costs.shape[0], device=costs.device)
     least = costs[layers, cheapest]
     gain = worth.gather(-1, actions.unsqueeze(-1)) - worth.gather(-1, cheapest.unsqueeze(-1))
     order = gain.squeeze(-1).argsort(dim=-1, descending=True, stable=True)

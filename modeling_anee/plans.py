@@ -21,7 +21,7 @@ class PlanTable:
     """
 
     def __init__(self, plans: list[list[Action]], costs: CostTable, strict: bool = False) -> None:
-        actions = torch.tensor(plans, dtype=torch.uint8)
+        actions = torch.tensor(plans, dtype=torch.uint8, device="cpu")
         cost = costs.of_actions(actions)
         order = cost.argsort(stable=True)
         self.actions, self.costs = actions[order], cost[order]

@@ -5,6 +5,7 @@ parameters become views, so memory, values and `state_dict` stay the same. A mod
 (quantised, offloaded, hooked) is simply called.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class JointLinear:
 
     def __init__(self, modules: list[Any]) -> None:
         self.modules = modules
-        self._ends = torch.tensor([out_features(module) for module in modules]).cumsum(0).tolist()
+        self._ends = list(accumulate(out_features(module) for module in modules))
         self._pointers: list[int] | None = None
         self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
         self._bias: torch.Tensor | None = None  # [out]

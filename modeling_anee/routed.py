@@ -58,7 +58,7 @@ class RoutedController(Controller):
     def bind(self, costs: CostTable) -> None:
         """Look up the plans of the budgets; the layers before the decision are always processed."""
         asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
-        plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros(len(asked), dtype=torch.int64))
+        plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros_like(asked, dtype=torch.int64))
         plans[:, : self.start] = Action.PROCESS
         self.plans = plans  # uint8 [K, L], the dearest first
         self._own = costs.of_module(self.predictor)
@@ -115,4 +115,4 @@ class RoutedController(Controller):
             best = values.index(min(values))
             own[row] = over + charges[best] - budget
             chosen.append(best)
-        return torch.tensor(chosen, dtype=torch.int64)
+        return torch.tensor(chosen, dtype=torch.int64, device="cpu")

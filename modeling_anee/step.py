@@ -70,7 +70,7 @@ class Subset:
         rows = chosen.any(dim=1).nonzero().squeeze(1)
         counts = chosen[rows].sum(dim=1)
         columns = (~chosen[rows]).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
-        real = torch.arange(columns.shape[1]) < counts.unsqueeze(1)
+        real = torch.arange(columns.shape[1], device="cpu") < counts.unsqueeze(1)
         parts = rows, columns.masked_fill(~real, 0), flat_indices(real), flat_indices(chosen)
         return cls(*(part.to(device) for part in parts))
 
