@@ -78,7 +78,15 @@ class BaseStack:
             embeddings = embeddings * self._embedding_multiplier
         if self._project_in is not None:
             embeddings = self._project_in(embeddings)
-        return embeddings if self._positions is None else embeddings + self._positions(position_ids)
+        if self._positions is None:
+            return embeddings
+        try:
+            return embeddings + self._positions(position_ids)
+        except IndexError as error:
+            raise ValueError(
+                f"a token is at position {int(position_ids.max())}, but this {self.config.model_type} base has learned only "
+                f"{self.config.max_position_embeddings} positions (max_position_embeddings): shorten the text"
+            ) from error
 
     def rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Rotation | None:
         """Rotary cos and sin of the positions [B or 1, T]; with a layer type where they differ by it."""

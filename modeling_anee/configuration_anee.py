@@ -3,7 +3,6 @@
 Leaves out what belongs to the base model: that is its own config, kept whole in `text_config`.
 """
 
-import math
 from typing import Any, ClassVar
 
 # First: it says clearly that a release of transformers is too old for what is imported next.
@@ -13,9 +12,14 @@ from .compatibility import CACHE_NAMES
 # isort: split
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
 
 from .actions import Action, parse_plan
+from .base_fields import OfBase
+from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
 
+
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 FORMAT_VERSION = 1
 CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
@@ -24,21 +28,30 @@ BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_METRICS = ("entropy", "max_probability")
-
-
-def check_budget(value: Any, name: str = "energy_budget") -> float:
-    """Return `value` as a float in [0, 1].
-
-    Raises:
-        ValueError: when it is not a number in [0, 1]; the message names the field.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be a number between 0 and 1")
-    return float(value)
+# What transformers passes to a configuration or writes into its file beside declared fields, in 5.23 and 5.24.
+OF_TRANSFORMERS = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "custom_pipelines",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "tie_word_embeddings",
+        "torch_dtype",
+    }
+)
 
 
 class AneeConfig(PreTrainedConfig):
     """Configuration of an `AneeForCausalLM`.
+
+    What scripts look for at the top of a configuration (`vocab_size`, `hidden_size`, `max_position_embeddings`,
+    `eos_token_id`, ...) is read through from the base's own config, and never saved twice.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`): the base model's own config.
@@ -91,7 +104,7 @@ class AneeConfig(PreTrainedConfig):
         format_version (`int`): version of this format; a newer one than this code knows is refused.
 
     Raises:
-        ValueError: a bad value; the message names the field, the value and what is allowed.
+        ValueError: a bad value, with the field and what is allowed; or an unknown field, with the nearest known one.
     """
 
     model_type = "anee"
@@ -132,9 +145,24 @@ class AneeConfig(PreTrainedConfig):
     controller_hidden_sizes: list[int] | None = None
     format_version: int = FORMAT_VERSION
 
+    vocab_size = OfBase()
+    hidden_size = OfBase()
+    intermediate_size = OfBase()
+    num_hidden_layers = OfBase()
+    num_attention_heads = OfBase()
+    num_key_value_heads = OfBase()
+    head_dim = OfBase()
+    max_position_embeddings = OfBase()
+    use_cache = OfBase(settable=True)
+    bos_token_id = OfBase(settable=True)
+    eos_token_id = OfBase(settable=True)
+    pad_token_id = OfBase(settable=True)
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in defaults and check every field."""
         self._check_version()
+        refuse_unknown(self._unknown(kwargs), self.known_fields(), "a field of AneeConfig")
+        of_base = {name: kwargs.pop(name) for name in list(kwargs) if isinstance(getattr(type(self), name, None), OfBase)}
         if not isinstance(self.text_config, dict | PreTrainedConfig | None):
             raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
         if self.controller_hidden_sizes is None:
@@ -144,6 +172,8 @@ class AneeConfig(PreTrainedConfig):
         if self.controller_actions is None:
             self.controller_actions = [action.name for action in Action if action is not Action.PROCESS]
         super().__post_init__(**kwargs)
+        for name, value in of_base.items():
+            setattr(self, name, value)
         # One answer for tied weights and tokens: the base's own.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         self.check()
@@ -153,8 +183,46 @@ class AneeConfig(PreTrainedConfig):
         """Number of decoder layers of the base."""
         return self.text_config.num_hidden_layers
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """As that of transformers; the file of another kind of model is refused.
+
+        Raises:
+            ValueError: the folder or repository holds a plain model.
+        """
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = fields.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            name = str(pretrained_model_name_or_path)
+            raise ValueError(f"{name!r} is a {kind!r} model, not an artifact: wrap it with AneeForCausalLM.from_base({name!r})")
+        return fields, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
+        """As that of transformers; fields that this code does not know (a newer one wrote them) are left out with a warning."""
+        unknown = cls._unknown(config_dict)
+        if unknown:
+            names = ", ".join(nearest(name, cls.known_fields()) for name in unknown)
+            logger.warning_once(f"the configuration has fields that this version of anee does not know: {names}")
+        known = {name: value for name, value in config_dict.items() if name not in unknown}
+        return super().from_dict(known, **kwargs)
+
+    @classmethod
+    def known_fields(cls) -> set[str]:
+        """Names that a configuration may be given."""
+        of_base = {name for name, value in vars(cls).items() if isinstance(value, OfBase)}
+        return set(cls.__dataclass_fields__) | of_base | OF_TRANSFORMERS
+
+    @classmethod
+    def _unknown(cls, names: Any) -> list[str]:
+        known = cls.known_fields()
+        return [name for name in names if name not in known and not name.startswith("_")]
+
     def check(self) -> None:
         """Check every field; call it again after changing one by hand."""
+        for name in AneeConfig.__annotations__:
+            if name != "text_config":
+                setattr(self, name, plain(getattr(self, name)))
         self._check_strings()
         self._check_choices()
         self._check_numbers()
@@ -164,7 +232,7 @@ class AneeConfig(PreTrainedConfig):
 
     def _check_version(self) -> None:
         version = self.format_version
-        if not _is_whole(version) or version < 1:
+        if not is_whole(version) or version < 1:
             raise ValueError(f"format_version={version!r} is not allowed: it must be an integer from 1")
         if version > FORMAT_VERSION:
             raise ValueError(
@@ -181,11 +249,11 @@ class AneeConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
 
     def _check_choices(self) -> None:
-        _one_of("controller", self.controller, CONTROLLERS)
-        _one_of("cost_unit", self.cost_unit, COST_UNITS)
-        _one_of("budget_mode", self.budget_mode, BUDGET_MODES)
-        _one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
-        _one_of("strict_base", self.strict_base, (True, False))
+        one_of("controller", self.controller, CONTROLLERS)
+        one_of("cost_unit", self.cost_unit, COST_UNITS)
+        one_of("budget_mode", self.budget_mode, BUDGET_MODES)
+        one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
+        one_of("strict_base", self.strict_base, (True, False))
 
     def _check_numbers(self) -> None:
         self.energy_budget = check_budget(self.energy_budget)
@@ -197,18 +265,18 @@ class AneeConfig(PreTrainedConfig):
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         budgets: Any = self.router_budgets
-        numbers = isinstance(budgets, list | tuple) and all(_is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
+        numbers = isinstance(budgets, list | tuple) and all(is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
         if not numbers or not 0 < len(budgets) == len(set(budgets)):
             raise ValueError(
                 f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers between 0 and 1"
             )
-        _whole("decision_interval", self.decision_interval, 1)
+        whole("decision_interval", self.decision_interval, 1)
         for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
-            _whole(name, getattr(self, name), 0)
-        _whole("min_layers", self.min_layers, 0, self.num_layers)
-        _whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
+            whole(name, getattr(self, name), 0)
+        whole("min_layers", self.min_layers, 0, self.num_layers)
+        whole("keep_last_layers", self.keep_last_layers, 0, self.num_layers)
         sizes = self.controller_hidden_sizes
-        if not isinstance(sizes, list | tuple) or not all(_is_whole(size) and size > 0 for size in sizes):
+        if not isinstance(sizes, list | tuple) or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(f"controller_hidden_sizes={sizes!r} is not allowed: it must be a list of positive integers")
 
     def _check_layers(self) -> None:
@@ -216,7 +284,7 @@ class AneeConfig(PreTrainedConfig):
             layers = getattr(self, name)
             if layers is None:
                 continue
-            known = isinstance(layers, list | tuple) and all(map(_is_whole, layers))
+            known = isinstance(layers, list | tuple) and all(map(is_whole, layers))
             if not known or len(set(layers)) != len(layers) or not set(layers) <= set(range(self.num_layers)):
                 raise ValueError(
                     f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
@@ -240,7 +308,7 @@ class AneeConfig(PreTrainedConfig):
                 f"{CALIBRATION_COLUMNS[1:]}"
             )
         for name, column in table.items():
-            if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(_is_number, column)):
+            if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(is_number, column)):
                 raise ValueError(
                     f"calibration has {name}={column!r}, which is not allowed: it must be a list of numbers, as many as budgets"
                 )
@@ -263,23 +331,3 @@ class AneeConfig(PreTrainedConfig):
                     f"plans has {plan!r}, which is not allowed: it must be a string of {self.num_layers} letters, one per layer"
                 )
             parse_plan(plan)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_of(name: str, value: Any, allowed: tuple) -> None:
-    # 1 == True, but only one of them is a bool.
-    if type(value) is not type(allowed[0]) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}")
-
-
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if not _is_whole(value) or value < low or (high is not None and value > high):
-        limit = "" if high is None else f" to {high}"
-        raise ValueError(f"{name}={value!r} is not allowed: it must be an integer from {low}{limit}")

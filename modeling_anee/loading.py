@@ -1,21 +1,26 @@
 """Finding and loading the frozen base that an artifact names."""
 
 import os
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .checks import refuse_unknown
 from .configuration_anee import AneeConfig
 from .fingerprint import fingerprint, same_base
+from .wrapping import check_base
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 SEARCH_PATH_VARIABLE = "ANEE_BASE_PATH"
 CACHE_VARIABLE = "ANEE_CACHE"
-# Keyword arguments of `from_pretrained` that are about the base's weights, not about ours.
+# The keyword arguments that `from_pretrained` of transformers takes (5.23 and 5.24), by whose they are.
+# About the base's weights, not about ours:
 BASE_KWARGS = (
     "dtype",
     "torch_dtype",
@@ -23,16 +28,47 @@ BASE_KWARGS = (
     "max_memory",
     "quantization_config",
     "attn_implementation",
+    "experts_implementation",
     "tp_plan",
     "tp_size",
     "device_mesh",
     "distributed_config",
     "offload_folder",
     "offload_buffers",
+    "offload_state_dict",
+    "low_cpu_mem_usage",
     "gguf_file",
+    "use_safetensors",
+    "weights_only",
+    "ignore_mismatched_sizes",
+    "key_mapping",
+    "fusion_config",
+    "use_kernels",
+    "kernel_config",
+    "allow_all_kernels",
 )
-# Keyword arguments that both need to reach the Hub; a revision or subfolder of the artifact is not the base's.
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+# What both need to reach the Hub; a revision or subfolder of the artifact is not the base's.
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "disable_mmap", "tqdm_class")
+# About the files that are asked for: those of an artifact in `from_pretrained`, of the base in `from_base`.
+OWN_KWARGS = (
+    "revision",
+    "code_revision",
+    "subfolder",
+    "variant",
+    "trust_remote_code",
+    "state_dict",
+    "generation_config",
+    "adapter_kwargs",
+    "adapter_name",
+    "_from_auto",
+    "_from_pipeline",
+    "_commit_hash",
+    "_fast_init",
+    "mirror",
+    "from_tf",
+    "from_flax",
+)
+LOADING_KWARGS = frozenset((*BASE_KWARGS, *HUB_KWARGS, *OWN_KWARGS))
 
 
 def cache_folder() -> Path:
@@ -60,15 +96,15 @@ def _folders_of_copies() -> list[str]:
         return folders
 
 
-def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str, str | None]:
+def find_base(name: str, artifact: str | os.PathLike | None = None, subfolder: str = "") -> tuple[str, str | None]:
     """Where the base `name` is: (folder or Hub name, subfolder on the Hub or None).
 
-    A name that begins with "." is relative to the artifact, which is a folder or a Hub repository. Any other is
-    looked up in the folders of the environment variable `ANEE_BASE_PATH` and in `cache_folder()` (as `org/name`,
+    A name that begins with "." is relative to the artifact, which is a folder or a Hub repository, or a `subfolder` of one.
+    Any other is looked up in the folders of the environment variable `ANEE_BASE_PATH` and in `cache_folder()` (as `org/name`,
     `org--name` or `name`), then taken as it is.
 
     Raises:
-        ValueError: a relative name without an artifact, or no name at all.
+        ValueError: a relative name without an artifact or out of its repository, or no name at all.
     """
     if not name:
         raise ValueError(
@@ -78,8 +114,11 @@ def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str
         if artifact is None:
             raise ValueError(f"base_model_name_or_path={name!r} is relative, but there is no artifact it could be relative to")
         if os.path.isdir(artifact):
-            return str((Path(artifact) / name).resolve()), None
-        return str(artifact), name.removeprefix("./")
+            return str((Path(artifact) / subfolder / name).resolve()), None
+        inside = posixpath.normpath(posixpath.join(subfolder, name))
+        if inside.split("/")[0] == "..":
+            raise ValueError(f"base_model_name_or_path={name!r} is not allowed: it leaves the repository {str(artifact)!r}")
+        return str(artifact), "" if inside == "." else inside
     for folder in _folders_of_copies():
         for spelling in (name, name.replace("/", "--"), name.rsplit("/", 1)[-1]):
             candidate = Path(folder) / spelling
@@ -88,22 +127,22 @@ def find_base(name: str, artifact: str | os.PathLike | None = None) -> tuple[str
     return name, None
 
 
-def load_base(config: AneeConfig, artifact: str | os.PathLike | None, revision: str | None, **kwargs: Any) -> PreTrainedModel:
+def load_base(config: AneeConfig, artifact: str | os.PathLike | None, files: dict[str, Any], **kwargs: Any) -> PreTrainedModel:
     """Load the base that `config` names.
 
     Args:
         config: names the base, its revision and its GGUF file.
         artifact: folder or Hub name of the artifact, for a relative base.
-        revision: revision of the artifact, for a base in a subfolder of it.
+        files: `revision` and `subfolder` of the artifact, where they are given, for the same.
         kwargs: passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         OSError: the base can't be found; the message says what was tried and how to point to a copy.
     """
     name = config.base_model_name_or_path
-    where, subfolder = find_base(name, artifact)
+    where, subfolder = find_base(name, artifact, files.get("subfolder") or "")
     if subfolder is not None:
-        kwargs |= {"subfolder": subfolder, "revision": revision}
+        kwargs |= {"subfolder": subfolder, "revision": files.get("revision")}
     elif not os.path.isdir(where):
         kwargs["revision"] = config.base_model_revision or "main"
     gguf_file = kwargs.pop("gguf_file", None) or config.base_gguf_file
@@ -111,12 +150,83 @@ def load_base(config: AneeConfig, artifact: str | os.PathLike | None, revision: 
     if gguf_file and (not os.path.isdir(where) or (Path(where) / gguf_file).is_file()):
         kwargs["gguf_file"] = gguf_file
     try:
-        return AutoModelForCausalLM.from_pretrained(where, **kwargs)
+        return _load(where, **kwargs)
     except OSError as error:
         raise OSError(
             f"the base model {name!r} can't be loaded (looked at {where!r}): {error}\n"
             f"Pass base_model_name_or_path=FOLDER to use a local copy, or list folders with copies in {SEARCH_PATH_VARIABLE}."
         ) from error
+
+
+def absolute_name(base: str | os.PathLike) -> str:
+    """A Hub name as it is, a folder by its absolute path: in an artifact, "./name" means relative to the artifact."""
+    return os.path.abspath(base) if os.path.isdir(base) else str(base)
+
+
+def gguf_file_of(base: PreTrainedModel) -> str | None:
+    """The GGUF file that a model was loaded from, if it was."""
+    return getattr(getattr(base.config, "quantization_config", None), "gguf_file", None)
+
+
+def refuse_unknown_kwargs(names: Iterable[str], or_what: str = "") -> None:
+    """Refuse keyword arguments that `from_pretrained` of transformers does not take, with the nearest that it or we take."""
+    known = AneeConfig.known_fields() | LOADING_KWARGS
+    unknown = sorted(set(names) - LOADING_KWARGS)
+    refuse_unknown(unknown, known, f"a field of AneeConfig{or_what} or an argument of from_pretrained")
+
+
+def refuse_loading(kwargs: dict[str, Any]) -> None:
+    """Refuse arguments about loading where there is nothing to load."""
+    refuse_unknown_kwargs(kwargs)
+    if kwargs:
+        raise ValueError(
+            "the base is a model already: gguf_file, revision, dtype, device_map and other loading arguments "
+            f"({', '.join(kwargs)}) do not apply"
+        )
+
+
+def load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """Load a base that is to be wrapped, from a folder or the Hub.
+
+    Args:
+        base: folder or Hub name.
+        kwargs: arguments of `AutoModelForCausalLM.from_pretrained`, and fields of the base's config.
+
+    Raises:
+        ValueError: an artifact instead of a base, a keyword that nobody knows, or a checkpoint without weights of the base.
+        OSError: it can't be found.
+    """
+    files = {name: kwargs[name] for name in (*HUB_KWARGS, "revision", "subfolder") if name in kwargs}
+    if _model_type(base, files) == AneeConfig.model_type:
+        raise ValueError(f"{str(base)!r} is an artifact: load it with AneeForCausalLM.from_pretrained({str(base)!r})")
+    fields = {name: kwargs.pop(name) for name in list(kwargs) if name not in LOADING_KWARGS and name != "config"}
+    unknown = set(fields)
+    if fields and "config" not in kwargs:
+        code = {name: kwargs[name] for name in ("trust_remote_code", "code_revision", "gguf_file") if name in kwargs}
+        kwargs["config"], unused = AutoConfig.from_pretrained(base, return_unused_kwargs=True, **files, **code, **fields)
+        unknown &= set(unused)
+    refuse_unknown_kwargs(unknown, " or of the base's config")
+    model = _load(base, **kwargs)
+    check_base(model)
+    return model
+
+
+def _load(where: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **kwargs)
+    model, info = loaded
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise ValueError(
+            f"the checkpoint in {str(where)!r} is not one of a whole {type(model).__name__}: it lacks {', '.join(missing[:4])}"
+        )
+    return model
+
+
+def _model_type(name: str | os.PathLike, files: dict[str, Any]) -> str | None:
+    """Model type in a folder or repository; None where there is no config, which the load that follows may do without."""
+    try:
+        return PreTrainedConfig.get_config_dict(name, **files)[0].get("model_type")
+    except OSError:
+        return None
 
 
 def check_device_map(base: PreTrainedModel) -> None:

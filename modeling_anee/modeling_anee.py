@@ -5,6 +5,7 @@ What runs is in `execution.py`; this file is about being a transformers model: b
 
 import contextlib
 import contextvars
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,10 +30,22 @@ from .execution_log import account_of, execution_log
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation import AneeGenerationMixin
 from .generation_state import generation_of
-from .loading import BASE_KWARGS, HUB_KWARGS, check_device_map, check_fingerprint, load_base
+from .loading import (
+    BASE_KWARGS,
+    HUB_KWARGS,
+    absolute_name,
+    check_device_map,
+    check_fingerprint,
+    gguf_file_of,
+    load_base,
+    load_to_wrap,
+    refuse_loading,
+    refuse_unknown_kwargs,
+)
 from .positions import Mask, token_places
 from .step import Step
 from .trace import ExecutionTrace
+from .wrapping import check_base
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -112,33 +125,31 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             kwargs: fields of `AneeConfig`, and further arguments of the base's `from_pretrained`.
 
         Raises:
-            ValueError: a base of an unknown family (the known ones are listed), or a bad configuration field.
+            ValueError: a base of an unknown family (the known ones are listed), what is no causal LM (an artifact, a wrapper, a
+                classifier, ...; the message says what to do), a keyword that nobody knows, or a bad configuration field.
             OSError: the base can't be found.
         """
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
         fields |= {"controller": controller, "energy_budget": energy_budget}
-        if not isinstance(base, PreTrainedModel):
-            # A name that begins with "." would mean: relative to the artifact.
-            fields.setdefault("base_model_name_or_path", os.path.abspath(base) if os.path.isdir(base) else str(base))
-            fields.setdefault("base_model_revision", revision)
-            fields.setdefault("base_gguf_file", gguf_file)
-            loaded = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
-            kwargs |= {name: value for name, value in loaded.items() if value is not None}
-            base = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-        elif kwargs or gguf_file or revision or dtype or device_map is not None:
-            raise ValueError(
-                "the base is a model already: gguf_file, revision, dtype, device_map and other loading arguments "
-                f"({', '.join(kwargs) or 'as given'}) do not apply"
-            )
+        given = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        if isinstance(base, str | os.PathLike):
+            names = {"base_model_name_or_path": absolute_name(base), "base_model_revision": revision}
+            fields = names | {"base_gguf_file": gguf_file} | fields
+            wrapped = load_to_wrap(base, **kwargs)
         else:
-            fields.setdefault("base_model_name_or_path", base.name_or_path)
-        text_config = base.config.to_dict()
+            check_base(base)
+            refuse_loading(kwargs)
+            names = {"base_model_name_or_path": absolute_name(base.name_or_path or "")}
+            fields = names | {"base_gguf_file": gguf_file_of(base)} | fields
+            wrapped = base
+        text_config = wrapped.config.to_dict()
         for name in ("quantization_config", "_name_or_path"):
             text_config.pop(name, None)
         with without_base():
             model = cls(AneeConfig(text_config=text_config, **fields))
-        check_fingerprint(model.config, base)
-        model.attach_base(base)
+        check_fingerprint(model.config, wrapped)
+        model.attach_base(wrapped)
         return model.eval()
 
     @classmethod
@@ -157,23 +168,29 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         `base_model_name_or_path=` points to another copy of the base.
 
         Raises:
-            ValueError: weights that don't belong to this model, a newer format, or another base with `strict_base=True`.
+            ValueError: a plain model instead of an artifact, weights that don't belong to this model, a newer format, a keyword
+                that nobody knows, or another base with `strict_base=True`.
             OSError: the artifact or its base can't be found or read.
         """
         base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        own_hub_kwargs = hub_kwargs | {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        files: dict[str, Any] = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
         if not isinstance(config, PreTrainedConfig):  # also of another AneeConfig class: that of shipped code
             source = pretrained_model_name_or_path if config is None else config
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
-            kwargs |= own_hub_kwargs
+            kwargs |= hub_kwargs | files
+        elif fields := {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}:
+            config = copy.deepcopy(config)
+            config.update(fields)
+        refuse_unknown_kwargs(kwargs)
         if config._attn_implementation is not None:  # AutoModel moves the argument into the config
             base_kwargs.setdefault("attn_implementation", config._attn_implementation)
             config._attn_implementation = None
-        kwargs.pop("trust_remote_code", None)
+        for name in ("trust_remote_code", "code_revision"):  # for whoever finds the class
+            kwargs.pop(name, None)
         with without_base():
             model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        base = load_base(model.config, pretrained_model_name_or_path, kwargs.get("revision"), **hub_kwargs, **base_kwargs)
+        base = load_base(model.config, pretrained_model_name_or_path, files, **hub_kwargs, **base_kwargs)
         check_fingerprint(model.config, base)
         model.attach_base(base)
         return (model, info) if output_loading_info else model
@@ -212,7 +229,15 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             save_directory: folder to write to.
             tokenizer: saved into the same folder.
             kwargs: as in `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: the configuration names no base, so what is saved could not be loaded.
         """
+        if not self.config.base_model_name_or_path:
+            raise ValueError(
+                "the configuration names no base model, so what is saved could not be loaded: save the base, and pass "
+                "base_model_name_or_path=... (a folder or a Hub name) to from_base, or set it in the model's config"
+            )
         super().save_pretrained(save_directory, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)
@@ -223,6 +248,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         Raises:
             ValueError: an unknown family, a shape other than the configuration's, or layers on several accelerators.
         """
+        check_base(base)
         check_device_map(base)
         stack = BaseStack(base)
         for name in ("num_hidden_layers", "hidden_size"):

@@ -5,9 +5,11 @@ import json
 import pickle
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, Cache
+from transformers.utils.logging import warning_once
 
 from modeling_anee import AneeConfig
 from modeling_anee.configuration_anee import (
@@ -20,7 +22,7 @@ from modeling_anee.configuration_anee import (
     check_budget,
 )
 
-from .tiny import CONFIGS, FAMILIES, LAYERS
+from .tiny import CONFIGS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
 
 TEXT_CONFIGS = {family: CONFIGS[family]().to_dict() for family in FAMILIES}
@@ -271,3 +273,93 @@ def test_check_budget_returns_a_float(value):
 def test_check_budget_names_the_field():
     with pytest.raises(ValueError, match="prompt_energy_budget=2 is not allowed"):
         check_budget(2, "prompt_energy_budget")
+
+
+SHAPES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+SETTINGS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fields_of_the_base_are_read_at_the_top_and_kept_once(family, tmp_path):
+    base = CONFIGS[family]()
+    configuration = config(text_config=base.to_dict())
+    for name in SHAPES + SETTINGS:
+        assert getattr(configuration, name) == getattr(base, name), name
+    for name in ("num_key_value_heads", "head_dim", "intermediate_size"):  # not every family has them
+        assert getattr(configuration, name, None) == getattr(base, name, None), name
+    configuration.use_cache, configuration.eos_token_id = False, [2, 3]
+    assert configuration.text_config.use_cache is False and configuration.text_config.eos_token_id == [2, 3]
+    configuration.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert not written.keys() & {*SHAPES, *SETTINGS}
+    loaded = AutoConfig.from_pretrained(tmp_path, pad_token_id=5)
+    assert loaded.use_cache is False and loaded.eos_token_id == [2, 3] and loaded.pad_token_id == 5
+    assert AneeConfig(**loaded.to_dict()).to_dict() == loaded.to_dict()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shape_of_the_base_is_not_ours_to_change(name, tmp_path):
+    configuration = config()
+    setattr(configuration, name, getattr(configuration, name))
+    configuration.save_pretrained(tmp_path)
+    for change in (
+        lambda: setattr(configuration, name, 7),
+        lambda: config(**{name: 7}),
+        lambda: AutoConfig.from_pretrained(tmp_path, **{name: 7}),
+    ):
+        with pytest.raises(ValueError, match=f"{name}=7 is not allowed: it is the base's"):
+            change()
+
+
+def test_settings_of_the_base_may_be_given():
+    assert config(use_cache=False, eos_token_id=9).text_config.eos_token_id == 9
+    model, ids = wrap(), token_ids()
+    for use_cache in (True, False):
+        model.config.use_cache = use_cache
+        assert any(isinstance(part, Cache) for part in model(ids).values()) is use_cache
+
+
+def test_a_misspelt_field_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="'energy_buget' .did you mean 'energy_budget'.*must be a field of AneeConfig"):
+        config(energy_buget=0.5)
+
+
+def test_unknown_fields_of_a_file_are_left_out_with_a_warning(tmp_path, said):
+    """A newer version of ours may have written them."""
+    config().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(written | {"energy_buget": 0.3, "custom_pipelines": {}}))
+    for loader in (AneeConfig, AutoConfig):
+        loaded = loader.from_pretrained(tmp_path)
+        assert not hasattr(loaded, "energy_buget") and loaded.custom_pipelines == {}
+    assert sum("'energy_buget' (did you mean 'energy_budget'?)" in message for message in said) == 1
+
+
+def test_the_file_of_a_plain_model_points_to_from_base(tmp_path):
+    CONFIGS["llama"]().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'llama' model, not an artifact: wrap it with AneeForCausalLM.from_base"):
+        AneeConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_a_prompt_beyond_the_context_does_as_with_the_base(said):
+    base = tiny_base()
+    base.config.max_position_embeddings = 10
+    model, ids = wrap(base), token_ids(tokens=12)
+    greedy = {"max_new_tokens": 4, "do_sample": False}
+    for each in (base, model):
+        before = len(said)
+        each.generate(ids, **greedy)
+        assert "predefined maximum length (10)" in said[before]
+        assert each.generate(ids[:, :5], do_sample=False, eos_token_id=[]).shape[1] == 10  # the default length is capped
+        warning_once.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_positions_that_were_never_learned_are_named(family):
+    model = wrap(tiny_base(family))
+    ids = torch.full((1, 140), VOCABULARY - 1)
+    with pytest.raises(ValueError, match=f"position 139, but this {family} base has learned only 128 positions"):
+        model(ids)
+    with pytest.raises(ValueError, match="position 128"):
+        model.generate(ids[:, :127], max_new_tokens=9, min_new_tokens=9)

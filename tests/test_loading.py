@@ -1,8 +1,10 @@
 """Saving and loading: artifacts without base weights, from a folder and a Hub cache, with and without the package."""
 
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from modeling_anee import AneeConfig, AneeForCausalLM
-from modeling_anee.loading import cache_folder, find_base
+from modeling_anee.loading import LOADING_KWARGS, cache_folder, find_base
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
 
@@ -50,7 +53,8 @@ def in_fresh_process(code: str, *arguments: object, installed: bool = False, **e
 
 LOAD_AND_SCORE = """
 import sys, torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 artifact, out = sys.argv[1:3]
 model = AutoModelForCausalLM.from_pretrained(artifact, trust_remote_code=True, dtype=torch.float32, device_map="cpu",
                                              attn_implementation="eager")
@@ -350,10 +354,113 @@ def test_missing_base_says_what_to_do(base_folder, tmp_path, monkeypatch):
         AneeForCausalLM.from_base(tmp_path / "gone")
 
 
-def test_nameless_base_says_what_to_do(tmp_path):
-    wrap(tiny_base(), base_model_name_or_path="").save_pretrained(tmp_path)
+def test_a_nameless_base_can_not_be_saved_before_it_is_named(base_folder, tmp_path):
+    """What is saved could never be loaded: better to hear of it before a long training."""
+    config = AneeConfig(text_config=tiny_base().config.to_dict())
+    for model in (AneeForCausalLM.from_base(tiny_base()), AutoModelForCausalLM.from_config(config)):
+        with pytest.raises(
+            ValueError, match="names no base model.*base_model_name_or_path=.* to from_base, or set it in the mod"
+        ):
+            model.save_pretrained(tmp_path / "artifact")
+        assert not (tmp_path / "artifact").exists()
+    model.config.base_model_name_or_path = str(base_folder)
+    model.save_pretrained(tmp_path / "artifact")
+    AneeForCausalLM.from_pretrained(tmp_path / "artifact")
+
+
+def test_an_artifact_without_the_name_of_its_base_says_what_to_do(base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": ""}))
     with pytest.raises(ValueError, match="names no base model"):
-        AneeForCausalLM.from_pretrained(tmp_path)
+        AneeForCausalLM.from_pretrained(artifact)
+    loaded = AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(base_folder))
+    torch.testing.assert_close(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_a_plain_model_points_to_from_base(base_folder):
+    with pytest.raises(ValueError, match="is a 'llama' model, not an artifact: wrap it with AneeForCausalLM.from_base"):
+        AneeForCausalLM.from_pretrained(base_folder)
+
+
+@pytest.mark.parametrize("load", [AneeForCausalLM, AutoModelForCausalLM])
+def test_a_keyword_that_nobody_knows_is_named(load, base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    with pytest.raises(ValueError, match="'energy_buget' .did you mean 'energy_budget'.*or an argument of from_pretrained"):
+        load.from_pretrained(artifact, energy_buget=0.5)
+    with pytest.raises(ValueError, match="'devicemap' .did you mean 'device_map'"):
+        load.from_pretrained(artifact, devicemap="auto")
+    with pytest.raises(ValueError, match="hidden_size=64 is not allowed: it is the base's, which has 32"):
+        load.from_pretrained(artifact, hidden_size=64)
+
+
+@pytest.mark.parametrize("load", [AneeForCausalLM, AutoModelForCausalLM])
+def test_every_harmless_keyword_of_transformers_is_taken(load, base_folder, tmp_path):
+    model, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    keywords = {
+        "use_safetensors": True,
+        "weights_only": True,
+        "low_cpu_mem_usage": True,
+        "disable_mmap": True,
+        "revision": "main",
+    }
+    keywords |= {"local_files_only": True, "trust_remote_code": False, "subfolder": "", "variant": None, "key_mapping": None}
+    loaded, info = load.from_pretrained(artifact, output_loading_info=True, **keywords)
+    assert not info["missing_keys"]
+    torch.testing.assert_close(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_fields_are_taken_beside_a_configuration_too(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+    config = AneeConfig.from_pretrained(artifact)
+    loaded = AneeForCausalLM.from_pretrained(artifact, config=config, energy_budget=0.25)
+    assert loaded.config.energy_budget == 0.25 and config.energy_budget == 0.6
+
+
+def test_the_keywords_of_transformers_are_all_known():
+    """Of the installed release; a keyword that a new one takes would be refused."""
+    source = inspect.getsource(PreTrainedModel.from_pretrained.__func__)
+    named = set(inspect.signature(PreTrainedModel.from_pretrained).parameters) - {"model_args", "kwargs", "config"}
+    popped = set(re.findall(r'kwargs\.pop\("(\w+)"', source + inspect.getsource(_BaseAutoModelClass.from_pretrained.__func__)))
+    unused = set(re.findall(r'"(\w+)"', re.search(r"Not used anymore.*?\[(.*?)\]", source, re.DOTALL)[1]))
+    taken = (named | popped | unused) - {"pretrained_model_name_or_path", "config", "output_loading_info"}
+    assert len(taken) > 40 and taken <= LOADING_KWARGS
+
+
+def test_a_base_of_a_gguf_file_is_remembered(base_folder):
+    """Also when the model was loaded by the caller; in the folder is nothing else that could be loaded."""
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    base.config.quantization_config = GgufConfig(gguf_file="tiny.gguf")
+    config = AneeForCausalLM.from_base(base).config
+    assert config.base_gguf_file == "tiny.gguf" and config.base_model_name_or_path == str(base_folder)
+
+
+@pytest.mark.parametrize("name", ["./base", "../base"])
+def test_a_base_relative_to_an_artifact_in_a_subfolder(name, base_folder, tmp_path):
+    repository, home = tmp_path / "repository", tmp_path / "home"
+    model, artifact = artifact_over(base_folder, repository / "small", base_model_name_or_path=name)
+    shutil.copytree(base_folder, artifact / name)
+    expected = model(token_ids()).logits
+    for load in (AneeForCausalLM, AutoModelForCausalLM):
+        loaded = load.from_pretrained(repository, subfolder="small")
+        torch.testing.assert_close(loaded(token_ids()).logits, expected)
+    hub_cache(home, "someone/artifact", repository)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        "someone/artifact", subfolder="small", cache_dir=home / "hub", local_files_only=True
+    )
+    torch.testing.assert_close(loaded(token_ids()).logits, expected)
+
+
+def test_where_a_relative_base_is(tmp_path):
+    assert find_base("./base", tmp_path, "small") == (str(tmp_path / "small" / "base"), None)
+    assert find_base("./base", "org/name") == ("org/name", "base")
+    assert find_base("./base", "org/name", "small") == ("org/name", "small/base")
+    assert find_base("../base", "org/name", "small/one") == ("org/name", "small/base")
+    assert find_base("..", "org/name", "small") == ("org/name", "")
+    with pytest.raises(ValueError, match="'../base' is not allowed: it leaves the repository 'org/name'"):
+        find_base("../base", "org/name")
+    with pytest.raises(ValueError, match="there is no artifact"):
+        find_base("./base")
 
 
 def test_truncated_weights_are_refused(base_folder, tmp_path):

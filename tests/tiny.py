@@ -130,7 +130,9 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
     fields.setdefault("decision_interval", 1)
     if controller == "routed":  # without, it keeps no account of its budget
         fields.setdefault("calibration", {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]})
-    model = AneeForCausalLM.from_base(base or tiny_base(), controller=controller, **fields)
+    base = base or tiny_base()
+    fields.setdefault("base_model_name_or_path", base.name_or_path or "tiny/base")  # what has no name can't be saved
+    model = AneeForCausalLM.from_base(base, controller=controller, **fields)
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.bridges.parameters():

@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from ..configuration_anee import AneeConfig
@@ -36,7 +37,7 @@ class Start:
         name = recipe.start
         if name is None:
             return None
-        values, _ = AneeConfig.get_config_dict(name)
+        values, _ = PreTrainedConfig.get_config_dict(name)
         if values.get("model_type") != AneeConfig.model_type:
             raise ValueError(f"start={name!r} is not allowed: it is a {values.get('model_type')!r} model, not an artifact")
         open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
