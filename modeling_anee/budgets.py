@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configuration_anee import check_budget
+from .checks import check_budget
 
 
 def budget_tensor(value: Any, rows: int, name: str = "energy_budget") -> Tensor:

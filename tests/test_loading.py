@@ -436,7 +436,7 @@ def test_a_base_of_a_gguf_file_is_remembered(base_folder):
 
 
 @pytest.mark.parametrize("name", ["./base", "../base"])
-def test_a_base_relative_to_an_artifact_in_a_subfolder(name, base_folder, tmp_path):
+def test_a_base_relative_to_an_artifact_in_a_subfolder(name, base_folder, tmp_path, monkeypatch):
     repository, home = tmp_path / "repository", tmp_path / "home"
     model, artifact = artifact_over(base_folder, repository / "small", base_model_name_or_path=name)
     shutil.copytree(base_folder, artifact / name)
@@ -445,9 +445,8 @@ def test_a_base_relative_to_an_artifact_in_a_subfolder(name, base_folder, tmp_pa
         loaded = load.from_pretrained(repository, subfolder="small")
         torch.testing.assert_close(loaded(token_ids()).logits, expected)
     hub_cache(home, "someone/artifact", repository)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        "someone/artifact", subfolder="small", cache_dir=home / "hub", local_files_only=True
-    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loaded = AutoModelForCausalLM.from_pretrained("someone/artifact", subfolder="small", cache_dir=home / "hub")
     torch.testing.assert_close(loaded(token_ids()).logits, expected)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration_anee import check_budget
+from ..checks import check_budget
 from ..evaluation.perplexity import Window, ratio, score
 from ..evaluation.processes import ALONE, Processes
 from ..modeling_anee import AneeForCausalLM

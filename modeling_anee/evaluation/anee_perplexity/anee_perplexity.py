@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 try:  # indented, so that `evaluate` leaves it to us to say what is missing
-    from modeling_anee.configuration_anee import check_budget
+    from modeling_anee.checks import check_budget
     from modeling_anee.evaluation.perplexity import Scores, Window, positions_of, score
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "modeling_anee":
