@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
-from ..configuration_anee import check_budget
+from ..checks import check_budget
 from ..modeling_anee import AneeForCausalLM
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
 from .generation import Generated, encode, read_prompt, run

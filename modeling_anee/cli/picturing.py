@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ..configuration_anee import check_budget
+from ..checks import check_budget
 from ..data.progress import waiting
 from .console import check_picture, say
 from .model import load, named_model
