@@ -41,6 +41,21 @@ def same_base(first: str, second: str) -> bool:
     return bool(close.all()) and int(equal.sum()) >= EQUAL_SHARE * len(pairs)
 
 
+def short(value: str) -> str:
+    """A fingerprint for people: eight digits that stand for names and shapes, eight that stand for weights."""
+    digest, _, samples = value.partition("-")
+    return f"{digest[:8]}-{hashlib.sha256(samples.encode()).hexdigest()[:8]}"
+
+
+def difference(first: str, second: str) -> str:
+    """What two fingerprints of different bases differ in, in words."""
+    (digest, _, samples), (other_digest, _, other_samples) = first.partition("-"), second.partition("-")
+    if digest != other_digest or len(samples) != len(other_samples):
+        return "names or shapes of weights differ"
+    words = list(zip(_words(samples), _words(other_samples), strict=True))
+    return f"{sum(a != b for a, b in words)} of {len(words)} sampled weights differ"
+
+
 def _sampled_tensors(base: nn.Module) -> list[torch.Tensor]:
     tensors = [parameter for _, parameter in base.named_parameters()]
     count = min(SAMPLED_TENSORS, len(tensors))

@@ -1,5 +1,6 @@
 """Finding and loading the frozen base that an artifact names."""
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from transformers.utils import logging
 
 from .checks import refuse_unknown
 from .configuration_anee import AneeConfig
-from .fingerprint import fingerprint, same_base
+from .fingerprint import difference, fingerprint, same_base, short
 from .wrapping import check_base
 
 
@@ -244,21 +245,38 @@ def check_device_map(base: PreTrainedModel) -> None:
         )
 
 
-def check_fingerprint(config: AneeConfig, base: PreTrainedModel) -> None:
+def check_fingerprint(
+    config: AneeConfig, base: PreTrainedModel, artifact: str | os.PathLike | None = None, **kwargs: Any
+) -> None:
     """Compare the base with the one that the controllers were made for; note it if there is none to compare with.
+
+    Args:
+        config: has the fingerprint to expect, if any.
+        base: as it was loaded.
+        artifact: folder or Hub name of the artifact, which knows what it was made for.
+        kwargs: where its configuration is, as for `from_pretrained`.
 
     Raises:
         ValueError: another base, with `strict_base=True`; otherwise that is a warning.
     """
-    found = fingerprint(base)
-    if not config.base_fingerprint:
+    found, expected = fingerprint(base), config.base_fingerprint
+    if not expected:
         config.base_fingerprint = found
-    elif not same_base(config.base_fingerprint, found):
+    elif not same_base(expected, found):
         message = (
-            f"the weights of the base model differ from those that the controllers were made for (expected "
-            f"{config.base_model_name_or_path!r} with fingerprint {config.base_fingerprint[:24]}..., got {found[:24]}...): "
-            "quality and cost at budgets below 1 can differ from what the artifact reports"
+            f"the weights of the base model differ from those that the controllers were made for: expected "
+            f"{_recorded_base(config, artifact, kwargs)!r} with fingerprint {short(expected)}, found "
+            f"{base.name_or_path or 'a model without a name'!r} with {short(found)} ({difference(expected, found)}). Quality "
+            "and cost at budgets below 1 can differ from what the artifact reports"
         )
         if config.strict_base:
             raise ValueError(f"{message}. strict_base=True makes this an error")
         logger.warning(message)
+
+
+def _recorded_base(config: AneeConfig, artifact: str | os.PathLike | None, kwargs: dict[str, Any]) -> str:
+    """The base's name in the artifact's own file: in `config` an argument may have replaced it."""
+    if artifact is not None:
+        with contextlib.suppress(OSError):  # loaded with a configuration from elsewhere
+            return AneeConfig.get_config_dict(artifact, **kwargs)[0].get("base_model_name_or_path", "")
+    return config.base_model_name_or_path

@@ -191,7 +191,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         with without_base():
             model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         base = load_base(model.config, pretrained_model_name_or_path, files, **hub_kwargs, **base_kwargs)
-        check_fingerprint(model.config, base)
+        check_fingerprint(model.config, base, pretrained_model_name_or_path, **hub_kwargs, **files)
         model.attach_base(base)
         return (model, info) if output_loading_info else model
 

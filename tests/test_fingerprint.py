@@ -1,12 +1,13 @@
 """A fingerprint knows the same weights again in another dtype, and tells other weights apart."""
 
+import re
 import time
 
 import pytest
 import torch
 from torch import nn
 
-from modeling_anee.fingerprint import fingerprint, same_base
+from modeling_anee.fingerprint import difference, fingerprint, same_base, short
 
 from .tiny import FAMILIES, tiny_base, token_ids, wrap
 
@@ -127,3 +128,11 @@ def test_it_is_fast():
     begin = time.perf_counter()
     fingerprint(base)
     assert time.perf_counter() - begin < 0.5
+
+
+def test_two_bases_can_be_told_apart_by_people():
+    one, other, third = fingerprint(tiny_base()), fingerprint(tiny_base(seed=5)), fingerprint(tiny_base("gpt2"))
+    assert short(one) == short(one) != short(other) and len(short(one)) == 17
+    assert short(one)[:8] == short(other)[:8] == one[:8] != short(third)[:8]
+    assert re.fullmatch(r"[1-9]\d* of \d+ sampled weights differ", difference(one, other))
+    assert difference(one, third) == "names or shapes of weights differ"
