@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -15,9 +12,9 @@ from typer.testing import CliRunner
 from modeling_anee.cli.main import app
 from modeling_anee.data import smollm2
 from modeling_anee.evaluation.report import read_report, write_report
-from modeling_anee.training.card import PNG, quality, write_card
-from modeling_anee.training.card_figures import Measured
-from modeling_anee.training.card_metadata import About
+from modeling_anee.publishing.card import PNG, quality, write_card
+from modeling_anee.publishing.card_figures import Measured
+from modeling_anee.publishing.card_metadata import About
 
 from .tiny import tiny_base, wrap
 from .workshop import make_workshop, recipe_fields, tiny_tokenizer, words
@@ -208,19 +205,11 @@ def test_a_folder_without_artifact_is_an_error(workshop):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_the_code_on_it_runs_beside_the_artifact(workshop, chat):
+def test_the_code_on_it_runs_beside_the_artifact(workshop, chat, forks):
     if not chat:
         (workshop / "artifact" / "chat_template.jinja").unlink()
     code = re.search(r"```python\n(.*?)```", card_of(workshop), re.DOTALL).group(1)
     assert ("apply_chat_template" in code) == chat and len(code.splitlines()) <= 12
-    hide = "import sys; sys.modules['modeling_anee'] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", hide + code],
-        cwd=workshop,
-        env=os.environ | {"HF_HOME": str(workshop / "hub"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forks.run(code, folder=workshop)
     assert done.returncode == 0, done.stderr
     assert "mean cost" in done.stdout and words(10)[:1] in done.stdout

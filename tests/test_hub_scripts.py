@@ -13,11 +13,17 @@ import pytest
 import torch
 import typer
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
+
+from modeling_anee.cli.guard import guarded
+from modeling_anee.publishing import stranger as verifying
+from modeling_anee.publishing.export import export
+from modeling_anee.publishing.plan import PlannedFile
+from modeling_anee.publishing.push import PublishError, Target, check, differences
 
 from .hub_server import Hub
 from .tiny import tiny_base, token_ids, wrap
@@ -66,7 +72,7 @@ def call(name, *arguments):
     """Run a script in this process."""
     app = typer.Typer()
     module = script(name)
-    app.command()(module.card if name == "make_model_card" else module.main)
+    app.command()(guarded(module.card if name == "make_model_card" else module.main))
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -183,15 +189,14 @@ def test_a_tag_that_fails_is_said(hub, artifact):
 
 def test_content_that_differs_on_the_hub_is_noticed(hub, artifact):
     push(artifact)
-    publishing = script("publishing")
     (artifact / "config.json").write_text("{}")
     (artifact / "heatmap.png").write_bytes(PNG + b"\1")
     (artifact / "new.py").write_text("")
-    files = [publishing.PlannedFile.read(path) for path in sorted(artifact.iterdir())]
-    target = publishing.Target(publishing.HfApi(), "user/artifact")
-    assert publishing.differences(target, files, "main") == ["new.py is missing", "config.json differs", "heatmap.png differs"]
-    with pytest.raises(publishing.PublishError, match="new.py is missing"):
-        publishing.check(target, files, "main")
+    files = [PlannedFile.read(path) for path in sorted(artifact.iterdir())]
+    target = Target(HfApi(), "user/artifact")
+    assert differences(target, files, "main") == ["new.py is missing", "config.json differs", "heatmap.png differs"]
+    with pytest.raises(PublishError, match="new.py is missing"):
+        check(target, files, "main")
 
 
 def test_what_must_not_happen_is_refused_before_anything_is_sent(hub, artifact):
@@ -214,10 +219,6 @@ def test_a_hub_that_does_not_answer_is_an_error(hub, artifact, monkeypatch):
     assert done.exit_code == 1 and "can't be looked at" in done.stderr and "Nothing was sent" in done.stderr, done.output
 
 
-def spoil_code(folder):
-    (folder / "bridges.py").unlink()
-
-
 def spoil_weights(folder):
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"base.model.norm.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -235,12 +236,10 @@ def write(folder, name, content):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (spoil_code, "the code file bridges.py is missing"),
         (spoil_weights, "1 tensors that are not ours, such as 'base.model.norm.weight'"),
         (lambda folder: write(folder, "model.safetensors", b"x"), "model.safetensors can't be read"),
         (lambda folder: spoil_config(folder, model_type="llama"), "model_type='llama', not 'anee'"),
         (lambda folder: spoil_config(folder, base_model_name_or_path="/models/base"), "base_model_name_or_path='/models/base'"),
-        (lambda folder: spoil_config(folder, auto_map={}), "no auto_map for AutoConfig"),
         (lambda folder: write(folder, "config.json", b"[]"), "config.json can't be read"),
         (lambda folder: write(folder, "training_args.bin", b"x"), "training_args.bin may be a pickle"),
         (lambda folder: write(folder, "notes.md", b"\x80\x04."), "notes.md may be a pickle"),
@@ -249,12 +248,57 @@ def write(folder, name, content):
         (lambda folder: (folder / "README.md").unlink(), "there is no card"),
         (lambda folder: write(folder, "README.md", b"# Only text\n"), "has no base_model, library_name"),
         (lambda folder: (folder / "heatmap.png").unlink(), "the card shows heatmap.png, which is missing"),
+        (lambda folder: (folder / "notes.md").symlink_to("nowhere"), "notes.md is a link to nowhere, which does not exist"),
+        (lambda folder: os.mkfifo(folder / "pipe.json"), "pipe.json is not a regular file"),
+        (lambda folder: write(folder, "README.md", b"---\nlicense: \xff\n---\n"), "README.md is not UTF-8 text (byte 13)"),
+        (lambda folder: write(folder, "config.json", b'{"a": "\xff"}'), "config.json is not UTF-8 text"),
+        (lambda folder: write(folder, "notes.txt", b"hf_" + b"aB3" * 12), "notes.txt holds what looks like a token of the Hub"),
+        (lambda folder: write(folder, "id_rsa", b""), "id_rsa looks like a secret by its name (if it is meant to be public"),
     ],
 )
 def test_a_folder_that_is_no_whole_artifact_is_refused(hub, artifact, spoil, expected):
     spoil(artifact)
     done = push(artifact)
     assert done.exit_code == 1 and expected in done.stderr and hub.requests == [], done.output
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+def test_all_problems_are_told_at_once(hub, artifact):
+    write(artifact, "id_rsa", b"")
+    write(artifact, "notes.md", b"hf_" + b"aB3" * 12)
+    done = push(artifact)
+    assert done.exit_code == 1 and "id_rsa looks like" in done.stderr and "; notes.md holds what" in done.stderr
+    done = call("push_artifact", artifact, "user/artifact", "--allow", "id_rsa", "--allow", "notes.md")
+    assert done.exit_code == 0 and "id_rsa" in done.stdout, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["push_artifact", "ARTIFACT", "https://huggingface.co/user/artifact"], "can't be on the Hub"),
+        (["push_artifact", "ARTIFACT", "./artifact"], "can't be on the Hub"),
+        (["push_artifact", "ARTIFACT", "artifact"], "no user or organisation"),
+        (["push_artifact", "ARTIFACT", "user/artifact", "--revision-tag", "v 1"], "--revision-tag 'v 1' is not allowed"),
+        (["push_artifact", "nowhere", "user/artifact"], "nowhere can't be published: it is not a folder"),
+        (["push_metric", "user/my metric"], "can't be on the Hub"),
+        (["push_metric", "user/anee_perplexity", "--revision-tag", ""], "--revision-tag '' is not allowed"),
+        (["push_metric", "user/anee_perplexity", "nowhere"], "nowhere can't be published: it is not a folder"),
+        (["verify_remote_load", "/models/artifact"], "can't be on the Hub"),
+        (["verify_remote_load", "user/artifact", "--revision", "v 1"], "--revision 'v 1' is not allowed"),
+        (["verify_remote_load", "user/artifact", "--budgets", "1,much"], "'much' is not a number"),
+        (["verify_remote_load", "user/artifact", "--against", "nowhere"], "nowhere is not an artifact"),
+    ],
+)
+def test_arguments_that_can_t_be_are_one_line_and_nothing_is_asked(hub, artifact, arguments, expected):
+    done = call(*[artifact if word == "ARTIFACT" else word for word in arguments])
+    assert done.exit_code == 1 and expected in done.stderr and hub.requests == [], done.output
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+def test_a_checkout_s_artifact_is_published_with_its_code(hub, artifact, tmp_path):
+    export(artifact, tmp_path / "checkout", code=False)
+    done = push(tmp_path / "checkout")
+    assert done.exit_code == 0 and on_hub(hub) == in_folder(artifact), done.output
 
 
 def test_push_to_hub_sends_the_code_too(hub, artifact):
@@ -397,26 +441,29 @@ def test_a_stranger_loads_it_with_the_same_logits_at_every_revision(world, tmp_p
     assert hub.leaks == []  # no token goes to the CDN
 
 
-def verify(*arguments):
-    command = [sys.executable, str(SCRIPTS / "verify_remote_load.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_verify_remote_load_passes_on_the_same_and_fails_on_another(world):
+def test_verify_remote_load_loads_as_a_stranger_and_compares(world, capfd):
     hub, folders, _ = world
     options = ("--against", folders["v1"], "--budgets", "1.0,0.5", "--prompt", "w7 w8 w9", "--new-tokens", "4")
-    done = verify("user/artifact", "--revision", "v1", *options)
-    assert done.returncode == 0, done.stderr
-    assert "can't be imported here" in done.stdout and "the same as the local artifact" in done.stdout
-    assert hub.repository("user/artifact").tags["v1"] in done.stdout and "transformers_modules" in done.stdout
-    done = verify("user/artifact", "--revision", "v2", *options)
-    assert done.returncode == 1 and "at budget 0.5 logits differ" in done.stderr, done.stderr
-    assert "budget 1 logits" not in done.stderr and "the same" not in done.stdout
+    done, seen = call("verify_remote_load", "user/artifact", "--revision", "v1", *options), capfd.readouterr()
+    assert done.exit_code == 0, seen
+    assert "can't be imported here" in seen.out and "the same as the local artifact" in seen.out
+    assert hub.repository("user/artifact").tags["v1"] in seen.out and "transformers_modules" in seen.out
+
+
+def test_what_differs_from_the_local_artifact_is_found(world):
+    """What the process of `verify_remote_load` does once both are loaded."""
+    _, folders, base = world
+    remote, local = (
+        AutoModelForCausalLM.from_pretrained(folders[tag], base_model_name_or_path=str(base)) for tag in ("v2", "v1")
+    )
+    wanted = {"new_tokens": 4, "tolerance": 1e-4}
+    assert verifying.run(remote, local, tiny_tokenizer(), token_ids(rows=1), 1.0, wanted) == []
+    found = verifying.run(remote, local, tiny_tokenizer(), token_ids(rows=1), 0.5, wanted)
+    assert found[0].startswith("at budget 0.5 logits differ by")
 
 
 @pytest.mark.slow
-def test_verify_remote_load_says_what_is_missing(world):
-    done = verify("user/artifact", "--revision", "v3")
-    assert done.returncode == 1 and "v3" in done.stderr and "Traceback" not in done.stderr
-    done = verify("user/nothing")
-    assert done.returncode == 1 and "user/nothing" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("arguments", [("user/artifact", "--revision", "v3"), ("user/nothing",)])
+def test_verify_remote_load_says_what_is_missing(world, capfd, arguments):
+    done, seen = call("verify_remote_load", *arguments), capfd.readouterr()
+    assert done.exit_code == 1 and arguments[-1] in seen.err and "Traceback" not in seen.err

@@ -2,16 +2,15 @@
 
 import inspect
 import json
-import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
@@ -26,6 +25,14 @@ from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
 COMMIT = "0" * 39 + "1"
 
 
+def lay_out(cache: Path, repository: str, folder: Path, commit: str = COMMIT, revision: str = "main") -> None:
+    """Put a folder into a cache as the Hub client would after a download."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / commit)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / revision).write_text(commit)
+
+
 @pytest.fixture
 def base_folder(tmp_path):
     tiny_base().save_pretrained(tmp_path / "base")
@@ -38,17 +45,6 @@ def artifact_over(base_folder: Path, folder: Path, controller: str = "learned", 
     model = wrap(AutoModelForCausalLM.from_pretrained(base_folder), controller, energy_budget=0.6, **fields)
     model.save_pretrained(folder)
     return model, folder
-
-
-def in_fresh_process(code: str, *arguments: object, installed: bool = False, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a new interpreter, by default one that can't import the package."""
-    hide = "" if installed else "import sys; sys.modules['modeling_anee'] = None\n"
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    variables.pop("PYTHONPATH", None)
-    if installed:  # the package that is being tested, wherever another one may be installed
-        variables["PYTHONPATH"] = str(Path(sys.modules["modeling_anee"].__file__).parents[1])
-    command = [sys.executable, "-W", "error::FutureWarning", "-c", hide + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=environment.get("HF_HOME"), check=False)
 
 
 LOAD_AND_SCORE = """
@@ -87,64 +83,45 @@ def check_same(file: Path, expected: dict[str, torch.Tensor]) -> None:
     assert torch.equal(found["tokens"], expected["tokens"])
 
 
-def test_fresh_process_without_the_package_loads_a_folder(base_folder, tmp_path):
+def test_without_the_package_a_folder_loads(base_folder, tmp_path, forks):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact")
-    done = in_fresh_process(LOAD_AND_SCORE + SAVE_AND_LOAD_AGAIN, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    done = forks.run(LOAD_AND_SCORE + SAVE_AND_LOAD_AGAIN, artifact, tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
 
 
-def hub_cache(home: Path, repository: str, folder: Path) -> None:
-    """Lay a folder out as the Hub client would after a download."""
-    root = home / "hub" / f"models--{repository.replace('/', '--')}"
-    shutil.copytree(folder, root / "snapshots" / COMMIT)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(COMMIT)
-
-
-def test_fresh_process_without_the_package_loads_from_a_hub_cache(base_folder, tmp_path):
+def test_without_the_package_a_hub_cache_loads(base_folder, tmp_path, forks):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="someone/base")
-    home = tmp_path / "home"
-    hub_cache(home, "someone/base", base_folder)
-    hub_cache(home, "someone/artifact", artifact)
-    done = in_fresh_process(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt", HF_HOME=str(home))
+    lay_out(forks.home / "hub", "someone/base", base_folder)
+    lay_out(forks.home / "hub", "someone/artifact", artifact)
+    done = forks.run(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
 
 
-def test_revisions_pin_the_artifact_and_not_its_base(base_folder, tmp_path):
+def test_revisions_pin_the_artifact_and_not_its_base(base_folder, tmp_path, monkeypatch):
     older, folder = artifact_over(base_folder, tmp_path / "older", base_model_name_or_path="someone/base")
     newer = wrap(AutoModelForCausalLM.from_pretrained(base_folder), "learned", base_model_name_or_path="someone/base")
     torch.nn.init.zeros_(newer.controller.policies[0][-1].weight)
     newer.save_pretrained(tmp_path / "newer")
-    home = tmp_path / "home"
-    hub_cache(home, "someone/base", base_folder)
-    hub_cache(home, "someone/artifact", tmp_path / "newer")
-    root = home / "hub" / "models--someone--artifact"
-    shutil.copytree(folder, root / "snapshots" / COMMIT.replace("1", "2"))
-    (root / "refs" / "v1").write_text(COMMIT.replace("1", "2"))
-    code = """
-import sys, torch
-from modeling_anee import AneeForCausalLM
-from transformers import AutoModelForCausalLM
-for load in (AneeForCausalLM, AutoModelForCausalLM):
-    model = load.from_pretrained("someone/artifact", revision="v1", energy_budget=0.6)
-    assert model.controller.policies[0][-1].weight.abs().sum() > 0
-    assert load.from_pretrained("someone/artifact").controller.policies[0][-1].weight.abs().sum() == 0
-torch.save({"logits": model(torch.arange(3, 15).unsqueeze(0)).logits.detach()}, sys.argv[1])
-"""
-    done = in_fresh_process(code, tmp_path / "out.pt", installed=True, HF_HOME=str(home))
-    assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt")["logits"], expected_of(older)["logits"])
+    cache = tmp_path / "hub"
+    lay_out(cache, "someone/base", base_folder)
+    lay_out(cache, "someone/artifact", tmp_path / "newer")
+    lay_out(cache, "someone/artifact", folder, COMMIT.replace("1", "2"), "v1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for load in (AneeForCausalLM, AutoModelForCausalLM):
+        model = load.from_pretrained("someone/artifact", revision="v1", energy_budget=0.6, cache_dir=cache)
+        assert model.controller.policies[0][-1].weight.abs().sum() > 0
+        assert load.from_pretrained("someone/artifact", cache_dir=cache).controller.policies[0][-1].weight.abs().sum() == 0
+        torch.testing.assert_close(model(token_ids()).logits, older(token_ids()).logits)
 
 
-def test_base_in_a_subfolder_of_the_artifacts_repository(base_folder, tmp_path):
+def test_base_in_a_subfolder_of_the_artifacts_repository(base_folder, tmp_path, forks):
     model, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="./the_base")
     shutil.copytree(base_folder, artifact / "the_base")
     torch.testing.assert_close(AneeForCausalLM.from_pretrained(artifact)(token_ids()).logits, model(token_ids()).logits)
-    home = tmp_path / "home"
-    hub_cache(home, "someone/artifact", artifact)
-    done = in_fresh_process(LOAD_AND_SCORE, "someone/artifact", tmp_path / "out.pt", HF_HOME=str(home))
+    lay_out(forks.home / "hub", "someone/both", artifact)
+    done = forks.run(LOAD_AND_SCORE, "someone/both", tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     check_same(tmp_path / "out.pt", expected_of(model))
 
@@ -326,14 +303,19 @@ def test_same_weights_in_another_dtype_are_the_same_base(base_folder, tmp_path, 
     AneeForCausalLM.from_pretrained(artifact, dtype=dtype)
 
 
-def test_another_base_warns_or_raises(base_folder, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    _, artifact = artifact_over(base_folder, tmp_path / "artifact")
+@pytest.mark.parametrize("load", [AneeForCausalLM, AutoModelForCausalLM])
+def test_another_base_warns_or_raises_naming_both(load, base_folder, tmp_path, said):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact", base_model_name_or_path="someone/the-base")
     tiny_base(seed=5).save_pretrained(tmp_path / "other")
-    AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"))
-    assert "differ from those that the controllers were made for" in caplog.text
-    with pytest.raises(ValueError, match="strict_base=True"):
-        AneeForCausalLM.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"), strict_base=True)
+    load.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"))
+    (warning,) = [message for message in said if "differ from those that the controllers were made for" in message]
+    expected, found = re.search(
+        r"expected 'someone/the-base' with fingerprint (\S+), found '\S+/other' with (\S+) ", warning
+    ).groups()
+    assert expected != found and expected[:8] == found[:8]  # the same names and shapes
+    assert re.search(r"\(\d+ of \d+ sampled weights differ\)", warning)
+    with pytest.raises(ValueError, match="expected 'someone/the-base' .* strict_base=True"):
+        load.from_pretrained(artifact, base_model_name_or_path=str(tmp_path / "other"), strict_base=True)
 
 
 def test_base_of_another_shape_is_refused(base_folder, tmp_path):
@@ -444,7 +426,7 @@ def test_a_base_relative_to_an_artifact_in_a_subfolder(name, base_folder, tmp_pa
     for load in (AneeForCausalLM, AutoModelForCausalLM):
         loaded = load.from_pretrained(repository, subfolder="small")
         torch.testing.assert_close(loaded(token_ids()).logits, expected)
-    hub_cache(home, "someone/artifact", repository)
+    lay_out(home / "hub", "someone/artifact", repository)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     loaded = AutoModelForCausalLM.from_pretrained("someone/artifact", subfolder="small", cache_dir=home / "hub")
     torch.testing.assert_close(loaded(token_ids()).logits, expected)
@@ -519,11 +501,11 @@ def test_bad_config_files_are_refused(base_folder, tmp_path, field, value, messa
         AutoModelForCausalLM.from_pretrained(artifact)
 
 
-def test_newer_format_is_refused_by_shipped_code_too(base_folder, tmp_path):
+def test_newer_format_is_refused_by_shipped_code_too(base_folder, tmp_path, forks):
     _, artifact = artifact_over(base_folder, tmp_path / "artifact")
     config = json.loads((artifact / "config.json").read_text())
     (artifact / "config.json").write_text(json.dumps({**config, "format_version": 99}))
-    done = in_fresh_process(LOAD_AND_SCORE, artifact, tmp_path / "out.pt", HF_HOME=str(tmp_path))
+    done = forks.run(LOAD_AND_SCORE, artifact, tmp_path / "out.pt")
     assert done.returncode != 0 and "newer than this code" in done.stderr
 
 

@@ -8,7 +8,6 @@ from transformers import AsyncTextIteratorStreamer, GenerationConfig, TextIterat
 
 from modeling_anee.execution import Executor
 
-from .test_loading import in_fresh_process
 from .tiny import BRIDGES, tiny_base, wrap
 from .workshop import tiny_tokenizer
 
@@ -139,11 +138,11 @@ write(chat, streamer=streamer, max_new_tokens=6, do_sample=False)
 """
 
 
-def test_an_artifact_by_name_in_a_fresh_process(tokenizer, tmp_path):
+def test_an_artifact_by_name_without_the_package(tokenizer, tmp_path, forks):
     tiny_base().save_pretrained(tmp_path / "base")
     model = wrap(**PLANS, base_model_name_or_path=str(tmp_path / "base"))
     model.save_pretrained(tmp_path / "artifact", tokenizer=tokenizer)
-    done = in_fresh_process(BY_NAME, tmp_path / "artifact", HF_HOME=str(tmp_path))
+    done = forks.run(BY_NAME, tmp_path / "artifact")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == answer_of(model, tokenizer, CHAT[:1], energy_budget=0.6)
 

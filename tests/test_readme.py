@@ -237,6 +237,7 @@ def stand_in(word, option, place):
         ("FOLDER", "--data"): place / "data",
         ("FOLDER", "--output"): place / "run",
         ("FOLDER", "--fit"): place / "run",
+        ("FOLDER", "ARTIFACT"): place / "exported",
         ("RECIPE.yaml", None): place / "recipe.yaml",
         ("FOLDER_OR_HUB_NAME", None): place / "base",
         ("ARTIFACT", None): place / "run" / "artifact",

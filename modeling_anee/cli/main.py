@@ -10,7 +10,7 @@ import typer
 from ..version import __version__
 from .generating import demo, generate
 from .guard import guarded
-from .making import card, fit
+from .making import card, export, fit
 from .measuring import bench, compare, perplexity, samples
 from .picturing import curve, depth
 
@@ -40,7 +40,7 @@ def anee(
     """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
 
 
-for verb in (bench, card, compare, curve, demo, depth, fit, generate, perplexity, samples):
+for verb in (bench, card, compare, curve, demo, depth, export, fit, generate, perplexity, samples):
     app.command()(guarded(verb))
 
 

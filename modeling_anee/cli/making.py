@@ -1,4 +1,4 @@
-"""Verbs that make an artifact: `anee fit` and `anee card`."""
+"""Verbs that make an artifact: `anee fit`, `anee card` and `anee export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,9 @@ import typer
 from transformers.utils import logging
 
 from ..data.progress import is_first_process
+from ..data.smollm2 import shipped_artifact
 from .console import extra_libraries, say
+from .model import named_model
 
 
 def fit(
@@ -48,9 +50,35 @@ def card(
 ) -> None:
     """Write the model card of an artifact from its configuration, its recipe and what was measured."""
     with extra_libraries("train", "anee card"):
-        from ..training.card import write_card
-        from ..training.card_figures import Measured
-        from ..training.card_metadata import About
+        from ..publishing.card import write_card
+        from ..publishing.card_figures import Measured
+        from ..publishing.card_metadata import About
     measured = Measured.read(figures, budget_figures or [], samples)
     about = About(repository, language, license, base_license, curve, heatmap)
     say(f"card: {write_card(artifact, recipe, measured, about)}")
+
+
+def export(
+    places: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] FOLDER", help="The same as --model; and the folder to write, new or empty.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Artifact: a folder or a Hub name. Default: the one that comes with a checkout."),
+    ] = None,
+    code: Annotated[
+        bool, typer.Option("--code/--without-code", help="Without: as a checkout keeps it, which needs the package.")
+    ] = True,
+) -> None:
+    """Write an artifact as a folder that needs no installed package: config, weights, code, tokenizer, card and pictures."""
+    from ..publishing.export import export as write_folder
+    from ..publishing.export import find_artifact
+
+    *first, folder = places
+    if len(first) > 1:
+        raise ValueError(f"{' '.join(places)}: give at most MODEL and FOLDER")
+    name = named_model(first[0] if first else None, model) or shipped_artifact()
+    if name is None:
+        raise ValueError("there is no artifact here: name one, as in anee export MODEL FOLDER")
+    write_folder(find_artifact(str(name)), Path(folder), code)
+    say(f"artifact: {folder}")

@@ -13,10 +13,10 @@ from ..configuration_anee import AneeConfig
 from ..data.files import write_file
 from ..data.sources import name_of
 from ..evaluation import comparison, samples
+from ..training.recipe import Recipe, read_recipe
 from ..version import __version__
 from .card_figures import Measured, window_count
 from .card_metadata import CURVE, HEATMAP, About, base_name, front_matter
-from .recipe import Recipe, read_recipe
 
 
 NOTABLE = 1.5  # perplexity ratio from which the limits speak of lower budgets
@@ -119,7 +119,7 @@ def usage(name: str, config: AneeConfig, chat: bool, on_hub: bool) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'name = "{name}"' + ("" if on_hub else "  # this folder, or its name on the Hub"),
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)",  # without the flag it asks and waits
         'model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype="float32")',
         *ask,
         "output = model.generate(**inputs, energy_budget=0.8, max_new_tokens=80, return_dict_in_generate=True)",

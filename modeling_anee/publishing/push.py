@@ -1,69 +1,22 @@
-"""What the scripts share: what of a folder would go to the Hub, and putting it there whole or not at all.
+"""Putting files on the Hub whole or not at all.
 
 Everything goes in one commit, which the Hub takes whole or refuses. `HfApi.upload_folder` is not used, since with Xet it
 may split a folder into several commits.
 """
 
-import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.sha import git_hash
+
+from .names import check_repository
+from .plan import PlannedFile
 
 
-LARGE = 10_000_000  # bytes; the Hub keeps larger files as LFS whatever they are
-SAMPLE = 512  # bytes by which the Hub tells text from binary
-
-
-class PublishError(Exception):
-    """Something went wrong; the message says in what state the Hub is."""
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A file that goes to the root of the repository, as it was when the plan was made."""
-
-    path: Path
-    size: int
-    sha256: str
-    git_oid: str
-    kind: str  # what the Hub is expected to keep it as: "LFS" or "regular"
-
-    @classmethod
-    def read(cls, path: Path) -> "PlannedFile":
-        """Describe a file as it is now."""
-        data = path.read_bytes()
-        large = path.suffix == ".safetensors" or len(data) > LARGE or b"\0" in data[:SAMPLE]
-        return cls(path, len(data), hashlib.sha256(data).hexdigest(), git_hash(data), "LFS" if large else "regular")
-
-    def matches(self, remote: RepoFile) -> bool:
-        """Whether the Hub has the same content."""
-        if remote.lfs is not None:
-            return (remote.lfs.sha256, remote.lfs.size) == (self.sha256, self.size)
-        return (remote.blob_id, remote.size) == (self.git_oid, self.size)
-
-
-def entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """What is in a folder: (what counts, what is left out: hidden entries and `__pycache__`)."""
-    listed = sorted(folder.iterdir())
-    hidden = [path for path in listed if path.name.startswith(".") or path.name == "__pycache__"]
-    return [path for path in listed if path not in hidden], hidden
-
-
-def as_text(files: Sequence[PlannedFile], left_out: Sequence[Path]) -> str:
-    """The plan for a terminal."""
-    width = max(len(file.path.name) for file in files)
-    lines = [f"{'path':{width}s}  {'bytes':>10s}  {'kept as':8s} sha256"]
-    lines += [f"{file.path.name:{width}s}  {file.size:10,d}  {file.kind:8s} {file.sha256}" for file in files]
-    lines.append(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
-    if left_out:
-        lines.append(f"left out: {', '.join(path.name for path in left_out)}")
-    return "\n".join(lines)
+class PublishError(OSError):
+    """Something went wrong on the way; the message says in what state the Hub is."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +29,9 @@ class Target:
         kind: `"model"` or `"space"`.
         sdk: of a Space.
         private: the repository must be private; None leaves an existing one as it is and makes a new one public.
+
+    Raises:
+        ValueError: a name that can't be on the Hub.
     """
 
     api: HfApi
@@ -83,6 +39,10 @@ class Target:
     kind: str = "model"
     sdk: str | None = None
     private: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        check_repository(self.name)
 
     @property
     def url(self) -> str:
@@ -205,10 +165,3 @@ def _after_failure(target: Target, files: Sequence[PlannedFile], before: str, cr
         made = " It was made for this; delete it if it is empty." if created else ""
         state = f"What {target.url} has now is not known ({second}); it was at {before}.{made}"
     raise PublishError(f"the push failed: {error or type(error).__name__}\n{state}") from error
-
-
-def fail(*messages: str) -> int:
-    """Print errors to stderr; returns the exit code for them."""
-    for message in messages:
-        print(f"error: {message}", file=sys.stderr)
-    return 1
