@@ -1,7 +1,6 @@
 """The trained artifact in `configuration/`: small, whole, in step with the package; the slow tests run it."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +12,13 @@ from modeling_anee.actions import parse_plan
 from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
 from modeling_anee.evaluation.perplexity import encode_text, ratio, score, windows
 from modeling_anee.modeling_anee import AneeForCausalLM, without_base
+from modeling_anee.publishing.artifact import problems
+from modeling_anee.publishing.export import export
 from modeling_anee.training.recipe import read_recipe
 
 from .test_real_base import TEXT
 
 
-PACKAGE = Path(modeling_anee.__file__).parent
 LIMIT = 8_000_000  # bytes
 
 
@@ -26,11 +26,17 @@ def test_the_artifact_is_small():
     assert sum(file.stat().st_size for file in SHIPPED_ARTIFACT.iterdir()) < LIMIT
 
 
-def test_its_code_is_the_package_s():
-    shipped = {file.name for file in SHIPPED_ARTIFACT.glob("*.py")}
-    assert {"modeling_anee.py", "configuration_anee.py", "execution.py", "bridges.py"} <= shipped
-    stale = [name for name in shipped if (SHIPPED_ARTIFACT / name).read_bytes() != (PACKAGE / name).read_bytes()]
-    assert stale == [], "copy them from the package"
+def test_it_has_no_code_and_its_configuration_says_what_to_do(tmp_path):
+    """`anee export --without-code` writes it."""
+    export(SHIPPED_ARTIFACT, tmp_path / "again", code=False)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == {
+        file.name: file.read_bytes() for file in SHIPPED_ARTIFACT.iterdir()
+    }
+    assert not [file.name for file in SHIPPED_ARTIFACT.iterdir() if file.suffix == ".py"]
+
+
+def test_it_can_be_published():
+    assert problems(SHIPPED_ARTIFACT) == []
 
 
 def test_its_weights_fit_its_configuration():
