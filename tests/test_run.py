@@ -290,6 +290,15 @@ def test_numbers_that_are_not_finite_are_errors(workshop, tmp_path, value):
         run.log("bridges", 3, loss=value)
 
 
+def test_weights_that_have_diverged_do_not_finish_a_stage(workshop, tmp_path):
+    run = open_run(workshop, tmp_path)
+    with torch.no_grad():
+        next(iter(run.own_parameters().values())).fill_(1e5)
+    with pytest.raises(ValueError, match=r"not finite in it\. To begin the stage bridges again, change stages\.bridges"):
+        run.finish("bridges")
+    assert open_run(workshop, tmp_path).done == []
+
+
 def test_without_tensorboard_the_error_names_the_extra(workshop, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"modeling-anee\[tensorboard\]"):

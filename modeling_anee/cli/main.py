@@ -8,8 +8,9 @@ import transformers
 import typer
 
 from ..version import __version__
+from .console import say
 from .generating import demo, generate
-from .guard import guarded
+from .guard import guarded, one_line_errors
 from .making import card, export, fit
 from .measuring import bench, compare, perplexity, samples
 from .picturing import curve, depth
@@ -26,10 +27,9 @@ app = typer.Typer(
 def show_version(wanted: bool) -> None:
     """Print the version of the package and of what it runs on, and end."""
     if wanted:
-        print(
-            f"anee {__version__} (transformers {transformers.__version__}, torch {torch.__version__}, "
-            f"Python {platform.python_version()})"
-        )
+        libraries = f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+        with one_line_errors(debug=False):
+            say(f"anee {__version__} ({libraries})")
         raise typer.Exit()
 
 

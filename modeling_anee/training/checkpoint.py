@@ -45,6 +45,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OSError(f"{path} is truncated or not a file of a run ({error}); remove it to do that work again") from error
 
 
+def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating tensors in float16, which loading turns back into float32; others, such as versions, as they are.
+
+    Raises:
+        ValueError: a value that is not finite in float16.
+    """
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    wrong = [name for name, tensor in half.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"weights can't be exported in half precision: values of {', '.join(wrong[:4])} are not finite in it")
+    return half
+
+
 def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
     """The state of an optimiser such as AdamW as flat tensors.
 

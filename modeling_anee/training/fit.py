@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..data.files import whole_folder, write_file
+from .checkpoint import in_half
 from .lock import only_run_in
 from .recipe import STAGE_NAMES, Recipe
 from .run import Run, make_accelerator
@@ -73,19 +72,6 @@ def export(run: Run) -> Path:
             compact(part / "tokenizer.json")
     run.accelerator.wait_for_everyone()
     return artifact
-
-
-def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating tensors in float16, which loading turns back into float32; others, such as versions, as they are.
-
-    Raises:
-        ValueError: a value that is not finite in float16.
-    """
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    wrong = [name for name, tensor in half.items() if not tensor.isfinite().all()]
-    if wrong:
-        raise ValueError(f"weights can't be exported in half precision: values of {', '.join(wrong[:4])} are too large for it")
-    return half
 
 
 def compact(file: Path) -> None:

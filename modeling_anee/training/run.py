@@ -1,5 +1,6 @@
 """`Run`: one fit in one output folder; what every stage works with. What the stages do is in files of their own."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..data.documents import token_windows
 from ..data.progress import progress
 from ..data.randomness import derive_seed, seeded
 from ..modeling_anee import AneeForCausalLM
-from .checkpoint import read_tensors, write_tensors
+from .checkpoint import in_half, read_tensors, write_tensors
 from .log import RunLog
 from .recipe import LongStage, Recipe, check_anee_fields
 from .start import Start
@@ -173,8 +174,10 @@ class Run:
         weights, new ones are untrained, and those that the fields drop are gone.
 
         Raises:
-            ValueError: a field that a stage may not set.
+            ValueError: a field that a stage may not set, or weights that have diverged; that message says how to begin again.
         """
+        with self._diverged(stage):
+            in_half(self.own())
         updates = json.loads(json.dumps(check_anee_fields(config_updates or {})))
         config = self.state.config | updates | {"base_fingerprint": self.model.config.base_fingerprint}
         if updates:
@@ -204,19 +207,22 @@ class Run:
             ValueError: a number is not finite: the stage has diverged; the message says how to begin it again.
         """
         if self.run_log is not None:
-            try:
+            with self._diverged(stage):
                 self.run_log.write(stage, step, numbers)
-            except ValueError as error:
-                raise ValueError(f"{error}. {self._how_to_begin_again(stage)}") from error
 
-    def _how_to_begin_again(self, stage: str) -> str:
-        rate = ", a lower learning_rate for example" if isinstance(self.settings(stage), LongStage) else ""
-        work = work_of(stage, self.folder)
-        delete = f", delete {work}" if work.exists() else ""
-        return (
-            f"To begin the stage {stage} again, change stages.{stage} in the recipe{rate}{delete}, and give the same command: "
-            "the stages before it are kept"
-        )
+    @contextlib.contextmanager
+    def _diverged(self, stage: str) -> Iterator[None]:
+        """Add how to begin a stage again to the error of numbers that are not finite."""
+        try:
+            yield
+        except ValueError as error:
+            rate = ", a lower learning_rate for example" if isinstance(self.settings(stage), LongStage) else ""
+            work = work_of(stage, self.folder)
+            delete = f", delete {work}" if work.exists() else ""
+            raise ValueError(
+                f"{error}. To begin the stage {stage} again, change stages.{stage} in the recipe{rate}{delete}, and give the "
+                "same command: the stages before it are kept"
+            ) from error
 
     def track(self, total: int, description: str, start: int = 0) -> Iterator[int]:
         """Steps from `start` to `total`, with progress on stderr (main process only)."""
