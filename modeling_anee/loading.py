@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .checks import refuse_unknown
 from .configuration_anee import AneeConfig
 from .fingerprint import difference, fingerprint, same_base, short
+from .weight_files import readable_weights
 from .wrapping import check_base
 
 
@@ -213,7 +214,8 @@ def load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
 
 
 def _load(where: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **kwargs)
+    with readable_weights(os.path.join(where, kwargs.get("subfolder") or "")):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **kwargs)
     model, info = loaded
     if missing := sorted(map(str, info["missing_keys"])):
         raise ValueError(

@@ -45,6 +45,7 @@ from .loading import (
 from .positions import Mask, token_places
 from .step import Step
 from .trace import ExecutionTrace
+from .weight_files import readable_weights
 from .wrapping import check_base
 
 
@@ -197,9 +198,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
 
     @classmethod
     def _load_own(cls, artifact: str | os.PathLike, *model_args: Any, **kwargs: Any) -> tuple["AneeForCausalLM", dict]:
-        loaded: Any
-        try:
-            loaded = super().from_pretrained(
+        with readable_weights(os.path.join(artifact, kwargs.get("subfolder") or "")):
+            loaded: Any = super().from_pretrained(
                 artifact,
                 *model_args,
                 output_loading_info=True,
@@ -208,10 +208,6 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
                 use_safetensors=True,
                 **kwargs,
             )
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise OSError(f"the weights in {str(artifact)!r} are truncated or not safetensors: {error}") from error
         model, info = loaded
         wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(wrong.values()):

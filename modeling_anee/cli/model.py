@@ -11,6 +11,7 @@ from ..configuration_anee import AneeConfig
 from ..data.progress import waiting
 from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
 from ..modeling_anee import AneeForCausalLM
+from ..weight_files import readable_weights
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -37,25 +38,28 @@ def load(
     Raises:
         ValueError: a dtype or device that is not there, a controller for an artifact, which has its own, or a GGUF file of
             nothing.
-        OSError: there is no such model.
+        OSError: there is no such model, or it can't be read.
     """
     check_dtype(dtype)
     check_device(device)
     if gguf_file is not None and name is None:
         raise ValueError(f"--gguf-file {gguf_file} is not allowed without --model: that names the folder it is in")
     logging.disable_progress_bar()
+    options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
+    model: Any
     with waiting("loading the model"):
         folder, fields = (str(name), {}) if name is not None else default_model(controller)
-        options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
-        if is_artifact(folder, may_be_gguf=gguf_file is not None):
-            if controller is not None:
-                raise ValueError(f"--controller {controller}: {folder} is an artifact and has its own controller")
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            return AneeForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval().to(device), tokenizer
-        options["trust_remote_code"] = trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        kind = controller or "plan"
-        model: Any = AneeForCausalLM.from_base(folder, controller=kind, dtype=dtype, **options, **fields)
+        with readable_weights(folder):
+            if is_artifact(folder, may_be_gguf=gguf_file is not None):
+                if controller is not None:
+                    raise ValueError(f"--controller {controller}: {folder} is an artifact and has its own controller")
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+                model = AneeForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval()
+            else:
+                options["trust_remote_code"] = trust_remote_code
+                tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+                kind = controller or "plan"
+                model = AneeForCausalLM.from_base(folder, controller=kind, dtype=dtype, **options, **fields)
         return model.to(device), tokenizer
 
 

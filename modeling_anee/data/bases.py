@@ -8,6 +8,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..loading import find_base
+from ..weight_files import readable_weights
 from .section import Section
 from .smollm2 import BASE_FIELDS, smollm2_folder
 
@@ -30,7 +31,7 @@ def load_base_of(base: Base) -> tuple[Any, Any, dict[str, Any]]:
     As for artifacts, a copy in the folders of `ANEE_BASE_PATH` or in the cache stands in for a base of the Hub.
 
     Raises:
-        OSError: the base can't be found.
+        OSError: the base can't be found or read.
         ValueError: the demo's base with a revision or a GGUF file of another.
     """
     where, fields = _find(base)
@@ -39,8 +40,9 @@ def load_base_of(base: Base) -> tuple[Any, Any, dict[str, Any]]:
     # A converted copy of a GGUF base has no such file.
     if base.gguf_file and (not local or (Path(where) / base.gguf_file).is_file()):
         kwargs["gguf_file"] = base.gguf_file
-    tokenizer = AutoTokenizer.from_pretrained(where, **kwargs)
-    return AutoModelForCausalLM.from_pretrained(where, dtype=base.dtype, **kwargs), tokenizer, fields
+    with readable_weights(where):
+        tokenizer = AutoTokenizer.from_pretrained(where, **kwargs)
+        return AutoModelForCausalLM.from_pretrained(where, dtype=base.dtype, **kwargs), tokenizer, fields
 
 
 def _find(base: Base) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from ..data.sources import name_of
 from ..evaluation import comparison, samples
 from ..training.recipe import Recipe, read_recipe
 from ..version import __version__
+from ..weight_files import readable_weights
 from .card_figures import Measured, window_count
 from .card_metadata import CURVE, HEATMAP, About, base_name, front_matter
 
@@ -156,7 +157,7 @@ def weight_shapes(artifact: Path) -> dict[str, list[int]]:
     """Shape of every tensor in an artifact, by name."""
     shapes: dict[str, list[int]] = {}
     for path in artifact.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as weights:
+        with readable_weights(path), safe_open(path, framework="pt") as weights:
             shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
     return shapes
 

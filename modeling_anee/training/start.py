@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from ..configuration_anee import AneeConfig
+from ..weight_files import readable_weights
 from .recipe import ANEE_FIELDS, Recipe
 
 
@@ -44,7 +45,8 @@ class Start:
         fields = {field: value for field, value in values.items() if field in open_fields}
         weights = cached_file(name, SAFE_WEIGHTS_NAME)
         assert weights is not None  # where there is no such file, it raises
-        return cls(name, fields, load_file(weights))
+        with readable_weights(weights):
+            return cls(name, fields, load_file(weights))
 
     def load_into(self, own: dict[str, Tensor]) -> None:
         """Copy every weight that a run has too into its tensors; those that only the run has stay untrained.
