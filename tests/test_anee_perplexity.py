@@ -224,7 +224,7 @@ def test_a_copy_works_with_the_package_installed(metric, copied, folder):
 
 
 def test_a_copy_without_the_package_says_what_to_install(copied, monkeypatch):
-    monkeypatch.setitem(sys.modules, "modeling_anee.configuration_anee", None)
+    monkeypatch.setitem(sys.modules, "modeling_anee.checks", None)
     with pytest.raises(ImportError, match="needs the package modeling_anee: pip install modeling-anee"):
         evaluate.load(str(copied / "anee_perplexity.py"))
 
