@@ -199,7 +199,16 @@ class AneeConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
-        """As that of transformers; fields that this code does not know (a newer one wrote them) are left out with a warning."""
+        """As that of transformers; fields that this code does not know (a newer one wrote them) are left out with a warning.
+
+        Raises:
+            ValueError: an argument that looks like a misspelt field. Others may be meant for a tokenizer or a model.
+        """
+        if not kwargs.get("return_unused_kwargs"):  # else whoever gets them checks them
+            misspelt = [
+                name for name in cls._unknown(kwargs) if difflib.get_close_matches(name, cls.__annotations__, cutoff=0.8)
+            ]
+            refuse_unknown(misspelt, cls.__annotations__, "a field of AneeConfig")
         unknown = cls._unknown(config_dict)
         if unknown:
             names = ", ".join(nearest(name, cls.known_fields()) for name in unknown)
@@ -210,7 +219,7 @@ class AneeConfig(PreTrainedConfig):
     @classmethod
     def known_fields(cls) -> set[str]:
         """Names that a configuration may be given."""
-        of_base = {name for name, value in vars(cls).items() if isinstance(value, OfBase)}
+        of_base = {name for name, value in vars(AneeConfig).items() if isinstance(value, OfBase)}
         return set(cls.__dataclass_fields__) | of_base | OF_TRANSFORMERS
 
     @classmethod

@@ -319,7 +319,12 @@ def test_settings_of_the_base_may_be_given():
         assert any(isinstance(part, Cache) for part in model(ids).values()) is use_cache
 
 
-def test_a_misspelt_field_is_named_with_the_nearest():
+def test_a_misspelt_field_is_named_with_the_nearest(tmp_path):
+    config().save_pretrained(tmp_path)
+    for loader in (AneeConfig, AutoConfig):
+        with pytest.raises(ValueError, match="'energy_buget' .did you mean 'energy_budget'"):
+            loader.from_pretrained(tmp_path, energy_buget=0.5)
+        loader.from_pretrained(tmp_path, padding_side="left", use_fast=True)  # what a tokenizer passes on
     with pytest.raises(ValueError, match="'energy_buget' .did you mean 'energy_budget'.*must be a field of AneeConfig"):
         config(energy_buget=0.5)
 
