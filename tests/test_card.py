@@ -1,7 +1,6 @@
 """The model card: every number is the artifact's, the recipe's or a report's; the code on it runs."""
 
 import json
-import math
 import re
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 
 from modeling_anee.cli.main import app
 from modeling_anee.data import smollm2
-from modeling_anee.evaluation.report import read_report, write_report
+from modeling_anee.evaluation.report import write_report
 from modeling_anee.publishing.card import PNG, quality, write_card
 from modeling_anee.publishing.card_figures import Measured
 from modeling_anee.publishing.card_metadata import About
@@ -155,7 +154,7 @@ def test_files_that_are_no_reports_are_errors(workshop, option, content):
 def test_results_are_a_model_index_that_the_hub_reads(workshop):
     files = {name: workshop / f"{name}.json" for name in ("compare", "kept")}
     other = ROW | {"name": "random skip", "perplexity": 99.0}
-    write_report({**COMPARISON, "rows": [ROW, other, ROW | {"perplexity": math.inf}]}, files["compare"])
+    write_report({**COMPARISON, "rows": [ROW, other]}, files["compare"])
     write_report(BUDGETS, files["kept"])
     save_artifact(workshop, base_model_name_or_path="org/base")
     measured = Measured.read(files["compare"], [files["kept"]], None)
@@ -165,7 +164,7 @@ def test_results_are_a_model_index_that_the_hub_reads(workshop):
     results = card.data.eval_results
     found = [(result.metric_type, result.metric_args["energy_budget"], result.metric_value) for result in results]
     kept = [(kind, budget, value) for kind, value in (("perplexity", 12.8), ("perplexity_ratio", 1.3)) for budget in (1.0, 0.8)]
-    own = [("perplexity", 0.8, 12.3), ("perplexity_ratio", 0.8, 1.25), ("perplexity_ratio", 0.8, 1.25)]  # inf is left out
+    own = [("perplexity", 0.8, 12.3), ("perplexity_ratio", 0.8, 1.25)]
     assert sorted(found) == sorted(kept + own)
     assert {(result.dataset_name, result.dataset_config) for result in results} == {("other.txt", "7 windows of 64 tokens")}
     assert "cost 0.787" in results[2].metric_name
@@ -185,11 +184,23 @@ def test_pictures_are_put_beside_it(workshop):
     assert "](heatmap.png)" in (workshop / "artifact" / "README.md").read_text()
 
 
-def test_what_is_not_finite_survives_as_null(tmp_path):
-    write_report({"rows": [{"a": float("nan"), "b": 1.5}], "c": [float("inf")]}, tmp_path / "r.json")
-    assert json.loads((tmp_path / "r.json").read_text()) == {"rows": [{"a": None, "b": 1.5}], "c": [None]}
-    (row,) = read_report(tmp_path / "r.json", "compare", ("c",), ("a", "b"))["rows"]
-    assert row["a"] != row["a"] and row["b"] == 1.5 and [*tmp_path.iterdir()] == [tmp_path / "r.json"]
+@pytest.mark.parametrize("option", ["--figures", "--budget-figures", "--samples"])
+def test_figures_that_are_no_numbers_are_refused(workshop, option):
+    report = {"--figures": COMPARISON, "--budget-figures": BUDGETS, "--samples": SAMPLES}[option]
+    text = json.dumps(report).replace("0.79,", "null,").replace("0.787,", "NaN,").replace('"cost": 0.8,', '"cost": null,')
+    (workshop / "figures.json").write_text(text)
+    done = anee_card(workshop, option, workshop / "figures.json")
+    assert done.exit_code == 1 and "it must be a finite number" in done.stderr and "budget 0.8" in done.stderr
+    assert not (workshop / "artifact" / "README.md").exists()
+
+
+def test_a_single_window_has_no_standard_error(workshop):
+    one = [{**COMPARISON, "rows": [ROW | {"standard_error": None}]}]
+    one.append({**BUDGETS, "rows": [SCORED | {"ratio_standard_error": None}]})
+    for name, report in zip("ab", one, strict=True):
+        write_report(report, workshop / name)
+    card = card_of(workshop, Measured.read(workshop / "a", [workshop / "b"], None))
+    assert "| 12.30 | 1.250 |" in card and "| 0.787 | 1.300 |" in card
 
 
 def test_the_recipe_of_another_artifact_is_an_error(workshop):

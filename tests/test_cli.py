@@ -276,7 +276,8 @@ def test_perplexity_of_some_overlapping_windows(base_folder, text, tmp_path):
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "scores.json").read_text())
     assert report["windows"] == 1 and report["rows"][0]["tokens"] == 16
-    assert report["rows"][0]["standard_error"] is None and "+- nan" in done.stdout
+    row = report["rows"][0]
+    assert row["standard_error"] is None and f"{row['perplexity']:.3f}{1:20.4f}" in done.stdout
     assert report["stride"] == 16 and report["text"] == "text.txt"
 
 

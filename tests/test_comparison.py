@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.comparison import as_text, compare, count_scores
-from modeling_anee.evaluation.perplexity import score, windows
+from modeling_anee.evaluation.perplexity import score
 from modeling_anee.training.checkpoint import write_tensors
 from modeling_anee.training.rollout import processed
 from modeling_anee.training.traces import action_kl, shard, trace

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_anee.actions import Action
+from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.controls import (
     WithoutBridges,
     controls,
@@ -14,7 +15,7 @@ from modeling_anee.evaluation.controls import (
     score_control,
     static,
 )
-from modeling_anee.evaluation.perplexity import score, windows
+from modeling_anee.evaluation.perplexity import score
 
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from modeling_anee.data import documents
+from modeling_anee.data import text as reader
 from modeling_anee.data.documents import token_windows
 from modeling_anee.data.sources import DatasetSource, FileSource, GeneratedSource
 
@@ -86,12 +86,12 @@ def test_lines_are_documents_joined_by_eos(data):
 def test_long_texts_are_read_in_pieces_with_the_same_tokens(data, monkeypatch):
     source = FileSource(file="text.txt", tokens=5000)
     whole = windows(data, source)
-    monkeypatch.setattr(documents, "PIECE", 50)
+    monkeypatch.setattr(reader, "PIECE", 50)
     assert torch.equal(windows(data, source), whole)
 
 
 def test_no_more_is_tokenised_than_is_taken(data, monkeypatch):
-    monkeypatch.setattr(documents, "PIECE", 50)
+    monkeypatch.setattr(reader, "PIECE", 50)
     tokenizer, seen = tiny_tokenizer(), []
 
     class Counting:
@@ -102,7 +102,14 @@ def test_no_more_is_tokenised_than_is_taken(data, monkeypatch):
             return tokenizer(text, **kwargs)
 
     token_windows([FileSource(file="text.txt", tokens=16)], Counting(), LENGTH, data, 0)
-    assert len(seen) <= 2
+    assert sum(map(len, seen)) < 200 < len((data / "text.txt").read_text()) / 10
+
+
+def test_progress_is_told_the_tokens_that_are_taken(data):
+    told = []
+    sources = [FileSource(file="text.txt", tokens=80), FileSource(file="pairs.jsonl", tokens=10**6, template="{answer}")]
+    token_windows(sources, tiny_tokenizer(), LENGTH, data, 0, progress=told.append)
+    assert sum(told) == 80 + 20 * 3  # two words and EOS
 
 
 def test_json_lines_fill_a_template(data):
@@ -176,6 +183,13 @@ def test_datasets_give_a_column(data, monkeypatch):
         windows(data, DatasetSource(dataset="org/name", tokens=8, column="body"))
 
 
+@pytest.mark.parametrize("value", [None, 3, ["w5"]])
+def test_a_row_of_a_dataset_without_text_is_named(data, monkeypatch, value):
+    use_datasets(monkeypatch, {"text": ["w5 w6 w7", value]})
+    with pytest.raises(ValueError, match="org/name, row 1: column 'text' is .*, not a text"):
+        windows(data, DatasetSource(dataset="org/name", tokens=8), length=4)
+
+
 def test_without_datasets_the_error_names_the_extra(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"modeling-anee\[train-data\]"):
@@ -190,9 +204,12 @@ def test_missing_file_names_path_and_option(data):
 @pytest.mark.parametrize(
     "content, source, message",
     [
-        ('{"a": 1}\n', {"template": "{b}"}, "without the field 'b'; its fields are a"),
-        ("{", {"template": "{b}"}, "not a JSON object"),
-        ("[1]", {"template": "{b}"}, "not a JSON object"),
+        ('\n{"a": 1}\n', {"template": "{b}"}, "bad.jsonl, line 2: there is no field 'b'; the fields are a"),
+        ('{"b": "w3"}\n{', {"template": "{b}"}, "bad.jsonl, line 2 is not JSON"),
+        ("[1]", {"template": "{b}"}, "bad.jsonl, line 1: it is not a JSON object"),
+        ('{"b": "w3"}\n\n{"b": null}', {"template": "{b}"}, "bad.jsonl, line 3: the field 'b' is null"),
+        ('{"b": NaN}', {"chat": [["user", "{b}"]]}, "bad.jsonl, line 1: the field 'b' is nan"),
+        ('{"b": "\\ud83d"}', {"template": "{b}"}, "bad.jsonl, line 1: the text of its fields has .* half of a character"),
         ('{"a": "w5"}', {"template": "{a}"}, "too short for one window of 8 tokens"),
     ],
 )
@@ -200,6 +217,48 @@ def test_bad_lines_are_errors(data, content, source, message):
     (data / "bad.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
         windows(data, FileSource(file="bad.jsonl", tokens=8, **source))
+
+
+def test_a_part_of_a_file_has_the_line_numbers_of_the_whole(data):
+    lines = ['{"b": "w3 w4"}'] * 9 + ['{"b": null}']
+    (data / "bad.jsonl").write_text("\n".join(lines))
+    assert len(windows(data, FileSource(file="bad.jsonl", tokens=8, template="{b}", stop=0.9)))
+    with pytest.raises(ValueError, match="bad.jsonl, line 10: the field 'b' is null"):
+        windows(data, FileSource(file="bad.jsonl", tokens=100, template="{b}", start=0.5))
+
+
+def test_a_chat_that_the_template_refuses_has_its_line(data):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    source = FileSource(file="pairs.jsonl", tokens=8, chat=[["user", "{question}"]])
+    with pytest.raises(ValueError, match="pairs.jsonl, line 1 does not fit .* chat template: roles must alternate"):
+        token_windows([source], tokenizer, LENGTH, data, 0)
+
+
+@pytest.mark.parametrize("spelling", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize("name", ["text.txt", "pairs.jsonl"])
+def test_byte_order_marks_and_ends_of_lines_do_not_matter(data, name, spelling):
+    fields = {"tokens": 100} | ({"template": "{question}"} if name.endswith(".jsonl") else {"lines": True, "stop": 0.7})
+    before = windows(data, FileSource(file=name, **fields))
+    (data / name).write_bytes(spelling((data / name).read_bytes()))
+    assert torch.equal(windows(data, FileSource(file=name, **fields)), before)
+
+
+# What the tokenizer puts before every text
+
+
+@pytest.mark.parametrize("kind", ["file", "lines", "records", "generated"])
+def test_every_window_begins_as_the_tokenizer_begins_every_text(data, kind):
+    source = {
+        "file": FileSource(file="text.txt", tokens=400),
+        "lines": FileSource(file="text.txt", tokens=400, lines=True),
+        "records": FileSource(file="pairs.jsonl", tokens=60, template="{answer}"),
+        "generated": GeneratedSource(generated="bos", tokens=64, documents=20, new_tokens=12),
+    }[kind]
+    bare = token_windows([source], tiny_tokenizer(), LENGTH - 1, data, 0, tiny_base())
+    found = token_windows([source], tiny_tokenizer(begins_with_bos=True), LENGTH, data, 0, tiny_base())
+    assert found.shape[1] == LENGTH and set(found[:, 0].tolist()) == {1}
+    assert torch.equal(found[:, 1:], bare)
 
 
 def test_what_the_base_or_tokenizer_lack_is_an_error(data):
@@ -214,5 +273,5 @@ def test_what_the_base_or_tokenizer_lack_is_an_error(data):
     with pytest.raises(ValueError, match="no EOS token"):
         token_windows([FileSource(file="text.txt", tokens=8)], tokenizer, LENGTH, data, 0)
     (data / "latin.txt").write_bytes(b"w5 \xe9\n")
-    with pytest.raises(ValueError, match="latin.txt is not text in UTF-8"):
+    with pytest.raises(ValueError, match="latin.txt is not text in UTF-8: .* at byte 3, in line 1"):
         windows(data, FileSource(file="latin.txt", tokens=8))

@@ -4,22 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from modeling_anee.evaluation.perplexity import (
-    Scores,
-    Window,
-    corpus_perplexity,
-    encode_text,
-    ratio,
-    read_text,
-    score,
-    spread,
-    windows,
-)
+from modeling_anee.data.windows import Window, windows
+from modeling_anee.evaluation.controls import controls, score_control
+from modeling_anee.evaluation.perplexity import NotFiniteError, Scores, corpus_perplexity, ratio, score
 
 from .tiny import CONTROLLERS, tiny_base, token_ids, wrap
 
@@ -30,46 +18,6 @@ def text_ids(tokens, seed=0):
 
 def made_scores(nll, tokens, **fields):
     return Scores(torch.tensor(nll, dtype=torch.float64), torch.tensor(tokens), "made", **fields)
-
-
-# Windows
-
-
-@settings(deadline=None)
-@given(st.integers(2, 60), st.integers(2, 20), st.data())
-def test_overlapping_windows_score_every_token_but_the_first_once(tokens, length, data):
-    stride = data.draw(st.integers(1, length))
-    ids = torch.arange(tokens)
-    cut = windows(ids, length, stride)
-    scored = [int(token) for window in cut for token in window.ids[window.context :]]
-    unscored = set(range(tokens)) - set(scored)
-    assert scored == sorted(set(scored))
-    assert unscored == ({0} if stride < length else {i for i in range(0, tokens, length)})
-    for number, window in enumerate(cut):
-        begin = number * stride
-        assert torch.equal(window.ids, ids[begin : begin + length]) and 1 <= window.context < len(window.ids)
-    assert all(window.context == length - stride for window in cut[1:]) or stride == length
-
-
-def test_windows_do_not_overlap_by_default():
-    assert [(len(w.ids), w.context) for w in windows(torch.arange(25), 10)] == [(10, 1), (10, 1), (5, 1)]
-    assert [len(w.ids) for w in windows(torch.arange(21), 10)] == [10, 10]  # one token left has nothing to be scored by
-    assert [len(w.ids) for w in windows(torch.arange(1025))] == [512, 512]
-
-
-@settings(deadline=None)
-@given(st.integers(1, 50), st.integers(1, 60))
-def test_spread_windows_are_distinct_in_order_and_even(count, limit):
-    some = spread([Window(torch.tensor([i, i]), 1) for i in range(count)], limit)
-    places = [int(window.ids[0]) for window in some]
-    assert len(places) == min(count, limit) and places == sorted(set(places))
-    steps = [b - a for a, b in zip([-1, *places], [*places, count], strict=True)]
-    assert max(steps) <= math.ceil(count / len(places)) + 1
-
-
-def test_spread_without_a_limit_takes_all():
-    cut = windows(torch.arange(30), 10)
-    assert spread(cut, None) == cut
 
 
 # Scores
@@ -186,7 +134,7 @@ def test_standard_error_matches_the_bootstrap():
 
 def test_one_window_has_no_standard_error():
     found = corpus_perplexity(tiny_base(), text_ids(20))
-    assert math.isfinite(found.perplexity) and math.isnan(found.standard_error) and math.isnan(ratio(found, found)[1])
+    assert math.isfinite(found.perplexity) and found.standard_error is None and ratio(found, found)[1] is None
 
 
 def test_the_ratio_to_itself_is_one_without_error():
@@ -201,32 +149,6 @@ def test_the_ratio_is_that_of_the_perplexities_and_its_error_is_paired():
     times, error = ratio(worse, base)
     assert times == pytest.approx(worse.perplexity / base.perplexity) == pytest.approx(math.exp(0.2))
     assert error == pytest.approx(0.0, abs=1e-9) and base.standard_error > 1.0
-
-
-# Texts
-
-
-def test_a_text_is_read_as_it_is_and_encoded_without_special_tokens(tmp_path):
-    (tmp_path / "text").write_bytes("é a b\r\na".encode())
-    assert read_text(tmp_path / "text") == "é a b\r\na"
-    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2, "é": 3}, unk_token="<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", model_max_length=2)
-    assert encode_text(wrapped, read_text(tmp_path / "text")).tolist() == [3, 1, 2, 1]
-
-
-@pytest.mark.parametrize(
-    "content, message", [(b"", "text is empty"), (b" \n", "text is empty"), (b"\xff\xfe", "text is not a UTF-8")]
-)
-def test_unusable_texts_are_named(tmp_path, content, message):
-    (tmp_path / "text").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_text(tmp_path / "text")
-
-
-def test_a_missing_text_is_named(tmp_path):
-    with pytest.raises(OSError, match="gone"):
-        read_text(tmp_path / "gone")
 
 
 # Bad arguments
@@ -264,3 +186,51 @@ def test_a_ratio_needs_the_same_windows(other):
     seed, tokens, length = other
     with pytest.raises(ValueError, match="different windows"):
         ratio(corpus_perplexity(base, text_ids(tokens, seed), length), corpus_perplexity(base, text_ids(30), 10))
+
+
+# Scores that are no numbers
+
+
+def broken(base, value):
+    """The base, which gives a logit of the second word that is no number."""
+    with torch.no_grad():
+        base.lm_head.weight[4] = value
+    return base
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_score_that_is_no_number_names_window_and_budget(value, wrapped):
+    base = broken(tiny_base(), value)
+    model = wrap(base) if wrapped else base
+    told = []
+    with pytest.raises(
+        NotFiniteError, match=f"window 1 of 8 at {'budget 0.6' if wrapped else 'full budget'} has no score"
+    ) as error:
+        score(model, windows(text_ids(80), 10), 0.6 if wrapped else None, batch_size=2, progress=told.append)
+    assert error.value.window == 0 and not told, "it stops there"
+
+
+def test_only_some_windows_may_have_no_score():
+    cut, target = windows(text_ids(60), 10), 4
+    assert [target in w.ids[1:].tolist() for w in cut] != [True] * 6
+
+    def loss(logits, targets):
+        return torch.where(targets == target, math.nan, 1.0)
+
+    first = next(number for number, window in enumerate(cut) if target in window.ids[1:].tolist())
+    with pytest.raises(NotFiniteError, match=f"window {first + 1} of 6") as error:
+        score(tiny_base(), cut, loss=loss)
+    assert error.value.window == first
+
+
+def test_a_perplexity_that_is_no_float_is_no_score():
+    with pytest.raises(NotFiniteError, match="the loss of a token is 800 nats"):
+        score(tiny_base(), windows(text_ids(20), 10), loss=lambda logits, targets: torch.full(targets.shape, 800.0))
+
+
+def test_a_control_without_a_score_is_named():
+    model = wrap(broken(tiny_base(), math.nan), plans=["PPSP"], bridge_rank=4)
+    control = controls(model)[1]
+    with pytest.raises(NotFiniteError, match="window 1 of 2 at budget 0.6, static plan, no bridges has no score"):
+        score_control(model, control, windows(text_ids(20), 10), 0.6)

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from modeling_anee.cli.main import app
 from modeling_anee.configuration_anee import AneeConfig
-from modeling_anee.evaluation.perplexity import score, windows
+from modeling_anee.data.windows import windows
+from modeling_anee.evaluation.perplexity import score
 from modeling_anee.evaluation.processes import ALONE, Processes, joined_processes
 from modeling_anee.execution import GATHERING_FLOPS
 from modeling_anee.training.checkpoint import read_tensors

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from modeling_anee.configuration_anee import AneeConfig
+from modeling_anee.data.bases import DEMO_BASE
 from modeling_anee.data.section import Section
 from modeling_anee.data.sources import DatasetSource, FileSource, GeneratedSource
 from modeling_anee.training.recipe import ANEE_FIELDS, STAGE_NAMES, Recipe, read_recipe
@@ -35,7 +36,7 @@ def changed(tmp_path, path, value):
 def test_what_is_read_is_what_was_written(tmp_path):
     fields = recipe_fields(tmp_path, seed=3)
     recipe = read_recipe(written(tmp_path, fields))
-    assert recipe == Recipe.model_validate(fields) and recipe.seed == 3 and recipe.length == 8
+    assert recipe.model_dump() == Recipe.model_validate(fields).model_dump() and recipe.seed == 3 and recipe.length == 8
     assert recipe.planned == ["bridges", "supervised"] and recipe.stages.exits is None
     assert recipe.base.dtype == "float32" and recipe.stages.bridges.budgets == [0.5, 0.9]
 
@@ -95,6 +96,10 @@ def test_the_digest_tells_recipes_apart(tmp_path):
         ("text.train.0", {"file": "a.jsonl", "tokens": 3}, "either template or chat"),
         ("text.train.0", {"file": "a.txt", "tokens": 3, "template": "x"}, "are for .jsonl"),
         ("text.train.0", {"file": "a.txt", "tokens": 3, "start": 0.5, "stop": 0.5}, "below stop=0.5"),
+        ("text.train.0", {"file": "a.jsonl", "tokens": 3, "template": "{a"}, "template='{a' is not allowed: expected '}'"),
+        ("text.train.0", {"file": "a.jsonl", "tokens": 3, "template": "a}"}, "template='a}' is not allowed: Single '}'"),
+        ("text.train.0", {"file": "a.jsonl", "tokens": 3, "chat": [["user", "{}"]]}, "a field needs a name"),
+        ("text.train.0", {"file": "a.jsonl", "tokens": 3, "template": "a"}, "template='a' is not allowed: it has no field"),
         ("text.train.0", {"generated": "poem", "tokens": 3, "documents": 1}, "'chat' or 'bos'"),
     ],
 )
@@ -114,10 +119,49 @@ def test_all_errors_are_listed_at_once(tmp_path):
         read_recipe(written(tmp_path, fields))
 
 
-@pytest.mark.parametrize("text, message", [("a: [", "not YAML"), ("", "the file=None"), ("- 1", "the file=")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: [", "not YAML"),
+        ("", "the file=None"),
+        ("- 1", "the file="),
+        ("base: {name: x}\nstages: {}\nseed: 1\nstages: {}\n", "recipe.yaml, line 4: 'stages' is there twice, first in line 2"),
+    ],
+)
 def test_files_that_are_no_recipe_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(written(tmp_path, text))
+
+
+def test_folders_are_relative_to_the_recipe(tmp_path, monkeypatch):
+    for name in ("base", "artifact", "texts"):
+        (tmp_path / "there" / name).mkdir(parents=True)
+    text = {"train": [{"dataset": "texts", "tokens": 1}, {"dataset": "org/name", "tokens": 1}]}
+    fields = recipe_fields(tmp_path, base={"name": "base"}, start="../there/artifact", text=text)
+    recipe = read_recipe(written(tmp_path / "there", fields))
+    digest = recipe.digest()
+    for folder in (tmp_path, tmp_path / "there" / "base"):
+        monkeypatch.chdir(folder)
+        located = recipe.located()
+        assert located.base.name == str(tmp_path / "there" / "base")
+        assert located.start == str(tmp_path / "there" / "artifact")
+        assert [source.dataset for source in located.text.train] == [str(tmp_path / "there" / "texts"), "org/name"]
+    assert recipe.digest() == digest != located.digest() and located.stages == recipe.stages
+
+
+def test_names_of_the_hub_and_of_the_demo_stay_and_folders_elsewhere_are_refused(tmp_path, monkeypatch):
+    def located(name):
+        return read_recipe(written(tmp_path, recipe_fields(tmp_path, base={"name": name}))).located().base.name
+
+    (tmp_path / DEMO_BASE).mkdir()
+    assert located("org/name") == "org/name" and located(DEMO_BASE) == DEMO_BASE
+    assert located(f"./{DEMO_BASE}") == str(tmp_path / DEMO_BASE)
+    with pytest.raises(FileNotFoundError, match=r"base.name='./gone' is not allowed: there is no folder /.*/gone"):
+        located("./gone")
+    (tmp_path / "elsewhere" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="base.name='models' is not allowed: a path is relative to the recipe"):
+        located("models")
 
 
 def test_every_field_is_described():
@@ -133,7 +177,7 @@ def test_every_field_is_described():
 @pytest.mark.parametrize("file", sorted((ROOT / "configuration").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_that_come_with_the_project_are_recipes(file):
     recipe = read_recipe(file)
-    kind = recipe.anee["controller"] if recipe.start is None else AneeConfig.from_pretrained(ROOT / recipe.start).controller
+    kind = recipe.anee["controller"] if recipe.start is None else AneeConfig.from_pretrained(recipe.located().start).controller
     assert kind == ("learned" if "learned" in file.stem else "routed")
     assert set(recipe.planned) <= set(STAGE_NAMES)
     assert ("supervised" in recipe.planned) == (kind == "learned") and ("routing" in recipe.planned) == (kind == "routed")

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_anee
 from modeling_anee.actions import parse_plan
+from modeling_anee.data.encoding import encode_text
 from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
-from modeling_anee.evaluation.perplexity import encode_text, ratio, score, windows
+from modeling_anee.data.windows import windows
+from modeling_anee.evaluation.perplexity import ratio, score
 from modeling_anee.modeling_anee import AneeForCausalLM, without_base
 from modeling_anee.publishing.artifact import problems
 from modeling_anee.publishing.export import export

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import yaml
 
 from modeling_anee.execution import GATHERING_FLOPS
 from modeling_anee.training.fit import fit, in_half
+from modeling_anee.training.recipe import read_recipe
 from modeling_anee.training.run import Run
 
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
@@ -84,6 +86,16 @@ def test_weights_of_another_shape_are_refused_and_nothing_is_written(fitted, tmp
     with pytest.raises(ValueError, match=r"bridges.skip.*has the shape \(.*4.*\), that of this recipe \(.*2"):
         opened(fitted, tmp_path / "run", more(fitted, anee={"bridge_rank": 2}))
     assert not (tmp_path / "run").exists()
+
+
+def test_base_and_artifact_are_found_from_the_recipe_wherever_the_fit_is_run(fitted, tmp_path, monkeypatch):
+    fields = more(fitted, base={"name": "./base"}, start="run/artifact").model_dump(exclude_none=True)
+    (fitted / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    monkeypatch.chdir(tmp_path)
+    run = opened(fitted, tmp_path / "run", read_recipe(fitted / "recipe.yaml"))
+    assert run.model.config.base_model_name_or_path == str(fitted / "base")
+    assert run.model.config.plans == opened(fitted, tmp_path / "other", more(fitted)).model.config.plans
+    assert run.state.recipe["start"] == "run/artifact", "the run may be moved with its recipe"
 
 
 def test_a_model_of_another_kind_is_refused(fitted, tmp_path):

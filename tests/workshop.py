@@ -4,7 +4,7 @@ import json
 import random
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from modeling_anee.training import fit as fitting
@@ -18,10 +18,12 @@ WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCABULARY))]
 CHAT = "{% for m in messages %}w3 {{ m['role'] == 'user' and 'w4' or 'w5' }} {{ m['content'] }} w6 {% endfor %}w3 w5 "
 
 
-def tiny_tokenizer():
-    """Words w3, w4, ... to their ids, with a chat template."""
+def tiny_tokenizer(begins_with_bos=False):
+    """Words w3, w4, ... to their ids, with a chat template; by default nothing is put before a text."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if begins_with_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = CHAT
     return wrapped

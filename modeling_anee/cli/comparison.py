@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation.perplexity import Window, digest_of, encode_text, spread, windows
+from ..data.windows import Window, digest_of
 from ..fingerprint import same_base
 from ..modeling_anee import AneeForCausalLM
 from .model import load
@@ -58,18 +58,6 @@ def load_others(
             raise ValueError(f"--also {name}={artifact} is not allowed: it is over another base than --model")
         models[name] = other
     return models, tokenizer
-
-
-def full_windows(tokenizer: Any, text: str, length: int, limit: int | None) -> list[Window]:
-    """At most `limit` windows of `length` tokens each; a last one that is shorter is dropped.
-
-    Raises:
-        ValueError: the text is too short for one.
-    """
-    ids = encode_text(tokenizer, text)
-    if len(ids) < length:
-        raise ValueError(f"--text has {len(ids)} tokens, too few for one window of --length {length}")
-    return spread([window for window in windows(ids, length) if len(window.ids) == length], limit)
 
 
 def describe(models: dict[str, AneeForCausalLM], windows: Sequence[Window]) -> dict[str, Any]:

@@ -71,23 +71,29 @@ def perplexity(
 
     Several processes, started by torchrun or accelerate launch, share the windows.
     """
-    from ..evaluation.perplexity import encode_text, read_text, spread, windows
+    from ..data.encoding import start_tokens
+    from ..data.text import name_of_text
+    from ..data.windows import room_of, windows
     from ..evaluation.processes import joined_processes
     from ..evaluation.report import write_report
     from .perplexity import as_text, draw_plot, measure, parse_budgets
+    from .texts import check_text_option, encode_file
 
     with joined_processes() as processes:
         check_file("--output", output)
         check_picture("--plot", plot)
-        listed, passage = parse_budgets(budgets), read_text(text)
+        listed = parse_budgets(budgets)
+        check_text_option(text, processes)
         place, named = processes.device(device), named_model(name, model)
         with processes.main_first():  # it may have to fetch the model
             loaded, tokenizer = load(named, controller, dtype, place, gguf_file, trust_remote_code)
-        chosen = spread(windows(encode_text(tokenizer, passage), length, stride), limit)
+        start = start_tokens(tokenizer)
+        stride = stride or room_of(length, start)
+        chosen = windows(encode_file(tokenizer, text), length, stride, start, limit)
         with progress("scoring windows", len(chosen) * len(listed)) as advance:
             report = measure(loaded, chosen, listed, batch_size, advance, processes)
         if processes.is_main:
-            report = {"text": text.name, "length": length, "stride": stride or length} | report
+            report = {"text": name_of_text(text), "length": length, "stride": stride} | report
             figures = Output("figures", output, partial(write_report, report))
             deliver(as_text(report), figures, Output("plot", plot, partial(draw_plot, report)))
 
@@ -113,20 +119,22 @@ def compare(
     """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
     with extra_libraries("train", "anee compare"):
         from ..evaluation.comparison import as_text, compare, count_scores
-    from ..evaluation.perplexity import read_text
+    from ..data.text import name_of_text
     from ..evaluation.report import write_report
-    from .comparison import describe, full_windows, load_others, parse_also, parse_lower_budgets
+    from .comparison import describe, load_others, parse_also, parse_lower_budgets
+    from .texts import check_text_option, full_windows_of
 
     check_file("--output", output)
-    listed, others, passage = parse_lower_budgets(budgets), parse_also(also or []), read_text(text)
+    listed, others = parse_lower_budgets(budgets), parse_also(also or [])
+    check_text_option(text)
     named = named_model(name, model)
     first = load(named, controller, dtype, device, gguf_file, trust_remote_code)
     models, tokenizer = load_others(first, others, dtype, device, trust_remote_code)
-    chosen = full_windows(tokenizer, passage, length, limit)
+    chosen = full_windows_of(tokenizer, text, length, limit)
     total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
     with progress("scoring windows", total) as advance:
         rows = compare(models, chosen, listed, fit, advance)
-    report = {"text": text.name} | describe(models, chosen) | {"rows": rows}
+    report = {"text": name_of_text(text)} | describe(models, chosen) | {"rows": rows}
     deliver(as_text(rows), Output("figures", output, partial(write_report, report)))
 
 

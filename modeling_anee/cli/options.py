@@ -24,7 +24,7 @@ DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1
 DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
 GgufOption = Annotated[str | None, typer.Option(help="GGUF file in the folder or repository of --model.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that comes with --model.")]
-TextOption = Annotated[Path, typer.Option(help="UTF-8 text file to score.")]
+TextOption = Annotated[Path, typer.Option(help="Text to score: a UTF-8 file, plain or gzip; - is the standard input.")]
 LengthOption = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Score so many windows, evenly spread. Default: all.")]
 FiguresOption = Annotated[Path | None, typer.Option("--output", help="Write the figures to this JSON file.")]

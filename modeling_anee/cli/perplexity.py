@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_budget
-from ..evaluation.perplexity import Window, ratio, score
+from ..data.windows import Window
+from ..evaluation.perplexity import ratio, score
 from ..evaluation.processes import ALONE, Processes
+from ..evaluation.report import plus_minus
 from ..modeling_anee import AneeForCausalLM
 
 
@@ -69,8 +71,8 @@ def as_text(report: dict[str, Any]) -> str:
         f"{'budget':>6s}{'cost':>8s}{'whole model':>13s}{'perplexity':>22s}{'ratio':>20s}{'tokens':>9s}",
     ]
     for row in report["rows"]:
-        perplexity = f"{row['perplexity']:.3f} +- {row['standard_error']:.3f}"
-        times = f"{row['ratio']:.4f} +- {row['ratio_standard_error']:.4f}"
+        perplexity = plus_minus(row["perplexity"], row["standard_error"], 3)
+        times = plus_minus(row["ratio"], row["ratio_standard_error"], 4)
         lines.append(
             f"{row['budget']:6.4g}{row['mean_cost']:8.3f}{row['mean_cost_of_whole_model']:13.3f}"
             f"{perplexity:>22s}{times:>20s}{row['tokens']:9d}"

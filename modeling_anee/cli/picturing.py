@@ -39,7 +39,7 @@ def depth(
     name: ModelArgument = None,
     model: ModelOption = None,
     energy_budget: Annotated[float | None, typer.Option(help="Share of the decoder stack's work to spend, 0 to 1.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Take at most so many tokens of the text.")] = 192,
+    tokens: Annotated[int, typer.Option(min=1, help="Take the first so many tokens of the text.")] = 192,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("anee_depth.png"),
     controller: ControllerOption = None,
     dtype: DtypeOption = "float32",
@@ -48,16 +48,21 @@ def depth(
 ) -> None:
     """Draw how many layers run for each token along a text, and what it costs."""
     check_picture("--output", output)
+    from ..data.encoding import start_tokens
     from ..evaluation.depth import draw_depth
-    from ..evaluation.perplexity import encode_text, read_text
     from ..evaluation.tokens import token_texts
+    from .texts import check_text_option, encode_file
 
     if energy_budget is not None:
         check_budget(energy_budget)
-    named, passage = named_model(name, model), read_text(text)
+    named = named_model(name, model)
+    check_text_option(text)
     loaded, tokenizer = load(named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
-    ids = encode_text(tokenizer, passage)[:tokens]
+    ids = torch.tensor([start_tokens(tokenizer) + encode_file(tokenizer, text, tokens).tolist()])[:, :tokens]
     with waiting("scoring the text"), torch.no_grad():
-        trace = loaded(ids.unsqueeze(0), energy_budget=energy_budget, use_cache=False, logits_to_keep=1).execution
-    draw_depth(trace, output, token_texts(tokenizer, ids.tolist()))
-    say(f"{trace.summary()}\ndepth: {output}")
+        scored = loaded(ids, energy_budget=energy_budget, use_cache=False, logits_to_keep=1)
+    if not scored.logits.isfinite().all():
+        budget = loaded.config.energy_budget if energy_budget is None else energy_budget
+        raise ValueError(f"the text at budget {budget:g}: the logits are not finite; are the weights and --dtype right?")
+    draw_depth(scored.execution, output, token_texts(tokenizer, ids[0].tolist()))
+    say(f"{scored.execution.summary()}\ndepth: {output}")

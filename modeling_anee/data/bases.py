@@ -55,3 +55,25 @@ def _find(base: Base) -> tuple[str, dict[str, Any]]:
     name = os.path.abspath(base.name) if folder else base.name
     fields = {"base_model_name_or_path": name, "base_model_revision": base.revision, "base_gguf_file": base.gguf_file}
     return name if folder else find_base(name)[0], fields
+
+
+def locate(field: str, name: str, folder: Path) -> str:
+    """The absolute path of what a recipe in `folder` names, or the name of something on the Hub as it is.
+
+    Args:
+        field: of the recipe, for errors.
+        name: path of a folder, relative to the recipe's own or absolute, or a name on the Hub.
+        folder: the recipe's.
+
+    Raises:
+        OSError: it begins as a relative path, and there is no such folder.
+        ValueError: it is a path only relative to the current folder.
+    """
+    place = os.path.abspath(folder / name)
+    if os.path.isdir(place):
+        return place
+    if name.split("/")[0] in (".", ".."):
+        raise FileNotFoundError(f"{field}={name!r} is not allowed: there is no folder {place}")
+    if not os.path.isabs(name) and os.path.isdir(name):  # which transformers would take
+        raise ValueError(f"{field}={name!r} is not allowed: a path is relative to the recipe, and there is no folder {place}")
+    return name

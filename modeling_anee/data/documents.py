@@ -1,33 +1,43 @@
-"""Windows of tokens from a recipe's sources. Text that the base samples itself is made in `sampled.py`."""
+"""A recipe's sources as windows of tokens. Text that the base samples itself is made in `sampled.py`."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers.utils import logging
 
+from .encoding import encode_pieces, encode_texts, joined, start_tokens
 from .randomness import derive_seed
 from .sampled import check_chat_template, sampled_documents
 from .sources import DatasetSource, FileSource, GeneratedSource, name_of
+from .templates import fill
+from .text import check_string, in_pieces, read_lines, read_pieces
+from .windows import window_rows
 
 
 logger = logging.get_logger("transformers.anee")
 
-PIECE = 1 << 16  # characters of a long text that are tokenised at once
-GROUP = 256  # documents that are tokenised at once
-
 AnySource = FileSource | DatasetSource | GeneratedSource
-Items = TypeVar("Items", str, list[str])
+Progress = Callable[[int], Any]
 
 
-def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_dir: Path, seed: int, base: Any = None) -> Tensor:
+def token_windows(
+    sources: list[AnySource],
+    tokenizer: Any,
+    length: int,
+    data_dir: Path,
+    seed: int,
+    base: Any = None,
+    progress: Progress | None = None,
+) -> Tensor:
     """Windows of tokens, shuffled; documents are joined by the EOS token and cut anywhere.
+
+    Each begins with what the tokenizer puts before every text by default, a BOS token for example; this is part of its length.
 
     Args:
         sources: where the text comes from; one that has less than its `tokens` gives what it has, with a warning.
@@ -36,6 +46,7 @@ def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_di
         data_dir: folder of the files.
         seed: of sampled text and of the order.
         base: the plain base, for text that it samples.
+        progress: called with the number of tokens that have just been taken; they are those of all sources at most.
 
     Returns:
         int64 [W, length], the same for the same arguments.
@@ -47,13 +58,14 @@ def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_di
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, which documents are joined by")
-    parts = [torch.empty(0, length, dtype=torch.long)]
+    start = start_tokens(tokenizer)
+    parts = [window_rows(torch.empty(0, dtype=torch.int32), length, start)]
     for number, source in enumerate(sources):
         stretches = _stretches(source, tokenizer, data_dir, derive_seed(seed, "sampled", number), base)
-        tokens = _take(stretches, source.tokens)
+        tokens = joined(_counted(stretches, source.tokens, progress), source.tokens)
         if len(tokens) < source.tokens:
             logger.warning(f"text of {name_of(source)} has {len(tokens)} tokens, fewer than tokens={source.tokens}")
-        parts.append(tokens[: len(tokens) // length * length].view(-1, length))
+        parts.append(window_rows(tokens, length, start))
     windows = torch.cat(parts)
     if not len(windows):
         names = ", ".join(map(name_of, sources)) or "none"
@@ -62,14 +74,13 @@ def token_windows(sources: list[AnySource], tokenizer: Any, length: int, data_di
     return windows[torch.randperm(len(windows), generator=order)]
 
 
-def _take(stretches: Iterable[list[int]], count: int) -> Tensor:
-    """The first `count` tokens, int64 [at most count]; no more text is read than that needs."""
-    tokens: list[int] = []
+def _counted(stretches: Iterable[list[int]], count: int, progress: Progress | None) -> Iterator[list[int]]:
+    """The same, told to `progress`, `count` tokens at most."""
     for stretch in stretches:
-        tokens += stretch
-        if len(tokens) >= count:
-            break
-    return torch.tensor(tokens[:count], dtype=torch.long)
+        if progress is not None:
+            progress(min(len(stretch), count))
+        count -= min(len(stretch), count)
+        yield stretch
 
 
 def _stretches(source: AnySource, tokenizer: Any, data_dir: Path, seed: int, base: Any) -> Iterator[list[int]]:
@@ -80,13 +91,14 @@ def _stretches(source: AnySource, tokenizer: Any, data_dir: Path, seed: int, bas
         return _ended(sampled_documents(source, base, tokenizer, seed), tokenizer)
     if isinstance(source, DatasetSource):
         return _ended(_tokenized(_dataset_texts(source), tokenizer), tokenizer)
-    text = _read(source, data_dir)
+    path = data_dir / source.file
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: --data must name the folder that has {source.file}")
     if source.is_jsonl:
-        records = _share(text.split("\n"), source)
-        return _ended(_tokenized(_record_texts(source, records, tokenizer), tokenizer), tokenizer)
+        return _ended(_tokenized(_record_texts(source, path, tokenizer), tokenizer), tokenizer)
     if source.lines:
-        return _ended(_tokenized(_share(text.split("\n"), source), tokenizer), tokenizer)
-    return _long_text(_share(text, source), tokenizer)
+        return _ended(_tokenized((line for _, line in _lines(source, path)), tokenizer), tokenizer)
+    return chain(encode_pieces(tokenizer, in_pieces(_passage(source, path))), [[tokenizer.eos_token_id]])
 
 
 def _ended(documents: Iterable[list[int]], tokenizer: Any) -> Iterator[list[int]]:
@@ -95,61 +107,63 @@ def _ended(documents: Iterable[list[int]], tokenizer: Any) -> Iterator[list[int]
 
 
 def _tokenized(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    filled = (text for text in texts if text.strip())
-    while group := list(islice(filled, GROUP)):
-        yield from tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]
+    return encode_texts(tokenizer, (text for text in texts if text.strip()))
 
 
-def _long_text(text: str, tokenizer: Any) -> Iterator[list[int]]:
-    """One document in pieces that end with a line, so that only as much is tokenised as is needed."""
-    start = 0
-    while start < len(text):
-        stop = text.find("\n", start + PIECE) + 1 or len(text)
-        yield tokenizer(text[start:stop], add_special_tokens=False, verbose=False)["input_ids"]
-        start = stop
-    yield [tokenizer.eos_token_id]
+def _passage(source: FileSource, path: Path) -> Iterator[str]:
+    """The source's part of a file, in pieces."""
+    first, last = _part(source, lambda: sum(map(len, read_pieces(path))))
+    place = 0
+    for piece in read_pieces(path):
+        yield piece[max(first - place, 0) : None if last is None else max(last - place, 0)]
+        place += len(piece)
+        if last is not None and place >= last:
+            return
 
 
-def _read(source: FileSource, data_dir: Path) -> str:
-    path = data_dir / source.file
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            return str(file.read())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist: --data must name the folder that has {source.file}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+def _lines(source: FileSource, path: Path) -> Iterator[tuple[int, str]]:
+    """The source's part of the lines of a file, with their numbers from 1."""
+    first, last = _part(source, lambda: sum(1 for _ in read_lines(path)))
+    return islice(enumerate(read_lines(path), 1), first, last)
 
 
-def _share(items: Items, source: FileSource) -> Items:
-    """The part of a text or of its lines that a source takes; parts that meet do not overlap."""
-    return items[int(source.start * len(items)) : int(source.stop * len(items))]
+def _part(source: FileSource, count: Callable[[], int]) -> tuple[int, int | None]:
+    """The first of a file's characters or lines that a source takes, and the one after its last; parts that meet share none."""
+    if source.start == 0 and source.stop == 1:
+        return 0, None
+    items = count()
+    return int(source.start * items), int(source.stop * items)
 
 
-def _record_texts(source: FileSource, lines: list[str], tokenizer: Any) -> Iterator[str]:
+def _record_texts(source: FileSource, path: Path, tokenizer: Any) -> Iterator[str]:
     """Documents from lines of JSON.
 
     Raises:
-        ValueError: a line is not a JSON object, or lacks a field.
+        ValueError: a line is not a JSON object, lacks a field or has something else than a text there; with its number.
     """
-    turns = source.chat or [["user", source.template or ""]]
     if source.chat is not None:
         check_chat_template(tokenizer, f"chat={source.chat!r}")
-    for line in lines:
+    for number, line in _lines(source, path):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            messages = [{"role": role, "content": content.format_map(record)} for role, content in turns]
-        except KeyError as error:
-            raise ValueError(
-                f"{source.file} has a line without the field {error}; its fields are {', '.join(record)}"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source.file} has a line that is not a JSON object ({error}): {line[:80]!r}") from error
-        yield messages[0]["content"] if source.chat is None else tokenizer.apply_chat_template(messages, tokenize=False)
+            yield check_string(_document(source, json.loads(line), tokenizer), "the text of its fields")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source.file}, line {number} is not JSON ({error}): {line[:80]!r}") from error
+        except TemplateError as error:
+            raise ValueError(f"{source.file}, line {number} does not fit the tokenizer's chat template: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{source.file}, line {number}: {error}") from error
+
+
+def _document(source: FileSource, record: Any, tokenizer: Any) -> str:
+    """The text of one record."""
+    if not isinstance(record, dict):
+        raise ValueError(f"it is not a JSON object: {record!r:.80}")
+    if source.chat is None:
+        return fill(source.template or "", record)
+    messages = [{"role": role, "content": fill(content, record)} for role, content in source.chat]
+    return tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 def _dataset_texts(source: DatasetSource) -> Iterator[str]:
@@ -162,4 +176,5 @@ def _dataset_texts(source: DatasetSource) -> Iterator[str]:
     data = load_dataset(source.dataset, source.config, split=source.split, revision=source.revision)
     if source.column not in data.column_names:
         raise ValueError(f"column={source.column!r} is not allowed: {source.dataset} has {', '.join(data.column_names)}")
-    return (str(row[source.column]) for row in data)
+    for number, row in enumerate(data):
+        yield check_string(row[source.column], f"{source.dataset}, row {number}: column {source.column!r}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .section import Number, Section
+from .templates import check_template, has_fields
 
 
 TEXT_SUFFIXES = (".txt", ".raw")
@@ -33,6 +34,7 @@ class FileSource(Section):
         if self.is_jsonl:
             if (self.template is None) == (self.chat is None) or self.lines:
                 raise ValueError(f"file={self.file!r} needs either template or chat, and no lines")
+            self._check_templates()
         elif not self.file.removesuffix(".gz").endswith(TEXT_SUFFIXES):
             allowed = f".jsonl, {' or '.join(TEXT_SUFFIXES)}, with or without .gz"
             raise ValueError(f"file={self.file!r} is not allowed: it must end in {allowed}")
@@ -41,6 +43,18 @@ class FileSource(Section):
         if self.start >= self.stop:
             raise ValueError(f"start={self.start} is not allowed: it must be below stop={self.stop}")
         return self
+
+    def _check_templates(self) -> None:
+        chat = [content for _, content in self.chat or []]
+        given = f"template={self.template!r}" if self.template is not None else f"chat={self.chat!r}"
+        texts = [*chat, self.template or ""]
+        try:
+            for text in texts:
+                check_template(text)
+        except ValueError as error:
+            raise ValueError(f"{given} is not allowed: {error}") from error
+        if not any(map(has_fields, texts)):
+            raise ValueError(f"{given} is not allowed: it has no field of a line, as in {{question}}")
 
 
 class DatasetSource(Section):

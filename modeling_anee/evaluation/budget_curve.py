@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .colours import INK
 from .drawing import bare, save
-from .report import read_report
+from .report import check_row, read_report
 
 
 MAX_RATIO = 10.0  # what is above is marked at the edge, with its value
@@ -107,6 +107,8 @@ def read_speed(file: Path) -> list[Curve]:
     missing = [name for rows in report["tables"].values() for row in rows for name in names if name not in row]
     if missing:
         raise ValueError(f"{file} is not a report of anee bench: its tables lack {missing[0]}")
+    for row in (row for rows in report["tables"].values() for row in rows):
+        check_row(file, row, names[:-1])
     return [curve for title, rows in report["tables"].items() for curve in speed(title, rows)]
 
 
@@ -114,11 +116,11 @@ def speed(title: str, rows: Sequence[dict[str, Any]]) -> list[Curve]:
     """Speed-ups of one table of `anee bench`, and where it has them, those that reading so many fewer bytes could give."""
     ours = [row for row in rows if row["case"].startswith("budget ")]
     points = {row["mean_cost"]: Point(row["mean_cost"], row["ratio"], row["ratio_low"], row["ratio_high"]) for row in ours}
-    dense = next((row["ratio"] for row in ours if row["case"] == "budget 1.0"), math.nan)
+    dense = next((row["ratio"] for row in ours if row["case"] == "budget 1.0"), None)
     ceiling = {
         row["mean_cost"]: Point(row["mean_cost"], dense / row["weights_read"], math.nan, math.nan)
         for row in ours
-        if row["weights_read"]
+        if dense is not None and row["weights_read"]
     }
     curves = [Curve(title, points)]
     return [*curves, Curve("the same, if only bytes read counted", ceiling, control=True)] if ceiling else curves
@@ -128,7 +130,7 @@ def draw_budget_curve(quality: Sequence[Curve], path: str | os.PathLike, speed: 
     """Write a PNG: perplexity ratios against realised cost on a log axis and, if there are any, speed-ups beside them.
 
     Error bars of ratios are one standard error, those of speed-ups the smallest and the largest of a round. A ratio above
-    `MAX_RATIO`, or one that is not a finite number, is a mark at the edge with its value.
+    `MAX_RATIO` is a mark at the edge with its value.
 
     Args:
         quality: perplexity ratios.
@@ -158,7 +160,7 @@ def draw_budget_curve(quality: Sequence[Curve], path: str | os.PathLike, speed: 
 
 def _draw_quality(axes: Axes, curves: Sequence[Curve]) -> None:
     values = [p.value for c in curves for p in c.points.values() if p.value <= MAX_RATIO]
-    edge = MAX_RATIO if any(not p.value <= MAX_RATIO for c in curves for p in c.points.values()) else max(values) * 1.15
+    edge = MAX_RATIO if any(p.value > MAX_RATIO for c in curves for p in c.points.values()) else max(values) * 1.15
     axes.set_yscale("log")
     axes.set_ylim(min(0.97, min(values, default=1.0) * 0.97), edge * 1.02)
     axes.yaxis.set_minor_locator(NullLocator())
@@ -169,7 +171,7 @@ def _draw_quality(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve, style in zip(curves, _styles(curves), strict=True):
         _draw_curve(axes, curve, style)
         for point in curve.points.values():
-            if not point.value <= MAX_RATIO:
+            if point.value > MAX_RATIO:
                 place = round(point.cost, 1)
                 marked[place] = marked.get(place, 0) + 1
                 _mark_at_the_edge(axes, point, edge, style["color"], marked[place])
@@ -177,10 +179,10 @@ def _draw_quality(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _mark_at_the_edge(axes: Axes, point: Point, edge: float, colour: str, nth: int) -> None:
     """A triangle at the upper edge, and the value, below the values that are already there."""
-    text = f"{point.value:,.0f}" if math.isfinite(point.value) else "not finite"
     axes.plot([point.cost], [edge], marker="^", color=colour, markersize=7, clip_on=False, linestyle="")
     offset = (6, -3 - 10 * (nth - 1))
-    axes.annotate(text, (point.cost, edge), offset, textcoords="offset points", fontsize=8, color=INK, va="center")
+    text, place = f"{point.value:,.0f}", (point.cost, edge)
+    axes.annotate(text, place, offset, textcoords="offset points", fontsize=8, color=INK, va="center")
 
 
 def _draw_speed(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -192,7 +194,7 @@ def _draw_speed(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _draw_curve(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
-    points = [p for p in sorted(curve.points.values()) if math.isfinite(p.value)]
+    points = sorted(curve.points.values())
     cost, value = ([p[i] for p in points] for i in (0, 1))
     below = [max(p.value - p.low, 0.0) if math.isfinite(p.low) else 0.0 for p in points]
     above = [max(p.high - p.value, 0.0) if math.isfinite(p.high) else 0.0 for p in points]
@@ -211,8 +213,9 @@ def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return styles
 
 
-def _with_error(cost: float, ratio: float, error: float) -> Point:
-    """A ratio and its standard error."""
+def _with_error(cost: float, ratio: float, error: float | None) -> Point:
+    """A ratio and its standard error, if that is known."""
+    error = math.nan if error is None else error
     return Point(cost, ratio, ratio - error, ratio + error)
 
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.windows import Window
 from ..modeling_anee import AneeForCausalLM
 from ..training.examples import read_examples
 from .controls import controls, score_control
-from .perplexity import Scores, Window, ratio, score
+from .perplexity import Scores, ratio, score
+from .report import plus_minus
 
 
 def compare(
@@ -60,6 +62,6 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| budget | | realised cost | perplexity | ratio to the base |", "|---|---|---|---|---|"]
     for entry in rows:
-        times = f"{entry['ratio']:.3f} +- {entry['standard_error']:.3f}"
+        times = plus_minus(entry["ratio"], entry["standard_error"], 3)
         lines.append(f"| {entry['budget']:g} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..actions import Action
 from ..bridges import Bridges
+from ..data.windows import Window
 from ..execution import Executor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plan_table
@@ -19,7 +20,7 @@ from ..step import Step
 from ..training.examples import Examples
 from ..training.rollout import begin, run_layers, with_plan
 from ..training.traces import bridge_error
-from .perplexity import Scores, Window, score_with
+from .perplexity import Scores, score_with
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def score_control(
         hidden, actions = control.run(ids.to(model.device), budget)
         return (model.stack.logits(row) for row in hidden), costs.of_actions(actions)  # row by row: logits are large
 
-    return score_with(run, windows, model.costs.stack_share, progress=progress)
+    where = f"budget {budget:g}, {control.name}"
+    return score_with(run, windows, model.costs.stack_share, where, progress=progress)
 
 
 def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[Control]:

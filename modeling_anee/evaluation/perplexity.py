@@ -1,75 +1,24 @@
 """Perplexity of a text under any causal LM, weighted by tokens, with its standard error.
 
-A text is one row of token ids, cut into windows. `score` keeps sums per window, so that two models, or two budgets, can
-be compared window by window: the difference is known far better than either perplexity.
+`score` keeps sums per window of the text, so that two models, or two budgets, can be compared window by window: the
+difference is known far better than either perplexity.
 """
 
-import hashlib
-import os
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data.windows import Window, digest_of, windows
 from .processes import ALONE, Processes
 
 
-class Window(NamedTuple):
-    """Token ids int64 [T] that are run together; the first `context` of them are not scored."""
-
-    ids: Tensor
-    context: int
-
-
-def windows(ids: Tensor, length: int = 512, stride: int | None = None) -> list[Window]:
-    """Cut a text into windows that begin every `stride` tokens.
-
-    Without a stride they do not overlap, and the first token of each, which has no context, is not scored. With a smaller
-    stride every token but the very first of the text is scored, once, in the first window that has it.
-
-    Args:
-        ids: int64 [N].
-        length: tokens of a window; the last one may be shorter.
-        stride: tokens from the beginning of a window to that of the next, 1 to `length`; default: `length`.
-
-    Raises:
-        ValueError: a length or stride that is not allowed, or fewer than two tokens.
-    """
-    stride = length if stride is None else stride
-    if length < 2:
-        raise ValueError(f"length={length} is not allowed: a window needs at least 2 tokens")
-    if not 1 <= stride <= length:
-        raise ValueError(f"stride={stride} is not allowed: it must be between 1 and the length of a window, {length}")
-    if ids.dim() != 1 or len(ids) < 2:
-        raise ValueError(f"ids of shape {tuple(ids.shape)} is not allowed: it must be one row of at least 2 tokens")
-    cut, scored = [], 1  # tokens before `scored` are done
-    for begin in range(0, len(ids), stride):
-        end = min(begin + length, len(ids))
-        context = max(scored - begin, 1)
-        if context < end - begin:
-            cut.append(Window(ids[begin:end], context))
-        scored = end
-        if end == len(ids):
-            break
-    return cut
-
-
-def spread(windows: Sequence[Window], limit: int | None) -> list[Window]:
-    """At most `limit` of the windows, evenly spread over the text; all of them if it is None.
-
-    Raises:
-        ValueError: a limit below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} is not allowed: at least one window must be scored")
-    if limit is None or limit >= len(windows):
-        return list(windows)
-    return [windows[(2 * i + 1) * len(windows) // (2 * limit)] for i in range(limit)]
+HIGHEST = 500.0  # nats of a token: the exponential of a little more is no float
 
 
 @dataclass(frozen=True)
@@ -104,8 +53,8 @@ class Scores:
         return (self.nll / self.tokens).exp()
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the perplexity, windows taken as independent clusters; nan for a single window."""
+    def standard_error(self) -> float | None:
+        """Standard error of the perplexity, windows taken as independent clusters; None for a single window."""
         return _exponential(self.nll, self.tokens)[1]
 
     @property
@@ -123,8 +72,16 @@ class Scores:
         return self.mean_cost * self.stack_share + 1.0 - self.stack_share
 
 
-def ratio(scores: Scores, base: Scores) -> tuple[float, float]:
-    """Perplexity as a multiple of the base's, and the standard error of that.
+class NotFiniteError(ValueError):
+    """A window whose score is no number; `window` is its place among those that were scored."""
+
+    def __init__(self, window: int, message: str) -> None:
+        super().__init__(message)
+        self.window = window
+
+
+def ratio(scores: Scores, base: Scores) -> tuple[float, float | None]:
+    """Perplexity as a multiple of the base's, and the standard error of that, None for a single window.
 
     Differences are taken window by window, so what is hard or easy about a window drops out of the error.
 
@@ -139,8 +96,8 @@ def ratio(scores: Scores, base: Scores) -> tuple[float, float]:
     return _exponential(scores.nll - base.nll, scores.tokens)
 
 
-def _exponential(sums: Tensor, tokens: Tensor) -> tuple[float, float]:
-    """Exponential of sums / tokens over all windows, and its standard error.
+def _exponential(sums: Tensor, tokens: Tensor) -> tuple[float, float | None]:
+    """Exponential of sums / tokens over all windows, and its standard error; None for a single window.
 
     The mean is a ratio of two totals, and windows are drawn whole: its error comes from what each window's sum is off
     the mean (linearised ratio estimator), that of the exponential from the delta method.
@@ -149,7 +106,7 @@ def _exponential(sums: Tensor, tokens: Tensor) -> tuple[float, float]:
     mean = sums.sum() / total
     value = float(mean.exp())
     if count < 2:
-        return value, float("nan")
+        return value, None
     off = (sums - mean * tokens).square().sum()
     return value, value * float((off * count / (count - 1)).sqrt() / total)
 
@@ -185,6 +142,7 @@ def score(
     Raises:
         ValueError: no windows, windows longer than the model's positions, a batch size below 1, a budget out of [0, 1],
             or one for a plain model.
+        NotFiniteError: a score is not a finite number.
     """
     is_anee = getattr(model.config, "model_type", None) == "anee"
     if energy_budget is not None and not is_anee:
@@ -199,13 +157,16 @@ def score(
         return output.logits, output.execution.cost if is_anee else None
 
     stack_share = model.executor.costs.stack_share if is_anee else None
-    return score_with(run, windows, stack_share, batch_size, progress, processes, loss)
+    own = model.config.energy_budget if is_anee and energy_budget is None else energy_budget
+    where = f"budget {own:g}" if is_anee else "full budget"
+    return score_with(run, windows, stack_share, where, batch_size, progress, processes, loss)
 
 
 def score_with(
     run: Callable[[Tensor], tuple[Iterable[Tensor], Tensor | None]],
     windows: Sequence[Window],
     stack_share: float | None,
+    where: str,
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
     processes: Processes = ALONE,
@@ -218,10 +179,14 @@ def score_with(
             Shorter windows are filled up at their end, which can't change what comes before.
         windows: what to score.
         stack_share: share of the whole model's work that the stack is, if costs are given.
+        where: which scores these are, for errors: "budget 0.6", for example.
         batch_size: windows that are run together.
         progress: called with the number of windows that have just been scored.
         processes: those that share the batches. The batches are the same for any number of them, and so are the sums.
         loss: of each token, from logits [T, V] and targets int64 [T].
+
+    Raises:
+        NotFiniteError: a score is not a finite number.
     """
     nll, cost = torch.zeros(2, len(windows), dtype=torch.float64)
     places = [range(start, min(start + batch_size, len(windows))) for start in range(0, len(windows), batch_size)]
@@ -231,13 +196,18 @@ def score_with(
             own = turn[processes.index]
             batch = slice(own.start, own.stop)
             nll[batch], cost[batch] = _batch_sums(run, windows[batch], loss)
+            if not (nll[batch].isfinite().all() and cost[batch].isfinite().all()):
+                break  # all processes meet at the sum, and raise the same error
         if progress is not None:
             progress(sum(map(len, turn)))
+    nll, cost = processes.sum(nll), processes.sum(cost)
+    tokens = torch.tensor([len(window.ids) - window.context for window in windows])
+    _check_finite(nll / tokens, cost, where)
     return Scores(
-        nll=processes.sum(nll),
-        tokens=torch.tensor([len(window.ids) - window.context for window in windows]),
+        nll=nll,
+        tokens=tokens,
         digest=digest_of(windows),
-        cost=None if stack_share is None else processes.sum(cost),
+        cost=None if stack_share is None else cost,
         cost_tokens=None if stack_share is None else torch.tensor([len(window.ids) for window in windows]),
         stack_share=stack_share,
     )
@@ -251,30 +221,10 @@ def corpus_perplexity(
     energy_budget: float | None = None,
     batch_size: int = 4,
     limit: int | None = None,
+    start: Sequence[int] = (),
 ) -> Scores:
-    """Score a text, int64 [N]: `windows`, then `spread`, then `score`, which say what the arguments are."""
-    return score(model, spread(windows(ids, length, stride), limit), energy_budget, batch_size)
-
-
-def read_text(path: str | os.PathLike) -> str:
-    """The text of a UTF-8 file, line ends as they are.
-
-    Raises:
-        OSError: the file can't be read.
-        ValueError: it is not UTF-8, or there is nothing in it.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not a UTF-8 text: {error}") from error
-    if not text.strip():
-        raise ValueError(f"{os.fspath(path)} is empty: there is nothing to score")
-    return text
-
-
-def encode_text(tokenizer: Any, text: str) -> Tensor:
-    """Token ids int64 [N] of a whole text, without special tokens."""
-    return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
+    """Score a text, integers [N]: `windows`, then `score`, which say what the arguments are."""
+    return score(model, windows(ids, length, stride, start, limit), energy_budget, batch_size)
 
 
 def _batch_sums(run: Callable, batch: Sequence[Window], loss: TokenLoss) -> Tensor:
@@ -291,6 +241,17 @@ def _window_nll(logits: Tensor, ids: Tensor, context: int, loss: TokenLoss) -> f
     return float(loss(logits[context - 1 : -1], ids[context:].to(logits.device)).double().sum())
 
 
+def _check_finite(means: Tensor, cost: Tensor, where: str) -> None:
+    """Notice windows [W] whose mean negative log likelihood or cost gives no finite figure."""
+    wrong = ~((means <= HIGHEST) & cost.isfinite())  # true for nan too
+    if wrong.any():
+        window = int(wrong.nonzero()[0])
+        mean, spent = float(means[window]), float(cost[window])
+        what = f"the loss of a token is {mean:g} nats" if math.isfinite(spent) else f"the cost is {spent}"
+        message = f"window {window + 1} of {len(means)} at {where} has no score: {what}; are the weights and the dtype right?"
+        raise NotFiniteError(window, message)
+
+
 def _check_lengths(model: Any, windows: Sequence[Window]) -> None:
     if not windows:
         raise ValueError("windows is empty: there is nothing to score")
@@ -302,12 +263,3 @@ def _check_lengths(model: Any, windows: Sequence[Window]) -> None:
 def positions_of(model: Any) -> int | None:
     """How many tokens a model can run together; None if its configuration sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def digest_of(windows: Sequence[Window]) -> str:
-    """SHA-256 of windows."""
-    digest = hashlib.sha256()
-    for window in windows:
-        digest.update(f"{len(window.ids)} {window.context} ".encode())
-        digest.update(window.ids.cpu().to(torch.int64).numpy().tobytes())
-    return digest.hexdigest()

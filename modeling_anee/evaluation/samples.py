@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..modeling_anee import AneeForCausalLM
 
 
@@ -39,7 +41,7 @@ def sample(
         progress: called with 1 after every answer.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or a budget is out of [0, 1].
+        ValueError: the tokenizer has no chat template, a budget is out of [0, 1], or the model's logits are not finite.
     """
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template, which the questions are put into")
@@ -50,8 +52,15 @@ def sample(
         inputs = inputs.to(model.device)
         for budget in budgets:
             output: Any = model.generate(
-                **inputs, energy_budget=budget, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
+                **inputs,
+                energy_budget=budget,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
+            if not torch.stack(output.logits).isfinite().all():
+                raise ValueError(f"the answer to {prompt!r} at budget {budget:g} is none: the model's logits are not finite")
             answer = output.sequences[0, inputs["input_ids"].shape[1] :]
             text = tokenizer.decode(answer, skip_special_tokens=True)
             rows.append({"prompt": prompt, "budget": budget, "cost": output.execution.mean_cost, "text": text})

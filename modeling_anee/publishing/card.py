@@ -13,6 +13,7 @@ from ..configuration_anee import AneeConfig
 from ..data.files import write_file
 from ..data.sources import name_of
 from ..evaluation import comparison, samples
+from ..evaluation.report import plus_minus
 from ..training.recipe import Recipe, read_recipe
 from ..version import __version__
 from ..weight_files import readable_weights
@@ -233,7 +234,7 @@ def kept(reports: list[dict[str, Any]]) -> Table:
     rows = [["text", "budget", "cost", "ratio"]]
     for report in reports:
         for row in below_1(report):
-            ratio = f"{row['ratio']:.3f} +- {row['ratio_standard_error']:.3f}"
+            ratio = plus_minus(row["ratio"], row["ratio_standard_error"], 3)
             rows.append([place(report), f"{row['budget']:g}", f"{row['mean_cost']:.3f}", ratio])
     return rows
 

@@ -1,6 +1,5 @@
 """What the Hub reads of a card: its front matter, with the evaluation results as a model index."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def front_matter(config: AneeConfig, title: str, evaluated: Sequence[Evaluated],
 
 
 def evaluation_results(evaluated: Sequence[Evaluated]) -> list[EvalResult]:
-    """Two metrics per budget and text: perplexity, and its ratio to the base's. What is not finite is left out."""
+    """Two metrics per budget and text: perplexity, and its ratio to the base's."""
     return [
         EvalResult(
             task_type=TASK,
@@ -82,5 +81,4 @@ def evaluation_results(evaluated: Sequence[Evaluated]) -> list[EvalResult]:
             ("perplexity", "perplexity", row.perplexity),
             ("perplexity_ratio", "perplexity / that of the base", row.ratio),
         )
-        if math.isfinite(value)
     ]

@@ -4,6 +4,7 @@ Each setting is found by root finding on the mean realised cost; the curve (cost
 measured on the same windows and kept in the artifact's config.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..confidence import ConfidenceController
+from ..data.encoding import start_tokens
+from ..data.windows import Window
 from ..dial import Dial
-from ..evaluation.perplexity import Scores, Window, ratio, score
+from ..evaluation.perplexity import Scores, ratio, score
 from ..learned import LearnedController
 from ..modeling_anee import AneeForCausalLM
 from ..routed import RoutedController
@@ -68,10 +71,21 @@ def rising_of(model: AneeForCausalLM) -> bool:
 
 
 def find_setting(model: AneeForCausalLM, cost_of: Callable[[float, float], float], budget: float) -> float:
-    """Setting at which the mean cost of a token, a function of budget and setting, is the budget, or the nearest one."""
+    """Setting at which the mean cost of a token, a function of budget and setting, is the budget, or the nearest one.
+
+    Raises:
+        ValueError: a cost is not a finite number.
+    """
     low, high = SETTINGS[model.config.controller]
     sign = 1.0 if rising_of(model) else -1.0
-    return root(lambda setting: sign * (cost_of(budget, setting) - budget), low, high)
+
+    def excess(setting: float) -> float:
+        cost = cost_of(budget, setting)
+        if not math.isfinite(cost):
+            raise ValueError(f"budget {budget:g} can't be calibrated: at the setting {setting:g} the mean cost is {cost}")
+        return sign * (cost - budget)
+
+    return root(excess, low, high)
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
@@ -111,6 +125,8 @@ def mean_costs_of_router(run: Run, windows: Tensor) -> Callable[[float, float], 
     """The same of a `routed` controller without feedback, as a function: its losses don't depend on the setting."""
     model, controller = run.model, routing.controller_of(run.model)
     parts = [controller.losses(routing.entering(model, ids.unsqueeze(0))) for ids in run.share(windows)]
+    if any(part.isnan().any() for part in parts):
+        raise ValueError("no budget can be calibrated: what the router predicts of the text is not a number")
     losses = torch.cat([part.flatten(0, 1) for part in parts]) if parts else torch.zeros(0, len(controller.plans))
     kept = model.config.keep_first_tokens * len(windows)
 
@@ -134,18 +150,22 @@ def monotone(values: list[float], rising: bool) -> list[float]:
 
 
 def curve(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, list[float]]:
-    """Cost, perplexity ratio to the base and its standard error at every budget; processes share the budgets."""
-    scored = [Window(ids.cpu(), 1) for ids in windows]
+    """Cost, perplexity ratio to the base and, of several windows, its standard error at every budget.
+
+    Processes share the budgets.
+    """
+    scored = [Window(ids.cpu(), max(len(start_tokens(run.tokenizer)), 1)) for ids in windows]
     base = score(run.model, scored, 1.0)
-    names = ("cost", "perplexity_ratio", "standard_error")
+    names = ("cost", "perplexity_ratio", "standard_error")[: 2 if len(windows) == 1 else 3]
     rows = torch.zeros(len(budgets), len(names), dtype=torch.float64, device=run.device)
     own = run.share(torch.arange(len(budgets))).tolist()
     for number in run.track(len(own), "measuring the curve"):
-        rows[own[number]] = rows.new_tensor(point(score(run.model, scored, budgets[own[number]]), base))
-    measured = run.sum(rows).tolist()
-    return {name: [round(row[i], 5) for row in measured] for i, name in enumerate(names)}
+        measured = point(score(run.model, scored, budgets[own[number]]), base)
+        rows[own[number]] = rows.new_tensor(measured[: len(names)])
+    table = run.sum(rows).tolist()
+    return {name: [round(row[i], 5) for row in table] for i, name in enumerate(names)}
 
 
-def point(scores: Scores, base: Scores) -> tuple[float, float, float]:
-    """Cost, perplexity ratio, standard error."""
+def point(scores: Scores, base: Scores) -> tuple[float, float, float | None]:
+    """Cost, perplexity ratio, and its standard error, which a single window has not."""
     return (float(scores.mean_cost or 0.0), *ratio(scores, base))

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from ..configuration_anee import AneeConfig
-from ..data.bases import Base
+from ..data.bases import DEMO_BASE, Base, locate
 from ..data.section import Number, Section
-from ..data.sources import KINDS, Source
+from ..data.sources import KINDS, DatasetSource, Source
+from ..data.yaml_file import read_yaml
 
 
 # What a recipe or a stage may set: all that does not follow from the base.
@@ -154,6 +154,7 @@ class Recipe(Section):
     text: Text = Text()
     anee: dict[str, Any] = Field({}, description=f"Fields of AneeConfig: {', '.join(ANEE_FIELDS)}.")
     stages: Stages = Stages()
+    _folder: Path = PrivateAttr(Path())  # where it was read
 
     @field_validator("anee")
     @classmethod
@@ -169,6 +170,25 @@ class Recipe(Section):
         """All that decides the windows of a part of the text, besides the files themselves."""
         fields = self.model_dump()
         return {name: fields[name] for name in ("base", "seed", "length")} | {"sources": fields["text"][part]}
+
+    def located(self) -> "Recipe":
+        """The same with absolute paths of folders, which may be written relative to the recipe's own.
+
+        Raises:
+            OSError, ValueError: as `locate`.
+        """
+        base = self.base.model_copy(update={"name": self._locate("base.name", self.base.name)})
+        text = {part: [self._locate_dataset(source) for source in sources] for part, sources in self.text}
+        start = None if self.start is None else self._locate("start", self.start)
+        return self.model_copy(update={"base": base, "text": self.text.model_copy(update=text), "start": start})
+
+    def _locate_dataset(self, source: Any) -> Any:
+        if not isinstance(source, DatasetSource):
+            return source
+        return source.model_copy(update={"dataset": self._locate("dataset", source.dataset)})
+
+    def _locate(self, field: str, name: str) -> str:
+        return name if (field, name) == ("base.name", DEMO_BASE) else locate(field, name, self._folder)
 
     def digest(self) -> str:
         """A hash of every field, defaults included."""
@@ -192,17 +212,17 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
         OSError: there is no such file.
-        ValueError: not YAML, or fields that are wrong: each with its path, its value and what is allowed.
+        ValueError: not YAML, a key that is there twice, or fields that are wrong: each with its path, its value and what
+            is allowed.
     """
+    values = read_yaml(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(details)}" for details in error.errors())
         raise ValueError(f"{path} is not a recipe:\n{lines}") from None
+    recipe._folder = path.parent
+    return recipe
 
 
 def _explain(details: Any) -> str:

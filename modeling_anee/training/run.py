@@ -57,11 +57,12 @@ class Run:
         """
         accelerator = make_accelerator(recipe.device)
         state = RunState.of(recipe, folder)
-        start = Start.of(recipe) if state.own is None else None
+        located = recipe.located()
+        start = Start.of(located) if state.own is None else None
         if start is not None:
             state = replace(state, config=start.fields)
         run_log = RunLog(folder, recipe.tensorboard) if accelerator.is_main_process else None
-        base, tokenizer, base_fields = load_base_of(recipe.base)
+        base, tokenizer, base_fields = load_base_of(located.base)
         fields = recipe.anee | base_fields | state.config
         model = wrap(base.to(accelerator.device), fields, recipe.seed)
         run = cls(recipe, folder, data_dir, accelerator, model, tokenizer, base_fields, state, run_log)
@@ -100,12 +101,15 @@ class Run:
         """
         path = self.folder / f"windows-{part}.safetensors"
         if self.accelerator.is_main_process:
-            sources, made_of = getattr(self.recipe.text, part), self.recipe.text_of(part)
+            sources, made_of = getattr(self.recipe.located().text, part), self.recipe.text_of(part)
             if not sources:
                 raise ValueError(f"text.{part}=[] is not allowed: a stage needs text from it")
             if not path.exists() or read_tensors(path)[1] != made_of:  # a run that did nothing may have another recipe now
                 seed = derive_seed(self.recipe.seed, "text", part)
-                windows = token_windows(sources, self.tokenizer, self.recipe.length, self.data_dir, seed, self.model.base)
+                with progress(f"tokens to {part} on", sum(source.tokens for source in sources)) as advance:
+                    windows = token_windows(
+                        sources, self.tokenizer, self.recipe.length, self.data_dir, seed, self.model.base, advance
+                    )
                 write_tensors(path, {"windows": windows}, made_of)
         self.accelerator.wait_for_everyone()
         return read_tensors(path)[0]["windows"]

@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 try:  # indented, so that `evaluate` leaves it to us to say what is missing
     from modeling_anee.checks import check_budget
-    from modeling_anee.evaluation.perplexity import Scores, Window, positions_of, score
+    from modeling_anee.data.encoding import encode_texts
+    from modeling_anee.data.text import check_string
+    from modeling_anee.data.windows import Window
+    from modeling_anee.evaluation.perplexity import NotFiniteError, Scores, positions_of, score
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "modeling_anee":
         raise
@@ -98,7 +101,7 @@ class AneePerplexity(evaluate.Metric):
                 for budget in budgets:
                     own = budget if _is_anee(model) else None
                     windows = [texts[number] for number in order]
-                    scores = score(model, windows, own, batch_size, bar.update, loss=_official_nll)
+                    scores = _score(model, windows, own, batch_size, bar.update, order)
                     results[str(budget)] = _figures(scores, order)
         finally:
             model.train(training)
@@ -166,9 +169,10 @@ def _encode(
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length={max_length} is not allowed: it must be at least 2, a token and one before it")
     start = [tokenizer.bos_token_id] if add_start_token else []
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length - len(start)}
-    encoded = [start + ids for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False, **cut).input_ids]
-    for number, ids in enumerate(encoded):
+    checked = (check_string(text, f"predictions[{number}]") for number, text in enumerate(texts))
+    windows = []
+    for number, own in enumerate(encode_texts(tokenizer, checked)):
+        ids = start + _cut(own, max_length and max_length - len(start), tokenizer.truncation_side)
         if len(ids) < 2:
             least = "1 token" if add_start_token else "2 tokens with add_start_token=False"
             raise ValueError(f"predictions[{number}]={texts[number]!r} is not allowed: a text needs at least {least}")
@@ -177,7 +181,21 @@ def _encode(
                 f"predictions[{number}] of {len(ids)} tokens is not allowed: the model has {positions} positions; "
                 f"set max_length to at most that"
             )
-    return [Window(torch.tensor(ids), 1) for ids in encoded]
+        windows.append(Window(torch.tensor(ids), 1))
+    return windows
+
+
+def _cut(ids: list[int], length: int | None, side: str) -> list[int]:
+    """At most `length` of the ids, less those at a side."""
+    return ids if length is None else ids[:length] if side == "right" else ids[max(len(ids) - length, 0) :]
+
+
+def _score(model: Any, windows: list[Window], budget: float | None, batch_size: int, progress: Any, order: list[int]) -> Scores:
+    """Scores of windows, which are those of texts in that order."""
+    try:
+        return score(model, windows, budget, batch_size, progress, loss=_official_nll)
+    except NotFiniteError as error:
+        raise ValueError(f"predictions[{order[error.window]}]: {error}") from error
 
 
 def _official_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
