@@ -3,6 +3,7 @@
 Leaves out what belongs to the base model: that is its own config, kept whole in `text_config`.
 """
 
+import difflib
 from typing import Any, ClassVar
 
 # First: it says clearly that a release of transformers is too old for what is imported next.
