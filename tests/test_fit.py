@@ -283,7 +283,7 @@ def test_errors_of_the_command_are_one_message(workshop, tmp_path, monkeypatch, 
 
 
 def test_without_its_libraries_the_error_names_the_extra(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("modeling_anee.training")]:
+    for name in [name for name in sys.modules if name.startswith(("modeling_anee.training", "modeling_anee.data"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "yaml", None)
     done = anee_fit(tmp_path / "recipe.yaml", "--output", tmp_path / "run")
