@@ -10,7 +10,7 @@ import pytest
 
 import modeling_anee
 
-from .children import Forks, run
+from .children import LIMIT, ROOT, Forks, run
 
 
 STARTS_ANOTHER = """
@@ -73,3 +73,22 @@ def test_where_one_of_several_fails_the_others_do_not_wait_for_it(forks):
     code = "import os, time; 1 / int(os.environ['RANK']); time.sleep(600)"
     done = forks.run_together(code, each=[{"RANK": "0"}, {"RANK": "1"}])
     assert [child.returncode for child in done] == [1, -signal.SIGKILL]
+
+
+HANGS = """
+import subprocess, sys, threading
+def test_waits_for_nobody(): threading.Event().wait()
+def test_waits_for_a_process(): subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"], capture_output=True)
+def test_passes(): pass
+"""
+
+
+def test_a_suite_with_tests_that_hang_ends(tmp_path):
+    (tmp_path / "test_hangs.py").write_text(HANGS)
+    settings = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider", "-n", "1"]
+    done = run([sys.executable, "-m", "pytest", *settings, "-o", "timeout=1", tmp_path], tmp_path, limit=120)
+    assert done.returncode == 1 and "2 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_children_are_ended_before_the_test_that_waits_for_them(request):
+    assert LIMIT < float(request.config.getini("timeout")) < float(request.config.getini("faulthandler_timeout"))

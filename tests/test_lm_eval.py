@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from modeling_anee import AneeForCausalLM
 
+from . import children
 from .tiny import BRIDGES, tiny_base, wrap
 from .workshop import WORDS, tiny_tokenizer, words
 
@@ -152,7 +152,7 @@ def test_a_wrong_budget_is_refused(budget):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_readme_with_the_code_of_the_artifact(place):
+def test_the_command_of_the_readme_with_the_code_of_the_artifact(place, tmp_path):
     """In a process of its own, which does not import the installed package."""
     scores = []
     for model_args in ("pretrained=base", artifact(1.0), artifact(0.6)):
@@ -167,7 +167,7 @@ def test_the_command_of_the_readme_with_the_code_of_the_artifact(place):
             "--output_path",
             "out.json",
         ]
-        done = subprocess.run(command, env=os.environ | {"HF_HOME": str(place / "home")}, capture_output=True, text=True)
+        done = children.run(command, tmp_path, env=os.environ | {"HF_HOME": str(place / "home")})
         assert done.returncode == 0, done.stderr
         (written,) = place.glob("out*.json")
         scores.append(json.loads(written.read_text())["results"]["local_text"]["word_perplexity,none"])

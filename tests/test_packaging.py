@@ -4,7 +4,6 @@ import email
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -15,6 +14,7 @@ import torch
 
 import modeling_anee
 
+from . import children
 from .tiny import tiny_base, wrap
 from .workshop import tiny_tokenizer
 
@@ -56,7 +56,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = children.run(command, folder / "printed")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -129,7 +129,7 @@ def test_the_wheel_works_without_extras_and_says_which_one_a_verb_needs(wheel, b
     }
     environment = {"PYTHONPATH": str(built / "site"), "ANEE_CACHE": str(tmp_path / "cache"), "PATH": ""}
     command = [sys.executable, "-c", SCRIPT, json.dumps(LIBRARIES), *calls]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = children.run(command, tmp_path / "printed", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert Path(report["file"]).parent == built / "site" / "modeling_anee"
@@ -146,11 +146,15 @@ def test_the_wheel_works_without_extras_and_says_which_one_a_verb_needs(wheel, b
 def test_the_wheel_installs_into_an_empty_environment_and_works_there(wheel, tmp_path):
     """Needs a package index: torch (the version of the Makefile) and all the rest are installed."""
     pinned = re.search(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", pinned], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True)
-    subprocess.run([python, "-m", "pip", "check"], check=True)
+    for command in (
+        [sys.executable, "-m", "venv", tmp_path / "venv"],
+        [python, "-m", "pip", "install", "--quiet", pinned],
+        [python, "-m", "pip", "install", "--quiet", wheel],
+        [python, "-m", "pip", "check"],
+    ):
+        done = children.run(command, tmp_path / "printed", limit=900)
+        assert done.returncode == 0, done.stdout + done.stderr
     tiny_base().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     command = [
@@ -163,9 +167,9 @@ def test_the_wheel_installs_into_an_empty_environment_and_works_there(wheel, tmp
         "--energy-budget",
         "0.6",
     ]
-    done = subprocess.run([*command, "--stats"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    done = children.run([*command, "--stats"], tmp_path / "printed", cwd=tmp_path, env={})
     assert done.returncode == 0 and "mean cost 0.6" in done.stderr, done.stderr
-    resolved = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--dry-run", f"{wheel}[{','.join(EXTRAS)}]"], capture_output=True, text=True
-    )
+    everything = f"{wheel}[{','.join(EXTRAS)}]"
+    command = [python, "-m", "pip", "install", "--quiet", "--dry-run", everything]
+    resolved = children.run(command, tmp_path / "printed", limit=900)
     assert resolved.returncode == 0, resolved.stderr

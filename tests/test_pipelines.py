@@ -177,7 +177,7 @@ def test_text_awaited_is_the_returned_text(model, tokenizer):
     inputs = tokenizer(TEXTS[0], return_tensors="pt")
 
     async def collect() -> str:
-        streamer = AsyncTextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = AsyncTextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
         mode = {"input_ids": inputs.input_ids, "streamer": streamer, "energy_budget": 0.6, **GREEDY}
         thread = threading.Thread(target=model.generate, kwargs=mode)
         thread.start()
