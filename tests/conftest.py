@@ -2,9 +2,11 @@
 
 import logging
 import os
+import zlib
 
 import pytest
 import torch
+import transformers
 from transformers.utils.logging import warning_once
 
 from modeling_anee import execution
@@ -17,9 +19,32 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that they 
     torch.set_num_threads(1)
 
 
+AS_SHIPPED = execution.GATHERING_FLOPS["cpu"]
+SLOW_LIMIT = 1500  # seconds
+
+
+def pytest_report_header():
+    """What `make newest` and `make oldest` differ in."""
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+
+
 @pytest.fixture(autouse=True)
-def always_gather(monkeypatch):
-    """Tiny models would never gather; `test_execution` tests the choice."""
+def gathering(request, monkeypatch):
+    """Most tests gather always, since tiny models never would. A quarter, chosen by name, gather where it pays, as shipped."""
+    always = zlib.crc32(request.node.nodeid.encode()) % 4 > 0
+    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 0.0 if always else AS_SHIPPED)
+    request.node.add_report_section("setup", "gathering", "always" if always else "where it pays")
+
+
+@pytest.fixture
+def always_gather(gathering, monkeypatch):
+    """For tests of what is run and what is not: where gathering does not pay, some runs for nobody."""
     monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 0.0)
 
 

@@ -62,6 +62,7 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
     assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.stack * tokens)
 
 
+@pytest.mark.usefixtures("always_gather")
 @pytest.mark.parametrize("plan", ["PPPP", "PSSP", "SSSS", "PSEE"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_trace_tells_the_flops_of_a_forward(family, plan):
@@ -76,6 +77,7 @@ def test_the_trace_tells_the_flops_of_a_forward(family, plan):
     assert found / whole == pytest.approx(trace.mean_cost_of_whole_model)
 
 
+@pytest.mark.usefixtures("always_gather")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_trace_tells_the_flops_where_tokens_differ(family):
     model = wrap(tiny_base(family), cost_unit="flops")

@@ -31,6 +31,7 @@ def test_subset_gathers_and_scatters_the_chosen_tokens(rows, tokens, data):
     assert not torch.equal(changed, x)
 
 
+@pytest.mark.usefixtures("always_gather")
 @pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
@@ -90,6 +91,7 @@ MIXTURES = {
 }
 
 
+@pytest.mark.usefixtures("always_gather")
 @pytest.mark.parametrize("plans, budget", MIXTURES.values(), ids=MIXTURES)
 @pytest.mark.parametrize("cached", [True, False])
 def test_what_is_left_out_is_not_called(plans, budget, cached):
@@ -114,6 +116,7 @@ def test_even_where_gathering_does_not_pay_nothing_runs_for_nobody(plans, budget
     assert (0 if trace.ran_anyway is None else int(trace.ran_anyway.sum())) == expected
 
 
+@pytest.mark.usefixtures("always_gather")
 def test_fillers_and_padding_are_not_fed():
     """Rows of a subset are filled up to the longest; that is for attention only."""
     model, ids = wrap(plans=["PSFE", "FPSE", "SFPF"], **BRIDGES), token_ids(3)
