@@ -26,13 +26,11 @@ EVERY = [(name, kind) for name in NAMES for kind in ("sdpa", "eager") if (name[:
 PLANS = ["SFEE", "PEEE", "FPFS", "PFPS", "SPFP"]  # of different costs, so that every action is used
 
 every_base = pytest.mark.parametrize("name, attention", EVERY)
-every_controller = pytest.mark.parametrize("controller", ["plan", "learned"])
 
 
 @functools.cache
-def model_of(name: str, attention: str, controller: str = "plan") -> AneeForCausalLM:
-    fields = {"plans": PLANS} if controller == "plan" else {"min_layers": 0, "keep_last_layers": 0}
-    return wrap(tiny_base(name, attention), controller, **fields, **BRIDGES)
+def model_of(name: str, attention: str) -> AneeForCausalLM:
+    return wrap(tiny_base(name, attention), "plan", plans=PLANS, **BRIDGES)
 
 
 @pytest.fixture(autouse=True)
@@ -131,26 +129,24 @@ def test_full_budget_generates_the_bases_tokens(name, attention):
         assert torch.equal(*tokens)
 
 
-@every_controller
 @every_base
-def test_what_is_left_out_is_what_a_plain_reference_leaves_out(name, attention, controller):
-    model = model_of(name, attention, controller)
+def test_what_is_left_out_is_what_a_plain_reference_leaves_out(name, attention):
+    model = model_of(name, attention)
     for side in ("left", "right"):
         ids, mask, positions = padded(side)
         inputs = {"attention_mask": mask, "position_ids": positions}
         output = model(ids, energy_budget=BUDGETS, **inputs)
         real, actions = mask.bool(), output.execution.actions
-        assert len(actions[real].unique()) >= (len(Action) if controller == "plan" else 3)
+        assert len(actions[real].unique()) == len(Action)
         with Reference(model, actions).attached():
             expected = model.base(ids, **inputs).logits
         torch.testing.assert_close(output.logits[real], expected[real], **CLOSE)
 
 
-@every_controller
 @every_base
-def test_scoring_is_decoding(name, attention, controller):
+def test_scoring_is_decoding(name, attention):
     """Token by token and in chunks, with our cache and with those that a user brings."""
-    model, ids = model_of(name, attention, controller), token_ids(2, TOKENS)
+    model, ids = model_of(name, attention), token_ids(2, TOKENS)
     whole = model(ids, energy_budget=BUDGETS)
     config = model.config.get_text_config()
     chunks = [3, 1, TOKENS - 4]
@@ -163,10 +159,9 @@ def test_scoring_is_decoding(name, attention, controller):
         torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, **CLOSE)
 
 
-@every_controller
 @every_base
-def test_a_row_depends_neither_on_its_batch_nor_on_padding(name, attention, controller):
-    model = model_of(name, attention, controller)
+def test_a_row_depends_neither_on_its_batch_nor_on_padding(name, attention):
+    model = model_of(name, attention)
     for side in ("left", "right"):
         ids, mask, positions = padded(side)
         batch = model(ids, attention_mask=mask, position_ids=positions, energy_budget=BUDGETS)

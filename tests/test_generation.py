@@ -16,6 +16,10 @@ from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base,
 
 NEW = 8
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+# More of both together are in `test_invariants`, every family in `test_families`.
+few_models = pytest.mark.parametrize(
+    "family, controller", [*(("llama", kind) for kind in CONTROLLERS), ("gpt2", "plan"), ("gpt_neox", "learned")]
+)
 
 
 def mask_of(ids: torch.Tensor, left: int = 0, right: int = 0) -> torch.Tensor:
@@ -35,8 +39,7 @@ def follow(model: AneeForCausalLM, sequence: torch.Tensor, prompt_length: int, b
     return model(fed, energy_budget=budgets).execution
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@few_models
 def test_full_budget_generates_the_bases_tokens(family, controller):
     base = tiny_base(family)
     ids = token_ids()
@@ -59,8 +62,7 @@ def test_full_budget_samples_the_bases_tokens(family):
     assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids), **mode), expected)
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@few_models
 def test_rows_of_a_batch_generate_what_they_generate_alone(family, controller):
     model = wrap(tiny_base(family), controller)
     ids, left = token_ids(3), 5

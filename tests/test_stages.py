@@ -87,7 +87,8 @@ def test_plans_are_nested_and_cheaper_and_cheaper(fitted):
         changed = [(a, b) for a, b in zip(longer, shorter, strict=True) if a != b]
         assert len(changed) == 1 and changed[0][0] == "P" and changed[0][1] in "SF"
     costs = [float(model.costs.of_actions(torch.tensor([["PSEF".index(a) for a in plan]]))) for plan in plans]
-    assert costs == sorted(costs, reverse=True) and costs[-1] <= 0.4 or "P" not in plans[-1][1:]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] <= STAGES["importance"]["lowest_budget"] or "P" not in plans[-1][1:]  # as far as asked, or as there is
 
 
 def test_only_layers_with_a_bridge_are_skipped(fitted):
