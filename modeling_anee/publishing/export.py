@@ -139,5 +139,5 @@ def code_files(artifact: Path, auto_map: dict[str, str]) -> set[Path]:
         path = artifact / f"{waiting.pop()}.py"
         if path not in found and path.is_file():
             found.add(path)
-            waiting += RELATIVE_IMPORT.findall(path.read_text(encoding="utf-8"))
+            waiting += RELATIVE_IMPORT.findall(path.read_text(encoding="utf-8", errors="replace"))
     return found
