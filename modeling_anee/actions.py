@@ -1,47 +1,282 @@
-"""What can be done with one token at one decoder layer.
+"""What can be done with one token at one decoder layer: rows of a table.
 
-Adding an action takes one member here, one column in `costs.py` and one branch in `execution.py`.
+An action says which variant its attention and its feed-forward run in, and whether the token leaves here. Nothing switches
+on an action's name: whoever wants to know what one does reads its row. To add one, add a row to the configuration's
+`actions`; to add a way to run a sublayer, register a variant (`variants.py`).
 """
 
-from enum import IntEnum
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
-class Action(IntEnum):
-    """Action of one token at one decoder layer; the value is what an `ExecutionTrace` stores (uint8).
+FULL, NONE = "full", "none"  # the base's own weights; left out
+# For rows that say nothing of their own looks; distinct and readable on white.
+COLOURS = ("#7a5195", "#4c9f70", "#d45087", "#b5a642", "#5f6caf", "#c98474", "#3f88c5", "#8c8c3a")
+SYMBOLS = "▓▒░◆◇●○◐"
+LETTERS = "ABCDGHIJKLMNOQRTUVWXYZ"
 
-    - `PROCESS`: attention and feed-forward run.
-    - `SKIP`: only the layer's keys and values are written; the hidden state passes on, over a bridge if there is one.
-    - `EXIT`: write the keys and values of this and every deeper layer, then leave through this layer's exit translator,
-      if there is one, the final norm and the head.
-    - `SKIP_FFN`: attention runs; the feed-forward is left out, with a bridge in its place if there is one.
+
+@dataclass(frozen=True)
+class Action:
+    """One row of the table.
+
+    Args:
+        name: as it stands in plans and traces.
+        attention: variant that the attention runs in; `"none"`: left out.
+        feed_forward: the same of the feed-forward.
+        leaves: the token leaves before this layer, through its exit translator, the final norm and the head.
+        letter: one character, for plans that spell a layer with each.
+        symbol: one character, for a terminal.
+        colour: of pictures, `#rrggbb`.
+        ink: of a letter on that colour.
+        meaning: what happens, in a few words.
     """
 
-    PROCESS = 0
-    SKIP = 1
-    EXIT = 2
-    SKIP_FFN = 3
+    name: str
+    attention: str
+    feed_forward: str
+    leaves: bool = False
+    letter: str = ""
+    symbol: str = ""
+    colour: str = ""
+    ink: str = "#ffffff"
+    meaning: str = ""
 
     @property
-    def letter(self) -> str:
-        """One upper-case letter, as written in `AneeConfig.plans`; F is for the feed-forward that is left out."""
-        return "F" if self is Action.SKIP_FFN else self.name[0]
+    def runs(self) -> bool:
+        """Whether anything of the layer runs for the token."""
+        return self.attention != NONE or self.feed_forward != NONE
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether attention and feed-forward run, in whatever variant."""
+        return self.attention != NONE and self.feed_forward != NONE
 
 
-ACTION_OF_LETTER = {action.letter: action for action in Action}
+DEFAULT_ROWS = (
+    Action("PROCESS", FULL, FULL, False, "P", "█", "#2a6f97", "#ffffff", "attention and feed-forward ran"),
+    Action("SKIP", NONE, NONE, False, "S", "·", "#f2cc8f", "#33270f", "the layer was skipped"),
+    Action("EXIT", NONE, NONE, True, "E", " ", "#e5e5e5", "#555555", "the token had left already"),
+    Action("SKIP_FFN", FULL, NONE, False, "F", "▄", "#8ab6d6", "#0e2a3d", "only the attention ran"),
+)
+PROCESS, SKIP, EXIT, SKIP_FFN = range(len(DEFAULT_ROWS))  # their places, which traces store
 
 
-def parse_plan(letters: str) -> list[Action]:
-    """Turn a plan such as `"PPSSP"` (one letter per layer) into actions.
+class ActionTable(Sequence[Action]):
+    """The actions that a model knows; an action's place in it is what traces and plans of numbers store (uint8).
+
+    The first row runs everything in full. Rows that leave come after no other way to leave.
 
     Raises:
-        ValueError: on an unknown letter, or when a layer after an EXIT is not EXIT too.
+        ValueError: rows that are not such a table; the message names the row and what is allowed.
     """
-    unknown = sorted(set(letters) - set(ACTION_OF_LETTER))
-    if unknown:
-        allowed = ", ".join(f"{letter} ({action.name})" for letter, action in ACTION_OF_LETTER.items())
-        raise ValueError(f"plan {letters!r} has unknown actions {unknown}; allowed: {allowed}")
-    actions = [ACTION_OF_LETTER[letter] for letter in letters]
-    exits = [action is Action.EXIT for action in actions]
-    if exits != sorted(exits):
-        raise ValueError(f"plan {letters!r} goes on after EXIT; every layer after the first E must be E")
-    return actions
+
+    def __init__(self, rows: Iterable[Action] = DEFAULT_ROWS) -> None:
+        self.rows = tuple(_with_looks(list(rows)))
+        _check(self.rows)
+        self.names = [row.name for row in self.rows]
+        self._place = {row.name: place for place, row in enumerate(self.rows)}
+
+    def __getitem__(self, place: Any) -> Any:
+        """The row at a place."""
+        return self.rows[place]
+
+    def __len__(self) -> int:
+        """Number of actions."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Action]:
+        """The rows in their order."""
+        return iter(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same rows."""
+        return isinstance(other, ActionTable) and self.rows == other.rows
+
+    def __hash__(self) -> int:
+        """Of the rows."""
+        return hash(self.rows)
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]] | None) -> "ActionTable":
+        """A table from what a configuration stores; None for the default.
+
+        Raises:
+            ValueError: not a list of rows; the message names the row and the field.
+        """
+        if rows is None:
+            return DEFAULT_TABLE
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"actions={rows!r} is not allowed: it must be a list of dicts with {', '.join(_NEEDED)}")
+        for row in rows:
+            unknown, missing = sorted(set(row) - set(_FIELDS)), [name for name in _NEEDED if name not in row]
+            if unknown or missing:
+                problem = f"no {missing[0]!r}" if missing else f"the unknown field {unknown[0]!r}"
+                raise ValueError(f"actions has {row!r}, which has {problem}; the fields are {', '.join(_FIELDS)}")
+        return cls(Action(**row) for row in rows)
+
+    def stored(self) -> list[dict[str, Any]]:
+        """The rows, as a configuration stores them."""
+        return [asdict(row) for row in self.rows]
+
+    def place(self, name: str) -> int:
+        """Where an action stands.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in self._place:
+            raise ValueError(f"action {name!r} is not allowed: it must be one of {', '.join(self.names)}")
+        return self._place[name]
+
+    def find(self, attention: str, feed_forward: str, leaves: bool = False) -> int | None:
+        """The place of the first action of such a kind, None where there is none."""
+        wanted = (attention, feed_forward, leaves)
+        return next((i for i, row in enumerate(self.rows) if (row.attention, row.feed_forward, row.leaves) == wanted), None)
+
+    @property
+    def skip(self) -> int:
+        """The place of the action that leaves a whole layer out.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._needed(self.find(NONE, NONE), "leaves a whole layer out")
+
+    @property
+    def exit(self) -> int:
+        """The place of the action that leaves the stack.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._needed(self.find(NONE, NONE, leaves=True), "leaves the stack")
+
+    @staticmethod
+    def _needed(place: int | None, what: str) -> int:
+        if place is None:
+            raise ValueError(f"actions has no row that {what}, which this controller needs")
+        return place
+
+    @property
+    def variants(self) -> set[str]:
+        """Names of all variants that the actions ask for, `"none"` left out."""
+        return {name for row in self.rows for name in (row.attention, row.feed_forward)} - {NONE}
+
+    @cached_property
+    def leaving(self) -> Tensor:
+        """Which actions leave, bool [actions], on the CPU."""
+        return self.where([row.leaves for row in self.rows])
+
+    @cached_property
+    def running(self) -> Tensor:
+        """Which actions run anything of the layer, bool [actions], on the CPU."""
+        return self.where([row.runs for row in self.rows])
+
+    @staticmethod
+    def where(answers: list[bool]) -> Tensor:
+        """One answer for each action, bool [actions], on the CPU; `answers[actions.long()]` tells it for many at once."""
+        return torch.tensor(answers, dtype=torch.bool, device="cpu")
+
+    def plan(self, plan: str | Sequence[str | int], layers: int) -> list[int]:
+        """One plan as places, one a layer.
+
+        Args:
+            plan: names, one a layer; or in short `"2*PROCESS, SKIP, PROCESS"`; or one letter a layer, `"PPSP"`; or places.
+            layers: how many it must be.
+
+        Raises:
+            ValueError: unknown names, another number of layers, or a layer after one that leaves that does not.
+        """
+        names = self._spelled(plan, layers) if isinstance(plan, str) else list(plan)
+        actions = [self._known(name, plan) for name in names]
+        if len(actions) != layers:
+            raise ValueError(f"plan {plan!r} has {len(actions)} layers, which is not allowed: it must have {layers}")
+        leaves = [self.rows[action].leaves for action in actions]
+        if leaves != sorted(leaves):
+            raise ValueError(f"plan {plan!r} goes on after a layer where tokens leave; every layer after it must leave too")
+        return actions
+
+    def text(self, plan: Sequence[int]) -> str:
+        """A plan of places in short: `"2*PROCESS, SKIP, PROCESS"`."""
+        parts: list[list[int]] = []
+        for action in plan:
+            if parts and parts[-1][0] == action:
+                parts[-1][1] += 1
+            else:
+                parts.append([int(action), 1])
+        return ", ".join(f"{count}*{self.names[action]}" if count > 1 else self.names[action] for action, count in parts)
+
+    def _known(self, name: str | int, plan: Any) -> int:
+        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(self.rows):
+            return name
+        if name not in self._place:
+            allowed = ", ".join(f"{row.letter} ({row.name})" for row in self.rows)
+            raise ValueError(f"plan {plan!r} has the unknown action {name!r}; allowed: {allowed}")
+        return self._place[str(name)]
+
+    def _spelled(self, plan: str, layers: int) -> list[str]:
+        """Names of a plan that is one string."""
+        letters = {row.letter: row.name for row in self.rows}
+        if len(plan) == layers and plan not in self._place and not re.search(r"[*,\s]", plan):
+            return [letters.get(letter, letter) for letter in plan]
+        names: list[str] = []
+        for part in plan.split(","):
+            match = re.fullmatch(r"\s*(?:(\d+)\s*\*)?\s*(\S+)\s*", part)
+            if match is None:
+                raise ValueError(f"plan {plan!r} has {part!r}, which is not allowed: write for example '2*PROCESS, SKIP'")
+            names += [match[2]] * int(match[1] or 1)
+        return names
+
+
+_FIELDS = tuple(Action.__dataclass_fields__)
+_NEEDED = ("name", "attention", "feed_forward")
+
+
+def _with_looks(rows: list[Action]) -> list[Action]:
+    """Rows with a letter, a symbol and a colour each: their own, or the first that nobody has."""
+    letters, symbols, colours = ({getattr(row, name) for row in rows} for name in ("letter", "symbol", "colour"))
+    done = []
+    for row in rows:
+        own = {
+            "letter": row.letter or _first_free([row.name[0].upper(), *LETTERS], letters),
+            "symbol": row.symbol or _first_free(SYMBOLS, symbols),
+            "colour": row.colour or _first_free(COLOURS, colours),
+            "meaning": row.meaning or f"attention ran as {row.attention}, feed-forward as {row.feed_forward}",
+        }
+        for taken, name in ((letters, "letter"), (symbols, "symbol"), (colours, "colour")):
+            taken.add(own[name])
+        done.append(Action(**(asdict(row) | own)))
+    return done
+
+
+def _first_free(choices: Iterable[str], taken: set[str]) -> str:
+    choices = list(choices)
+    return next((choice for choice in choices if choice not in taken), choices[-1])
+
+
+def _check(rows: tuple[Action, ...]) -> None:
+    if not rows or len(rows) > 255:
+        raise ValueError(f"actions of {len(rows)} rows are not allowed: there must be 1 to 255")
+    first = rows[0]
+    if (first.attention, first.feed_forward, first.leaves) != (FULL, FULL, False):
+        raise ValueError(f"actions begins with {first.name!r}, which is not allowed: the first row runs everything in full")
+    for name in ("name", "letter"):
+        values = [getattr(row, name) for row in rows]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ValueError(f"actions has two rows with {name}={twice!r}, which is not allowed: each must have its own")
+    for row in rows:
+        if row.leaves and row.runs:
+            raise ValueError(f"action {row.name!r} runs a sublayer where the token has left, which is not allowed")
+        if len(row.letter) != 1 or len(row.symbol) != 1:
+            raise ValueError(f"action {row.name!r} is not allowed: letter and symbol must be one character each")
+
+
+DEFAULT_TABLE = ActionTable()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
+from .actions import DEFAULT_TABLE, FULL, ActionTable
 from .blocks import Block
 from .bridges import Bridges
 from .cache import AneeCache
@@ -57,9 +58,20 @@ class BaseStack:
         """Copies and pickles are taken apart anew from the copied base."""
         return type(self), (self.base,)
 
-    def measure_costs(self, unit: str, bridges: Bridges | None = None) -> CostTable:
+    def blocks_of(self, variant: str) -> list[Block]:
+        """The layers in a variant.
+
+        Raises:
+            ValueError: nobody knows it.
+        """
+        if variant != FULL:
+            raise ValueError(f"variant {variant!r} is not allowed: it must be {FULL!r}")
+        return self.blocks
+
+    def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""
-        return CostTable.measure(self.blocks, self._head_modules, unit, bridges)
+        blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
+        return CostTable.measure(blocks, self._head_modules, unit, bridges, table)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head, [..., D] -> [..., V]."""

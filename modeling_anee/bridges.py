@@ -1,6 +1,6 @@
 """Bridges and exit translators: small trained maps from the residual stream to itself.
 
-They know nothing of actions, budgets or controllers; which one is asked when is up to the executor.
+They know nothing of budgets or controllers; which one is asked when is up to the executor.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .actions import NONE, Action
 from .configuration_anee import AneeConfig
 
 
@@ -69,6 +70,12 @@ class Bridges(nn.Module):
         self.skip = _by_layer(size, config.bridge_rank, config.bridge_layers, everywhere)
         self.skip_ffn = _by_layer(size, config.ffn_bridge_rank, config.ffn_bridge_layers, everywhere)
         self.exit = _by_layer(size, config.exit_translator_rank, config.exit_layers, everywhere)
+
+    def stand_in(self, action: Action, layer: int) -> Bridge | None:
+        """What stands for what an action leaves out at a layer; nothing does for a token that has left."""
+        if action.leaves or action.feed_forward != NONE:
+            return None
+        return self.of_skip(layer) if action.attention == NONE else self.of_skip_ffn(layer)
 
     def of_skip(self, layer: int) -> Bridge | None:
         """What stands for a skipped layer."""

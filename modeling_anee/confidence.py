@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .actions import Action
+from .actions import PROCESS
 from .configuration_anee import AneeConfig
 from .controller import TOLERANCE, Controller, Decision, Observation
 from .costs import CostTable
@@ -27,6 +27,7 @@ class ConfidenceController(Controller):
         starts = sorted(layer for layer in layers if layer < self.num_layers)
         self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric = config.confidence_metric
+        self._exit = config.table.exit
         self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
 
     @property
@@ -36,7 +37,7 @@ class ConfidenceController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
-        process, leave = costs.layers[:, Action.PROCESS], costs.layers[:, Action.EXIT]
+        process, leave = costs.layers[:, PROCESS], costs.layers[:, self._exit]
         self._question = costs.head + costs.translator
         self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._question for a, b in self.segments]
         first = self.segments[0][0] if self.segments else self.num_layers
@@ -53,7 +54,7 @@ class ConfidenceController(Controller):
         if affords.any():
             logits = seen.logits(seen.hidden[affords.to(seen.hidden.device)])
             leaves[affords] = self._is_sure(logits.float(), self.dial.setting(seen.budget[affords]))
-        action = torch.where(leaves, Action.EXIT, Action.PROCESS).to(torch.uint8)
+        action = torch.where(leaves, self._exit, PROCESS).to(torch.uint8)
         return Decision(action.unsqueeze(-1).expand(-1, stop - start), affords.double() * self._question)
 
     def _is_sure(self, logits: Tensor, threshold: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
-from .actions import Action, parse_plan
+from .actions import ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
 
@@ -78,8 +78,11 @@ class AneeConfig(PreTrainedConfig):
             their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
         skip_order (`list[int]`, *optional*): `plan` controller: layers in the order in which they are given up
             as the budget falls, instead of the default (middle layers first).
-        plans (`list[str]`, *optional*): `plan` controller: one string per plan, one letter per layer (P, S, F or
-            E, see `actions.py`). A budget uses the two plans whose costs are nearest to it. Replaces `skip_order`.
+        actions (`list[dict]`, *optional*): what can be done with a token at a layer: rows with a `name`, the variants of
+            `attention` and `feed_forward`, and whether the token `leaves`; default: PROCESS, SKIP, EXIT and SKIP_FFN.
+        plans (`list`, *optional*): `plan` controller: one action per layer for each plan: a list of names, in short
+            `"2*PROCESS, SKIP"`, or one letter a layer, see `actions.py`. A budget uses the two plans whose costs are nearest to
+            it. Replaces `skip_order`.
         bridge_rank (`int`): inner width of the bridges that stand for skipped layers; 0: no bridges.
         bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
         ffn_bridge_rank (`int`): the same for skipped feed-forwards.
@@ -130,6 +133,7 @@ class AneeConfig(PreTrainedConfig):
     keep_last_layers: int = 1
     exit_budget_threshold: float = 0.0
     skip_order: list[int] | None = None
+    actions: list[dict] | None = None
     plans: list[str] | None = None
     bridge_rank: int = 0
     bridge_layers: list[int] | None = None
@@ -171,13 +175,19 @@ class AneeConfig(PreTrainedConfig):
         if self.router_budgets is None:
             self.router_budgets = list(ROUTER_BUDGETS)
         if self.controller_actions is None:
-            self.controller_actions = [action.name for action in Action if action is not Action.PROCESS]
+            self.controller_actions = self.table.names[1:]
+        self.actions = self.table.stored()
         super().__post_init__(**kwargs)
         for name, value in of_base.items():
             setattr(self, name, value)
         # One answer for tied weights and tokens: the base's own.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         self.check()
+
+    @property
+    def table(self) -> ActionTable:
+        """The actions, see `actions.py`."""
+        return ActionTable.of(self.actions)
 
     @property
     def num_layers(self) -> int:
@@ -302,7 +312,7 @@ class AneeConfig(PreTrainedConfig):
         self._check_plans()
 
     def _check_actions(self) -> None:
-        allowed = [action.name for action in Action if action is not Action.PROCESS]
+        allowed = self.table.names[1:]
         actions = self.controller_actions
         if not isinstance(actions, list | tuple) or not all(action in allowed for action in actions):
             raise ValueError(f"controller_actions={actions!r} is not allowed: it must be a list of some of {allowed}")
@@ -335,9 +345,17 @@ class AneeConfig(PreTrainedConfig):
             return
         if not isinstance(self.plans, list | tuple) or not self.plans:
             raise ValueError(f"plans={self.plans!r} is not allowed: it must be a list of at least one plan")
-        for plan in self.plans:
-            if not isinstance(plan, str) or len(plan) != self.num_layers:
-                raise ValueError(
-                    f"plans has {plan!r}, which is not allowed: it must be a string of {self.num_layers} letters, one per layer"
-                )
-            parse_plan(plan)
+        self.plans = [self._plan(plan) for plan in self.plans]
+
+    def _plan(self, plan: Any) -> str:
+        """A plan in short."""
+        table, layers = self.table, self.num_layers
+        try:
+            if not isinstance(plan, str | list | tuple):
+                raise ValueError("neither")
+            return table.text(table.plan(plan, layers))
+        except ValueError as error:
+            raise ValueError(
+                f"plans has {plan!r}, which is not allowed: it must be a list of {layers} names, one per layer, or a string of "
+                f"them ({error})"
+            ) from error

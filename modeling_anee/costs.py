@@ -1,17 +1,17 @@
-"""What an action costs, as a share of the full model's decoder stack.
+"""What an action costs, as a share of the full model's decoder stack; counted once, from what the variants run.
 
 Two units: `"flops"` (of the linear maps, per token) and `"bytes"` (of weights read, what decoding at batch 1 pays
 for). Attention scores are left out of both: they depend on the context length and are saved in the same proportion.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from .actions import Action
+from .actions import DEFAULT_TABLE, FULL, NONE, PROCESS, Action, ActionTable
 from .blocks import Block
 from .bridges import Bridges
 
@@ -25,6 +25,25 @@ def work(modules: Iterable[nn.Module], unit: str) -> float:
 
 
 @dataclass(frozen=True)
+class LayerWork:
+    """Work of one layer in one variant, per token: the attention, its keys and values alone, the feed-forward."""
+
+    attention: float
+    keys_values: float
+    feed_forward: float
+
+    @classmethod
+    def of(cls, block: Block, unit: str) -> "LayerWork":
+        """Count the work of a block."""
+        own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
+        return cls(
+            attention=work([*block.qkv.modules, block.output], unit) + _norm_work(block.attention_norms, unit),
+            keys_values=work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit),
+            feed_forward=work([block.mlp], unit) + _norm_work(own_norms, unit),
+        )
+
+
+@dataclass(frozen=True)
 class CostTable:
     """Costs of one wrapped base.
 
@@ -33,7 +52,7 @@ class CostTable:
         head: cost of one more call of the final norm and the head.
         stack: work of the whole decoder stack in `unit`, by which everything is divided.
         unit: `"flops"` or `"bytes"`.
-        translator: cost of one call of an exit translator; `layers` has it at the last layer's EXIT.
+        translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
     """
 
     layers: Tensor
@@ -43,27 +62,34 @@ class CostTable:
     translator: float = 0.0
 
     @classmethod
-    def measure(cls, blocks: list[Block], head_modules: list[nn.Module], unit: str, bridges: Bridges | None) -> "CostTable":
+    def measure(
+        cls,
+        blocks: Mapping[str, Sequence[Block]],
+        head_modules: list[nn.Module],
+        unit: str,
+        bridges: Bridges | None = None,
+        table: ActionTable = DEFAULT_TABLE,
+    ) -> "CostTable":
         """Count the work of every layer of a base, and of what stands in for it.
 
-        An exit translator is charged at the last layer, where every token that exits pays once; all have one rank.
+        An exit translator is charged at the last layer, where every token that leaves pays once; all have one rank.
+
+        Args:
+            blocks: the layers by variant, the full one among them.
+            head_modules: final norm and head.
+            unit: `"flops"` or `"bytes"`.
+            bridges: what stands in, if anything.
+            table: the actions.
         """
+        counted = {variant: [LayerWork.of(block, unit) for block in own] for variant, own in blocks.items()}
         translator = _optional_work(next(iter(bridges.exit.values()), None) if bridges else None, unit)
         rows = []
-        for layer, block in enumerate(blocks):
-            keys_values = work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit)
-            attention = work([*block.qkv.modules, block.output], unit) + _norm_work(block.attention_norms, unit)
-            own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
-            row = {
-                Action.PROCESS: attention + work([block.mlp], unit) + _norm_work(own_norms, unit),
-                Action.SKIP: keys_values + _optional_work(bridges and bridges.of_skip(layer), unit),
-                Action.EXIT: keys_values,
-                Action.SKIP_FFN: attention + _optional_work(bridges and bridges.of_skip_ffn(layer), unit),
-            }
-            rows.append(row)
-        rows[-1][Action.EXIT] += translator
-        stack = sum(row[Action.PROCESS] for row in rows)
-        layers = torch.tensor([[row[action] for action in Action] for row in rows], dtype=torch.float64, device="cpu")
+        for layer in range(len(blocks[FULL])):
+            here = {variant: own[layer] for variant, own in counted.items()}
+            rows.append([_work_of(action, layer, here, bridges, unit) for action in table])
+        rows[-1] = [cost + translator * action.leaves for cost, action in zip(rows[-1], table, strict=True)]
+        stack = sum(row[PROCESS] for row in rows)
+        layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
         return cls(layers / stack, work(head_modules, unit) / stack, stack, unit, translator / stack)
 
     @property
@@ -83,6 +109,14 @@ class CostTable:
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""
         return work([module], self.unit) / self.stack
+
+
+def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None, unit: str) -> float:
+    """Work of an action at a layer, for the layer's work in each variant; keys and values are computed in any case."""
+    attends, feeds = action.attention != NONE, action.feed_forward != NONE
+    attention = here[action.attention].attention if attends else here[FULL].keys_values
+    feed_forward = here[action.feed_forward].feed_forward if feeds else 0.0
+    return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer), unit)
 
 
 def _optional_work(module: nn.Module | None, unit: str) -> float:

@@ -4,12 +4,13 @@ The policy prefers; the dial decides how much a preference must be worth: every 
 falls as the budget rises. With the price of a calibrated budget, the mean cost of a text is that budget.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .actions import Action
+from .actions import NONE, PROCESS, Action
 from .configuration_anee import AneeConfig
 from .controller import TOLERANCE, Controller, Decision, Observation
 from .costs import CostTable
@@ -32,10 +33,13 @@ class LearnedController(Controller):
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.segments = segments_of(config)
+        self._actions, self._exit = len(config.table), config.table.exit
         lengths = [stop - start for start, stop in self.segments]
         size = config.text_config.hidden_size
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
-        self.policies = nn.ModuleList([_policy(length, config.controller_hidden_sizes or ()) for length in lengths])
+        self.policies = nn.ModuleList(
+            [_policy(length, config.controller_hidden_sizes or (), self._actions) for length in lengths]
+        )
         self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
         self._calibration = config.calibration
         self.reset_parameters()
@@ -51,7 +55,7 @@ class LearnedController(Controller):
             last = policy[-1]
             nn.init.zeros_(last.weight)
             with torch.no_grad():
-                last.bias.zero_().view(-1, len(Action))[:, Action.PROCESS] = 1.0
+                last.bias.zero_().view(-1, self._actions)[:, PROCESS] = 1.0
 
     def bind(self, costs: CostTable) -> None:
         """Cost of each decision and action; the floor takes the cheapest way through every layer."""
@@ -61,9 +65,9 @@ class LearnedController(Controller):
         allowed = torch.tensor(self._allowed, device="cpu")
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
         stays = costs.layers.masked_fill(~allowed, torch.inf)
-        stays[:, Action.EXIT] = torch.inf
+        stays[:, self._exit] = torch.inf
         self._cheapest = stays.argmin(dim=1)  # action of each layer, short of leaving
-        self._find_floor(stays.amin(dim=1), costs.layers[:, Action.EXIT])
+        self._find_floor(stays.amin(dim=1), costs.layers[:, self._exit])
 
     def _find_floor(self, staying: Tensor, leaving: Tensor) -> None:
         """The cheapest way through each segment and what follows it, from the last segment to the first.
@@ -79,11 +83,11 @@ class LearnedController(Controller):
         for (start, stop), own in zip(reversed(self.segments), reversed(self._own), strict=True):
             ways = {stop: float(staying[start:stop].sum()) + self._rest[0]}
             for layer in range(start, stop):
-                if self._allowed[layer][Action.EXIT]:
+                if self._allowed[layer][self._exit]:
                     ways[layer] = float(staying[start:layer].sum() + leaving[layer:].sum())
             exit_layer = min(ways, key=lambda layer: ways[layer])
             least = self._cheapest[start:stop].clone()
-            least[exit_layer - start :] = Action.EXIT
+            least[exit_layer - start :] = self._exit
             self._least.insert(0, least)
             self._rest.insert(0, ways[exit_layer] + own)
         first = self.segments[0][0] if self.segments else 0
@@ -100,7 +104,7 @@ class LearnedController(Controller):
         state = state_vector(self.probes[segment], seen.hidden, seen.previous, depth, remaining)
         start, stop = self.segments[segment]
         policy = self.policies[segment]
-        preferences = policy(state.to(policy[-1].weight.dtype)).unflatten(-1, (stop - start, len(Action)))
+        preferences = policy(state.to(policy[-1].weight.dtype)).unflatten(-1, (stop - start, self._actions))
         return preferences + self._blocked[start:stop].to(preferences)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
@@ -119,9 +123,9 @@ class LearnedController(Controller):
         """Actions [N, n] that leave enough for the cheapest way on, where any do; `left` float64 [N] is for all layers on."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
-        gone = (actions == Action.EXIT).cumsum(dim=-1) > 0
-        actions = actions.masked_fill(gone, Action.EXIT)
-        cheapest = self._cheapest[start:stop].masked_fill(gone, Action.EXIT)
+        gone = (actions == self._exit).cumsum(dim=-1) > 0
+        actions = actions.masked_fill(gone, self._exit)
+        cheapest = self._cheapest[start:stop].masked_fill(gone, self._exit)
         after = left.new_tensor([self._rest[segment + 1], self._left[segment]])[gone[:, -1].long()]
         actions = cap(actions, cheapest, worth, costs, left - after)
         spent = costs[torch.arange(stop - start, device="cpu"), actions].sum(dim=-1)
@@ -135,30 +139,39 @@ def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
     return [(start, min(start + config.decision_interval, end)) for start in starts]
 
 
-def _policy(layers: int, hidden_sizes: Any) -> nn.Sequential:
+def _policy(layers: int, hidden_sizes: Any, actions: int) -> nn.Sequential:
     sizes = [len(SIGNALS) + layers, *hidden_sizes]
     parts: list[nn.Module] = []
     for width, next_width in zip(sizes[:-1], sizes[1:], strict=True):
         parts += [nn.Linear(width, next_width), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Linear(sizes[-1], layers * len(Action)))
+    return nn.Sequential(*parts, nn.Linear(sizes[-1], layers * actions))
 
 
 def allowed_actions(config: AneeConfig) -> list[list[bool]]:
     """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has."""
-    layers = range(config.num_layers)
-    bridged = config.bridge_layers if config.bridge_rank and config.bridge_layers is not None else layers
-    ffn_bridged = config.ffn_bridge_layers if config.ffn_bridge_rank and config.ffn_bridge_layers is not None else layers
-    translated = config.exit_layers if config.exit_translator_rank and config.exit_layers is not None else layers
-    where = {Action.PROCESS: layers, Action.SKIP: bridged, Action.EXIT: translated, Action.SKIP_FFN: ffn_bridged}
     decided = range(config.min_layers, config.num_layers - config.keep_last_layers)
     names = set(config.controller_actions or [])
+    where = [stand_in_layers(action, config) for action in config.table]
     return [
         [
-            action is Action.PROCESS or (action.name in names and layer in where[action] and layer in decided)
-            for action in Action
+            place == PROCESS or (action.name in names and layer in where[place] and layer in decided)
+            for place, action in enumerate(config.table)
         ]
-        for layer in layers
+        for layer in range(config.num_layers)
     ]
+
+
+def stand_in_layers(action: Action, config: AneeConfig) -> Sequence[int]:
+    """Layers that have what stands in for what an action leaves out; all of them, where no layer has or nothing is left out."""
+    if action.leaves:
+        rank, layers = config.exit_translator_rank, config.exit_layers
+    elif not action.runs:
+        rank, layers = config.bridge_rank, config.bridge_layers
+    elif action.feed_forward == NONE:
+        rank, layers = config.ffn_bridge_rank, config.ffn_bridge_layers
+    else:
+        rank, layers = 0, None
+    return layers if rank and layers is not None else range(config.num_layers)
 
 
 def cap(actions: Tensor, cheapest: Tensor, worth: Tensor, costs: Tensor, left: Tensor) -> Tensor:

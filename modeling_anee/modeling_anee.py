@@ -25,8 +25,8 @@ from .compatibility import BothCacheNames, cache_argument, take_cache
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controllers import build_controller
-from .execution import Executor
 from .execution_log import account_of, execution_log
+from .executor import Executor
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation import AneeGenerationMixin
 from .generation_state import generation_of
@@ -256,11 +256,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         base.config._name_or_path = ""  # a local path would be written into our config.json
         self.base = base
         self.stack = stack
-        self.costs = stack.measure_costs(self.config.cost_unit, self.bridges)
+        self.costs = stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
         self.controller.bind(self.costs)
         self.controller.to(self.device)
         self.bridges.to(self.device)
-        self.executor = Executor(stack, self.controller, self.bridges, self.costs)
+        self.executor = Executor(stack, self.controller, self.bridges, self.costs, self.config.table)
         self._adopt(base)
 
     def _adopt(self, base: Any) -> None:

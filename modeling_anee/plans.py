@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .actions import Action, parse_plan
+from .actions import PROCESS
 from .configuration_anee import AneeConfig
 from .controller import TOLERANCE, Controller, Decision, Observation
 from .costs import CostTable
@@ -20,7 +20,7 @@ class PlanTable:
     gives every token the dearest plan within its budget.
     """
 
-    def __init__(self, plans: list[list[Action]], costs: CostTable, strict: bool = False) -> None:
+    def __init__(self, plans: list[list[int]], costs: CostTable, strict: bool = False) -> None:
         actions = torch.tensor(plans, dtype=torch.uint8, device="cpu")
         cost = costs.of_actions(actions)
         order = cost.argsort(stable=True)
@@ -66,11 +66,12 @@ class PlanController(Controller):
 
 def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> PlanTable:
     """The plans of a configuration, with everything processed as the dearest."""
-    plans = [parse_plan(plan) for plan in config.plans] if config.plans else plans_of_order(config)
-    return PlanTable([*plans, [Action.PROCESS] * config.num_layers], costs, strict)
+    layers = config.num_layers
+    plans = [config.table.plan(plan, layers) for plan in config.plans] if config.plans else plans_of_order(config)
+    return PlanTable([*plans, [PROCESS] * layers], costs, strict)
 
 
-def plans_of_order(config: AneeConfig) -> list[list[Action]]:
+def plans_of_order(config: AneeConfig) -> list[list[int]]:
     """One plan per number of skipped layers, in the order of `config.skip_order`.
 
     The default gives up the layers nearest to 60% of the depth first: the middle and later-middle layers change the
@@ -80,9 +81,9 @@ def plans_of_order(config: AneeConfig) -> list[list[Action]]:
     order = config.skip_order
     if order is None:
         order = sorted(layers, key=lambda layer: (abs(layer - 0.6 * (config.num_layers - 1)), layer))
-    plan, plans = [Action.PROCESS] * config.num_layers, []
+    plan, plans = [PROCESS] * config.num_layers, []
     for layer in order:
-        plan = [*plan[:layer], Action.SKIP, *plan[layer + 1 :]]
+        plan = [*plan[:layer], config.table.skip, *plan[layer + 1 :]]
         plans.append(plan)
     return plans
 
@@ -103,13 +104,14 @@ class BudgetController(Controller):
         self.threshold = config.exit_budget_threshold
         self.min_layers = config.min_layers
         self.keep_last = config.keep_last_layers
+        self._skip, self._exit = config.table.skip, config.table.exit
 
     def bind(self, costs: CostTable) -> None:
         """List what can be afforded: one plan per number of processed layers, with and without exit."""
         everything = self.num_layers
         skipping = [self._skip_after(count) for count in range(self.min_layers, everything - self.keep_last + 1)]
         exiting = [self._exit_after(count) for count in range(self.min_layers, everything + 1)]
-        process = [Action.PROCESS] * everything
+        process = [PROCESS] * everything
         self._skipping = PlanTable([*skipping, process], costs, self.strict)
         self._exiting = PlanTable(exiting, costs, self.strict)
         self.floor = self._exiting.floor if self.threshold else self._skipping.floor
@@ -121,9 +123,9 @@ class BudgetController(Controller):
         skipping, exiting = (table.choose(seen.budget, seen.index) for table in (self._skipping, self._exiting))
         return Decision(torch.where(exits, exiting, skipping))
 
-    def _skip_after(self, count: int) -> list[Action]:
+    def _skip_after(self, count: int) -> list[int]:
         skipped = self.num_layers - self.keep_last - count
-        return [Action.PROCESS] * count + [Action.SKIP] * skipped + [Action.PROCESS] * self.keep_last
+        return [PROCESS] * count + [self._skip] * skipped + [PROCESS] * self.keep_last
 
-    def _exit_after(self, count: int) -> list[Action]:
-        return [Action.PROCESS] * count + [Action.EXIT] * (self.num_layers - count)
+    def _exit_after(self, count: int) -> list[int]:
+        return [PROCESS] * count + [self._exit] * (self.num_layers - count)

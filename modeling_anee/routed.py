@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .actions import Action
+from .actions import PROCESS
 from .bridges import normalised
 from .configuration_anee import AneeConfig
 from .controller import TOLERANCE, Controller, Decision, Observation
@@ -59,7 +59,7 @@ class RoutedController(Controller):
         """Look up the plans of the budgets; the layers before the decision are always processed."""
         asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
         plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros_like(asked, dtype=torch.int64))
-        plans[:, : self.start] = Action.PROCESS
+        plans[:, : self.start] = PROCESS
         self.plans = plans  # uint8 [K, L], the dearest first
         self._own = costs.of_module(self.predictor)
         self.plan_costs = costs.of_actions(plans)  # float64 [K]

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .actions import Action
-
-
-SYMBOLS = {Action.PROCESS: "█", Action.SKIP: "·", Action.EXIT: " ", Action.SKIP_FFN: "▄"}
+from .actions import DEFAULT_TABLE, ActionTable
 
 
 @dataclass(frozen=True)
@@ -18,7 +15,7 @@ class ExecutionTrace:
     """Actions and costs of B rows of T tokens at L layers, on the CPU.
 
     Args:
-        actions: uint8 [B, T, L], values of `Action`.
+        actions: uint8 [B, T, L], places in `table`.
         cost: float32 [B, T], share of the decoder stack's work, controller included; 0 for padding.
         valid: bool [B, T], False for padding.
         stack_share: share of the whole model's work that the stack is (the rest is the head).
@@ -28,6 +25,7 @@ class ExecutionTrace:
             the other tokens would have taken longer; not in `cost`. Default: none.
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
             start of the cache on; None where the controller keeps no account.
+        table: what the actions are.
     """
 
     actions: Tensor
@@ -38,11 +36,13 @@ class ExecutionTrace:
     unit: str
     ran_anyway: Tensor | None = None
     account: Tensor | None = None
+    table: ActionTable = DEFAULT_TABLE
 
     @property
     def share_run_anyway(self) -> float:
-        """Share of the skipped (token, layer) pairs that were run anyway."""
-        skipped = int((self.actions[self.valid] != Action.PROCESS).sum())
+        """Share of the (token, layer) pairs with something left out that were run anyway."""
+        whole = self.table.where([action.is_whole for action in self.table])
+        skipped = int((~whole[self.actions[self.valid].long()]).sum())
         return 0.0 if self.ran_anyway is None else int(self.ran_anyway[self.valid].sum()) / max(skipped, 1)
 
     @property
@@ -62,13 +62,19 @@ class ExecutionTrace:
 
     @property
     def depth(self) -> Tensor:
-        """Number of layers that ran for each token, with the feed-forward or without it, int64 [B, T]."""
-        return ran(self.actions).sum(dim=-1) * self.valid
+        """Number of layers that ran for each token, wholly or in part, int64 [B, T]."""
+        return self.ran.sum(dim=-1) * self.valid
 
     @property
-    def layer_share(self) -> dict[Action, Tensor]:
-        """Per action, the share of the tokens that took it at each layer, float32 [L]."""
-        return {action: (self.actions[self.valid] == action).float().mean(dim=0) for action in Action}
+    def ran(self) -> Tensor:
+        """Where anything of a layer ran for a token, bool [B, T, L]."""
+        return self.table.running[self.actions.long()]
+
+    @property
+    def layer_share(self) -> dict[str, Tensor]:
+        """By the name of each action, the share of the tokens that took it at each layer, float32 [L]."""
+        taken = self.actions[self.valid]
+        return {action.name: (taken == place).float().mean(dim=0) for place, action in enumerate(self.table)}
 
     def rows(self, index: Tensor) -> "ExecutionTrace":
         """The rows at `index`, in its order."""
@@ -115,20 +121,15 @@ class ExecutionTrace:
 
         The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth.
         """
-        actions = self.actions[row][self.valid[row]][-width:]  # [T, L]
-        running = ran(actions).float()
+        actions = self.actions[row][self.valid[row]][-width:].long()  # [T, L]
+        running = self.table.running[actions].float()
         lines = []
         for layer in range(actions.shape[1] - 1, -1, -1):
-            symbols = "".join(SYMBOLS[Action(value)] for value in actions[:, layer].tolist())
+            symbols = "".join(self.table[place].symbol for place in actions[:, layer].tolist())
             lines.append(f"{layer:4d} |{symbols}| {running[:, layer].mean():4.0%}")
         depths = "".join(_tenth(int(count), actions.shape[1]) for count in running.sum(dim=1).tolist())
-        legend = "  ".join(f"{symbol!r} {action.name}" for action, symbol in SYMBOLS.items())
+        legend = "  ".join(f"{action.symbol!r} {action.name}" for action in self.table)
         return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
-
-
-def ran(actions: Tensor) -> Tensor:
-    """Where a layer ran for a token: PROCESS, or SKIP_FFN, which leaves out a part of it; bool, of the shape of `actions`."""
-    return (actions == Action.PROCESS) | (actions == Action.SKIP_FFN)
 
 
 def _tenth(count: int, total: int) -> str:

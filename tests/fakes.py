@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.controller import Controller, Observation
 from modeling_anee.controllers import build_controller
@@ -42,8 +42,8 @@ def random_costs(layers: int, seed: int = 0, head: float = 0.05) -> CostTable:
     skip_ffn = process * (0.4 + 0.5 * attention)
     translator = 0.03 * float(kept[0])
     leave[-1] += translator
-    by_action = {Action.PROCESS: process, Action.SKIP: skip, Action.EXIT: leave, Action.SKIP_FFN: skip_ffn}
-    table = torch.stack([by_action[action] for action in Action], dim=1)
+    by_action = {PROCESS: process, SKIP: skip, EXIT: leave, SKIP_FFN: skip_ffn}
+    table = torch.stack([by_action[action] for action in range(len(DEFAULT_TABLE))], dim=1)
     return CostTable(table / process.sum(), head, 1e5, "flops", translator / float(process.sum()))
 
 
@@ -83,7 +83,7 @@ def run(
     budget = torch.as_tensor(budget, dtype=torch.float64).expand(count)
     actions, charges = torch.zeros(count, controller.num_layers, dtype=torch.uint8), torch.zeros(count, dtype=torch.float64)
     for segment, (start, stop) in enumerate(controller.segments):
-        asked = torch.ones(count, dtype=torch.bool) if start == 0 else actions[:, start - 1] != Action.EXIT
+        asked = torch.ones(count, dtype=torch.bool) if start == 0 else actions[:, start - 1] != EXIT
         if not asked.any():
             break
         spent = (costs.of_actions(actions[:, :start]) + charges)[asked]
@@ -93,10 +93,10 @@ def run(
         )
         decision = controller.decide(segment, seen)
         assert decision.actions.dtype == torch.uint8 and decision.actions.shape == (int(asked.sum()), stop - start)
-        exits = (decision.actions == Action.EXIT).cumsum(dim=-1) > 0
-        actions[asked, start:stop] = decision.actions.masked_fill(exits, Action.EXIT)
+        exits = (decision.actions == EXIT).cumsum(dim=-1) > 0
+        actions[asked, start:stop] = decision.actions.masked_fill(exits, EXIT)
         charges[asked] += decision.cost
-        actions[actions[:, stop - 1] == Action.EXIT, stop:] = Action.EXIT
+        actions[actions[:, stop - 1] == EXIT, stop:] = EXIT
     return actions, costs.of_actions(actions) + charges
 
 

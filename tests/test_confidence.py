@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import EXIT, PROCESS
 from modeling_anee.configuration_anee import CONFIDENCE_METRICS
 from modeling_anee.dial import Dial
 
@@ -38,8 +38,8 @@ def sure(hidden: Tensor) -> Tensor:
     return 50.0 * torch.nn.functional.one_hot(torch.zeros(len(hidden), dtype=torch.long), VOCABULARY).float()
 
 
-def exits_at(layer: int, layers: int) -> list[Action]:
-    return [Action.PROCESS] * layer + [Action.EXIT] * (layers - layer)
+def exits_at(layer: int, layers: int) -> list[int]:
+    return [PROCESS] * layer + [EXIT] * (layers - layer)
 
 
 @given(st.integers(1, 24), seeds, budgets, st.floats(0, 1), st.sampled_from(CONFIDENCE_METRICS), st.data())
@@ -73,7 +73,7 @@ def test_exits_when_sure_and_goes_on_when_not(metric):
     free = dataclasses.replace(costs, head=0.0, translator=0.0)
     controller.bind(free)
     actions, cost = run(controller, free, 1.0 - 1e-12, hidden=states(3), logits=unsure)
-    assert (actions == Action.PROCESS).all() and cost.tolist() == pytest.approx([1.0] * 3)
+    assert (actions == PROCESS).all() and cost.tolist() == pytest.approx([1.0] * 3)
 
 
 @every_metric
@@ -84,7 +84,7 @@ def test_compares_the_metric_with_the_threshold(metric, seed, threshold):
     controller = build("confidence", costs, confidence_metric=metric, confidence_threshold=threshold, exit_layers=[2])
     logits = 3 * torch.randn(20, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     actions, _ = run(controller, costs, 1.0 - 1e-12, hidden=states(20), logits=lambda hidden: logits.float())
-    assert torch.equal(actions[:, -1] == Action.EXIT, is_sure(logits, metric, threshold))
+    assert torch.equal(actions[:, -1] == EXIT, is_sure(logits, metric, threshold))
 
 
 def is_sure(logits: Tensor, metric: str, threshold: float | Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_calibrated_the_threshold_follows_the_budget_of_each_token(metric, seed)
     threshold = torch.tensor([0.9, 0.9, 0.5, 0.3, 0.1, 0.1], dtype=torch.float64).repeat(4)
     logits = 3 * torch.randn(24, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     actions, cost = run(controller, costs, budget, hidden=states(24), logits=lambda hidden: logits.float())
-    assert torch.equal(actions[:, -1] == Action.EXIT, is_sure(logits, metric, threshold))
+    assert torch.equal(actions[:, -1] == EXIT, is_sure(logits, metric, threshold))
     torch.testing.assert_close(cost, costs.of_actions(actions) + costs.head + costs.translator)
     assert (cost >= controller.floor - EXACT).all() and controller.floor == pytest.approx(float(cost.min()))
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, Cache
 from transformers.utils.logging import warning_once
 
 from modeling_anee import AneeConfig
+from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.configuration_anee import (
     BUDGET_MODES,
     CALIBRATION_COLUMNS,
@@ -50,6 +51,7 @@ BAD = {
     "exit_budget_threshold": ((*BAD_BUDGETS, None), NUMBER),
     "skip_order": (BAD_LAYERS, LAYER_LIST),
     "plans": (([], "P" * LAYERS, 3, ["P"], ["P" * (LAYERS + 1)], ["P" * LAYERS, 3], [["P"] * LAYERS]), "must be a"),
+    "actions": ((3, "PROCESS", [3]), "list of dicts"),
     "exit_layers": (BAD_LAYERS, LAYER_LIST),
     "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
     "confidence_threshold": ((*BAD_BUDGETS, None), NUMBER),
@@ -91,11 +93,16 @@ def calibrations(draw) -> dict:
     return table
 
 
+def table_with_one_more() -> list[dict]:
+    row = {"name": "HALF", "attention": "full", "feed_forward": "none"}
+    return ActionTable.of([*DEFAULT_TABLE.stored(), row]).stored()
+
+
 @st.composite
 def good_fields(draw) -> dict:
     budget = st.floats(0, 1, allow_subnormal=False)
     layers = st.lists(st.integers(0, LAYERS - 1), unique=True)
-    plan = st.text(alphabet="PSF", min_size=LAYERS, max_size=LAYERS)
+    plan = st.lists(st.sampled_from([PROCESS, SKIP, SKIP_FFN]), min_size=LAYERS, max_size=LAYERS).map(DEFAULT_TABLE.text)
     choices = {
         "base_model_name_or_path": st.sampled_from(["", "org/name", "./base", "/tmp/ä b"]),
         "base_model_revision": st.sampled_from([None, "main"]),
@@ -111,6 +118,7 @@ def good_fields(draw) -> dict:
         "keep_last_layers": st.integers(0, LAYERS),
         "exit_budget_threshold": budget,
         "skip_order": st.none() | layers,
+        "actions": st.sampled_from([DEFAULT_TABLE.stored(), table_with_one_more()]),
         "plans": st.none() | st.lists(plan, min_size=1, max_size=3),
         "exit_layers": st.none() | layers,
         "budget_mode": st.sampled_from(BUDGET_MODES),
@@ -148,7 +156,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(field, value, allowed):
     assert field in message and repr(bad) in message and allowed in message, message
 
 
-@pytest.mark.parametrize(("plan", "reason"), [("PXPP", "unknown actions"), ("PEPP", "goes on after EXIT")])
+@pytest.mark.parametrize(("plan", "reason"), [("PXPP", "unknown action"), ("PEPP", "goes on after a layer")])
 def test_a_bad_plan_is_named(plan, reason):
     with pytest.raises(ValueError, match=f"plan '{plan}'.*{reason}"):
         config(plans=["P" * LAYERS, plan])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import PROCESS
 from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.controls import (
     WithoutBridges,
@@ -85,9 +85,9 @@ def test_random_skips_are_among_those_of_the_cheapest_plan_and_repeatable(model)
     again = random_skip(model, ids, 0.8)
     assert torch.equal(hidden, again[0]) and torch.equal(actions, again[1])
     cheapest = plan_table(model.config, model.costs).actions[0]
-    assert ((actions == Action.PROCESS) | (actions == cheapest)).all()
+    assert ((actions == PROCESS) | (actions == cheapest)).all()
     assert len(actions.flatten(0, 1).unique(dim=0)) > 3  # tokens differ
-    assert (actions[:, : model.config.keep_first_tokens] == Action.PROCESS).all()
+    assert (actions[:, : model.config.keep_first_tokens] == PROCESS).all()
 
 
 def test_the_oracle_skips_all_that_it_may_or_nothing(model):
@@ -100,7 +100,7 @@ def test_the_oracle_skips_all_that_it_may_or_nothing(model):
     dense = model(ids, energy_budget=1.0).logits
     for threshold in (-torch.inf, 0.0):
         hidden, actions = oracle(model, ids, damage, threshold)
-        assert (actions == Action.PROCESS).all()
+        assert (actions == PROCESS).all()
         torch.testing.assert_close(model.stack.logits(hidden), dense)
 
 

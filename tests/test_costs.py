@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.base_model import BaseStack
 from modeling_anee.configuration_anee import COST_UNITS
 from modeling_anee.controller import Observation
@@ -36,11 +36,11 @@ def inputs(stack: BaseStack, tokens: int = 5):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processing_everything_costs_one(family, unit):
     costs = BaseStack(tiny_base(family)).measure_costs(unit)
-    assert float(costs.layers[:, Action.PROCESS].sum()) == pytest.approx(1.0, abs=1e-12)
-    assert costs.layers.shape == (LAYERS, len(Action)) and costs.layers.dtype == torch.float64
+    assert float(costs.layers[:, PROCESS].sum()) == pytest.approx(1.0, abs=1e-12)
+    assert costs.layers.shape == (LAYERS, len(DEFAULT_TABLE)) and costs.layers.dtype == torch.float64
     assert (costs.layers > 0).all() and costs.unit == unit
-    assert (costs.layers[:, Action.SKIP] < costs.layers[:, Action.PROCESS]).all()
-    assert torch.equal(costs.layers[:, Action.SKIP], costs.layers[:, Action.EXIT])
+    assert (costs.layers[:, SKIP] < costs.layers[:, PROCESS]).all()
+    assert torch.equal(costs.layers[:, SKIP], costs.layers[:, EXIT])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,14 +51,14 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
     tokens = hidden.shape[0] * hidden.shape[1]
     for layer, block in enumerate(stack.blocks):
         share = costs.layers[layer] * costs.stack * tokens
-        assert measured(block.keys_values, hidden, rotation) == pytest.approx(float(share[Action.SKIP]))
+        assert measured(block.keys_values, hidden, rotation) == pytest.approx(float(share[SKIP]))
 
         def whole_layer(block=block):
             return block.add_feed_forward(
                 hidden, block.add_attention(hidden, *block.queries_keys_values(hidden, rotation), None)
             )
 
-        assert measured(whole_layer) == pytest.approx(float(share[Action.PROCESS]))
+        assert measured(whole_layer) == pytest.approx(float(share[PROCESS]))
     assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.stack * tokens)
 
 
@@ -130,8 +130,8 @@ def test_shares_do_not_depend_on_whether_projections_are_joined(unit):
 
 def test_costs_of_actions_are_sums_over_layers():
     torch.manual_seed(0)
-    costs = CostTable(torch.rand(5, len(Action), dtype=torch.float64), 0.1, 100.0, "flops")
-    actions = torch.randint(0, len(Action), (3, 7, 2), dtype=torch.uint8)
+    costs = CostTable(torch.rand(5, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 100.0, "flops")
+    actions = torch.randint(0, len(DEFAULT_TABLE), (3, 7, 2), dtype=torch.uint8)
     found = costs.of_actions(actions, first=2)
     for b in range(3):
         for t in range(7):
@@ -142,7 +142,7 @@ def test_costs_of_actions_are_sums_over_layers():
 
 @pytest.mark.parametrize("unit", COST_UNITS)
 def test_cost_of_a_module_of_ours(unit):
-    costs = CostTable(torch.ones(1, len(Action), dtype=torch.float64), 0.1, 1000.0, unit)
+    costs = CostTable(torch.ones(1, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 1000.0, unit)
     module = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))
     x = torch.randn(1, 3)
     expected = measured(module, x) if unit == "flops" else 4 * (3 * 5 + 5 + 5 * 2 + 2)

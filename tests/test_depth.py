@@ -8,10 +8,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.cli.main import app
 from modeling_anee.evaluation import depth
-from modeling_anee.evaluation.colours import COLOURS
 from modeling_anee.evaluation.depth import draw_depth
 from modeling_anee.evaluation.tokens import token_texts
 from modeling_anee.trace import ExecutionTrace
@@ -36,8 +35,8 @@ def stairs(tokens, seed=0):
     torch.manual_seed(seed)
     whole, attention = torch.randint(1, 4, (2, tokens, 1))
     layer = torch.arange(LAYERS)
-    skip_ffn = torch.where(layer < whole + attention, int(Action.SKIP_FFN), int(Action.SKIP))
-    return torch.where(layer < whole, int(Action.PROCESS), skip_ffn).to(torch.uint8).unsqueeze(0)
+    skip_ffn = torch.where(layer < whole + attention, int(SKIP_FFN), int(SKIP))
+    return torch.where(layer < whole, int(PROCESS), skip_ffn).to(torch.uint8).unsqueeze(0)
 
 
 def picture(trace, path, tokens=None, **kwargs):
@@ -48,18 +47,18 @@ def picture(trace, path, tokens=None, **kwargs):
 
 
 def pixels_of(pixels, action):
-    return (pixels - torch.tensor(to_rgb(COLOURS[action]))).abs().amax(dim=-1) < 0.01
+    return (pixels - torch.tensor(to_rgb(DEFAULT_TABLE[action].colour))).abs().amax(dim=-1) < 0.01
 
 
 def test_the_height_of_a_bar_is_the_depth_of_its_token(tmp_path):
     """Of two texts, the one with twice the layers has twice the colour; the parts keep their proportion."""
-    actions = torch.full((1, 20, LAYERS), int(Action.SKIP), dtype=torch.uint8)
+    actions = torch.full((1, 20, LAYERS), int(SKIP), dtype=torch.uint8)
     areas = {}
     for whole, attention in ((2, 0), (4, 0), (2, 2), (2, 4)):
         one = actions.clone()
-        one[..., :whole], one[..., whole : whole + attention] = int(Action.PROCESS), int(Action.SKIP_FFN)
+        one[..., :whole], one[..., whole : whole + attention] = int(PROCESS), int(SKIP_FFN)
         pixels = picture(trace_of(one), tmp_path / "x.png")[60:]  # without the legend
-        areas[whole, attention] = [int(pixels_of(pixels, a).sum()) for a in (Action.PROCESS, Action.SKIP_FFN)]
+        areas[whole, attention] = [int(pixels_of(pixels, a).sum()) for a in (PROCESS, SKIP_FFN)]
     assert areas[4, 0][0] == pytest.approx(2 * areas[2, 0][0], rel=0.1)
     assert areas[2, 2][0] == pytest.approx(areas[2, 0][0], rel=0.1)
     assert areas[2, 4][1] == pytest.approx(2 * areas[2, 2][1], rel=0.1)

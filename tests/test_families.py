@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.actions import Action
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.base_model import BaseStack
 from modeling_anee.families import FAMILIES, family_of
 
@@ -57,24 +57,24 @@ class Reference:
         self.bridges, self.actions, self.family = model.bridges, actions, family_of(model.base)
         self.layers = model.base.get_submodule(self.family.decoder).get_submodule(self.family.layers)
 
-    def left_out(self, layer: int, action: Action) -> Tensor:
+    def left_out(self, layer: int, action: int) -> Tensor:
         return (self.actions[..., layer] == action).unsqueeze(-1)
 
     def after_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
         entering = args[0] if args else kwargs["hidden_states"]
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.where(self.left_out(layer, Action.SKIP), self.bridges.of_skip(layer)(entering), hidden)
-        hidden = torch.where(self.left_out(layer, Action.EXIT), entering, hidden)
+        hidden = torch.where(self.left_out(layer, SKIP), self.bridges.of_skip(layer)(entering), hidden)
+        hidden = torch.where(self.left_out(layer, EXIT), entering, hidden)
         attended = self.attended if self.family.norm_after_residual else hidden
-        hidden = torch.where(self.left_out(layer, Action.SKIP_FFN), self.bridges.of_skip_ffn(layer)(attended), hidden)
+        hidden = torch.where(self.left_out(layer, SKIP_FFN), self.bridges.of_skip_ffn(layer)(attended), hidden)
         if layer == LAYERS - 1:
             hidden = self.translated(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def translated(self, hidden: Tensor) -> Tensor:
         for layer in range(LAYERS):
-            left_before = (self.actions[..., :layer] == Action.EXIT).any(dim=-1, keepdim=True)
-            leaves = self.left_out(layer, Action.EXIT) & ~left_before
+            left_before = (self.actions[..., :layer] == EXIT).any(dim=-1, keepdim=True)
+            leaves = self.left_out(layer, EXIT) & ~left_before
             hidden = torch.where(leaves, self.bridges.of_exit(layer)(hidden), hidden)
         return hidden
 
@@ -82,7 +82,7 @@ class Reference:
         self.attended = args[0].view(*self.actions.shape[:2], -1)
 
     def after_feed_forward(self, layer: int, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return output.masked_fill(self.left_out(layer, Action.SKIP_FFN).view(*output.shape[:-1], 1), 0.0)
+        return output.masked_fill(self.left_out(layer, SKIP_FFN).view(*output.shape[:-1], 1), 0.0)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_what_a_plain_reference_leaves_out(name, attention):
         inputs = {"attention_mask": mask, "position_ids": positions}
         output = model(ids, energy_budget=BUDGETS, **inputs)
         real, actions = mask.bool(), output.execution.actions
-        assert len(actions[real].unique()) == len(Action)
+        assert len(actions[real].unique()) == len(DEFAULT_TABLE)
         with Reference(model, actions).attached():
             expected = model.base(ids, **inputs).logits
         torch.testing.assert_close(output.logits[real], expected[real], **CLOSE)
@@ -186,13 +186,13 @@ def test_costs_are_what_blocks_run(name):
     hidden = torch.randn(1, tokens, base.config.hidden_size)
     rotations = stack.rotations(hidden, torch.arange(tokens).unsqueeze(0))
     for block, rotation, modelled in zip(stack.blocks, rotations, costs.layers * costs.stack * tokens, strict=True):
-        assert flops(block.keys_values, hidden, rotation) == pytest.approx(float(modelled[Action.SKIP]))
+        assert flops(block.keys_values, hidden, rotation) == pytest.approx(float(modelled[SKIP]))
         inputs = block.queries_keys_values(hidden, rotation)
         scores = 2 * 2 * tokens**2 * block.heads * block.head_size  # queries by keys, weights by values
         attention = flops(block.queries_keys_values, hidden, rotation) + flops(block.add_attention, hidden, *inputs, None)
-        assert attention - scores == pytest.approx(float(modelled[Action.SKIP_FFN]))
+        assert attention - scores == pytest.approx(float(modelled[SKIP_FFN]))
         process = attention - scores + flops(block.add_feed_forward, hidden, hidden)
-        assert process == pytest.approx(float(modelled[Action.PROCESS]))
+        assert process == pytest.approx(float(modelled[PROCESS]))
         both = flops(block.queries, hidden, rotation) + flops(block.keys_values, hidden, rotation)
         if base.config.model_type != "falcon" or not base.config.bias:  # such a module runs whole, twice
             assert both == flops(block.queries_keys_values, hidden, rotation)
@@ -205,7 +205,7 @@ def test_bytes_are_those_of_the_decoder_layers(name):
     layers = base.get_submodule(family.decoder).get_submodule(family.layers)
     costs = BaseStack(base).measure_costs("bytes")
     assert costs.stack == sum(p.numel() * p.element_size() for p in layers.parameters())
-    assert len(costs.layers) == LAYERS and (costs.layers[:, Action.SKIP] < costs.layers[:, Action.PROCESS]).all()
+    assert len(costs.layers) == LAYERS and (costs.layers[:, SKIP] < costs.layers[:, PROCESS]).all()
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt_neox-sequential", "falcon", "falcon-per_head"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.actions import Action
+from modeling_anee.actions import PROCESS
 from modeling_anee.budgets import budget_tensor, moved_budget
 from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput
 
@@ -192,8 +192,8 @@ def test_prompt_budget_is_for_the_prompt_only():
     model, ids = wrap(), token_ids(2)
     output = model.generate(ids, energy_budget=0.5, prompt_energy_budget=1.0, return_dict_in_generate=True, **GREEDY)
     actions = output.execution.actions
-    assert (actions[:, : ids.shape[1]] == Action.PROCESS).all()
-    assert (actions[:, ids.shape[1] :] != Action.PROCESS).any(dim=-1).all()
+    assert (actions[:, : ids.shape[1]] == PROCESS).all()
+    assert (actions[:, ids.shape[1] :] != PROCESS).any(dim=-1).all()
 
 
 def test_inputs_embeds_as_prompt():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from modeling_anee import AneeForCausalLM, execution
-from modeling_anee.actions import Action
+from modeling_anee import AneeForCausalLM, executor
+from modeling_anee.actions import EXIT, PROCESS, SKIP
 
 from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
 
@@ -24,7 +24,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 ALL_FAMILIES = sorted(CONFIGS)
 FAMILIES = ("gemma3_text", "gpt2", "gpt_neox", "llama")  # four anatomies; `test_families` has them all
 few = settings(max_examples=60, deadline=None, derandomize=True)
-flops = st.sampled_from([0.0, execution.GATHERING_FLOPS["cpu"]])  # for tiny models: gather always, and never
+flops = st.sampled_from([0.0, executor.GATHERING_FLOPS["cpu"]])  # for tiny models: gather always, and never
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def test_1_full_budget_is_the_base(family, controller):
     model, ids = model_of(family, controller), token_ids()
     output = model(ids, energy_budget=1.0)
     torch.testing.assert_close(output.logits, model.base(ids).logits, **CLOSE)
-    assert (output.execution.cost == 1.0).all() and (output.execution.actions == Action.PROCESS).all()
+    assert (output.execution.cost == 1.0).all() and (output.execution.actions == PROCESS).all()
 
 
 @pytest.mark.parametrize("controller", ["learned", "routed"])
@@ -75,7 +75,7 @@ def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller)
 @given(data=st.data())
 def test_3_scoring_is_decoding(data):
     """Any cut of a sequence into steps gives the logits, actions and costs of one forward, with any cache."""
-    execution.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
     ids = token_ids(2, 10, seed=data.draw(st.integers(0, 50)))
@@ -96,7 +96,7 @@ def test_3_scoring_is_decoding(data):
 @few
 @given(data=st.data())
 def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
-    execution.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     lengths = data.draw(st.lists(st.integers(1, 8), min_size=2, max_size=4))
     budgets = [data.draw(st.sampled_from(BUDGETS)) for _ in lengths]
@@ -119,7 +119,7 @@ def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
 @given(data=st.data())
 def test_5_cache_operations_keep_everything_true(data):
     """After any program of cache operations, going on equals scoring the rows that the cache then holds."""
-    execution.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
     # Without a config: transformers' sliding layers can't be cropped once their window is full.
@@ -163,14 +163,14 @@ def test_6_costs_add_up(family, controller):
         if controller == "learned":
             pairs = zip(model.controller.probes, model.controller.policies, strict=True)
             for (start, _), pair in zip(model.controller.segments, pairs, strict=True):
-                asked = actions[..., start - 1] != Action.EXIT
+                asked = actions[..., start - 1] != EXIT
                 expected += asked * model.costs.of_module(torch.nn.ModuleList(pair))
         if controller == "routed":
             expected += model.costs.of_module(model.controller.predictor)
         if controller == "confidence":  # nobody asks who cannot go on, so at least who went on did
             question = model.costs.head + model.costs.of_module(model.bridges.of_exit(1))
             asked = (deciding / question).round()
-            went_on = sum((actions[..., start] == Action.PROCESS).long() for start, _ in model.controller.segments)
+            went_on = sum((actions[..., start] == PROCESS).long() for start, _ in model.controller.segments)
             assert (asked >= went_on).all() and (asked <= went_on + 1).all()
             expected = asked * question
         torch.testing.assert_close(deciding, expected, atol=1e-6, rtol=0)
@@ -183,7 +183,7 @@ def test_6_translators_are_charged_once_where_they_run(family):
     trace = model(token_ids(1), energy_budget=0.0).execution
     process, skip, leave, _ = model.costs.layers.unbind(dim=1)
     bridge, translator = (model.costs.of_module(module) for module in (model.bridges.of_skip(1), model.bridges.of_exit(2)))
-    bare = wrap(tiny_base(family), plans=["PSEE"]).costs.layers[:, Action.SKIP]
+    bare = wrap(tiny_base(family), plans=["PSEE"]).costs.layers[:, SKIP]
     torch.testing.assert_close(skip, bare + bridge)
     torch.testing.assert_close(leave, bare + translator * torch.tensor([0.0, 0.0, 0.0, 1.0]))
     expected = float(process[0] + bare[1:].sum()) + bridge + translator

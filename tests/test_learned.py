@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.controller import Observation
 from modeling_anee.controllers import build_controller
 from modeling_anee.learned import allowed_actions, cap
@@ -29,7 +29,7 @@ from .fakes import (
 )
 
 
-CHOICES = [action.name for action in Action if action is not Action.PROCESS]
+CHOICES = DEFAULT_TABLE.names[1:]
 
 
 @st.composite
@@ -69,17 +69,17 @@ def test_only_what_is_allowed_is_chosen(layers, seed, budget, mode, data):
     actions, _ = run(controller, costs, budget, hidden=states(50, seed))
     allowed = allowed_actions(configuration("learned", layers, **fields))
     for token in actions.tolist():
-        left = token.index(Action.EXIT) if Action.EXIT in token else layers
+        left = token.index(EXIT) if EXIT in token else layers
         assert all(allowed[layer][action] for layer, action in enumerate(token[: left + 1]))
-        assert all(action == Action.EXIT for action in token[left:])
+        assert all(action == EXIT for action in token[left:])
     outside = [*range(fields["min_layers"]), *range(layers - fields["keep_last_layers"], layers)]
-    assert all(allowed[layer] == [action is Action.PROCESS for action in Action] for layer in outside)
+    assert all(allowed[layer] == [place == PROCESS for place in range(len(DEFAULT_TABLE))] for layer in outside)
 
 
 def test_actions_are_allowed_where_they_have_their_bridge():
     def letters(**fields) -> list[str]:
         rows = allowed_actions(configuration("learned", 5, **fields))
-        return ["".join(action.letter for action in Action if row[action]) for row in rows]
+        return ["".join(action.letter for action, has in zip(DEFAULT_TABLE, row, strict=True) if has) for row in rows]
 
     assert letters() == ["P", "PSEF", "PSEF", "PSEF", "P"]
     assert letters(bridge_layers=[1], ffn_bridge_layers=[], exit_layers=[2]) == letters()  # there are none
@@ -99,13 +99,13 @@ def test_untrained_at_first_and_after_a_reset(sizes, interval):
     budget = torch.linspace(0, 0.999, 200, dtype=torch.float64)
     with torch.no_grad():
         untrained, cost = run(controller, costs, budget)
-        assert (untrained == Action.PROCESS).all()
+        assert (untrained == PROCESS).all()
         assert cost.tolist() == pytest.approx([1.0 + costs.of_module(controller)] * 200)
         randomise(controller)
         trained, _ = run(controller, costs, budget)
-        assert len(trained.unique()) == len(Action)
+        assert len(trained.unique()) == len(DEFAULT_TABLE)
         controller.reset_parameters()
-        assert (run(controller, costs, budget)[0] == Action.PROCESS).all()
+        assert (run(controller, costs, budget)[0] == PROCESS).all()
 
 
 def test_can_be_trained_from_the_start():
@@ -115,8 +115,8 @@ def test_can_be_trained_from_the_start():
     seen = Observation(states(3), states(3, 1), one, 0 * one, torch.arange(3), unsure)
     for segment, (start, stop) in enumerate(controller.segments):
         logits = controller.logits(segment, seen)
-        assert logits.shape == (3, stop - start, len(Action)) and logits.isfinite().all()
-        logits.log_softmax(dim=-1)[..., Action.SKIP].sum().backward()
+        assert logits.shape == (3, stop - start, len(DEFAULT_TABLE)) and logits.isfinite().all()
+        logits.log_softmax(dim=-1)[..., SKIP].sum().backward()
         assert controller.policies[segment][-1].weight.grad.abs().sum() > 0
 
 
@@ -131,11 +131,14 @@ def test_the_floor_is_the_cheapest_way_through(layers, seed, data):
     own = [costs.of_module(torch.nn.ModuleList(pair)) for pair in zip(controller.probes, controller.policies, strict=True)]
     best = float("inf")
     for left in range(layers + 1):
-        if left < layers and not allowed[left][Action.EXIT]:
+        if left < layers and not allowed[left][EXIT]:
             continue
-        stay = [min(float(costs.layers[n, a]) for a in Action if allowed[n][a] and a is not Action.EXIT) for n in range(left)]
+        stay = [
+            min(float(costs.layers[n, a]) for a in range(len(DEFAULT_TABLE)) if allowed[n][a] and a != EXIT)
+            for n in range(left)
+        ]
         deciding = sum(cost for (start, _), cost in zip(controller.segments, own, strict=True) if start <= left)
-        best = min(best, sum(stay) + float(costs.layers[left:, Action.EXIT].sum()) + deciding)
+        best = min(best, sum(stay) + float(costs.layers[left:, EXIT].sum()) + deciding)
     assert controller.floor == pytest.approx(best, abs=1e-12)
 
 
@@ -192,8 +195,8 @@ def test_the_price_is_that_of_each_tokens_budget():
     calibration = {"budgets": [0.2, 0.8], "settings": [1e4, -1e4]}
     controller = build("learned", costs, calibration=calibration, controller_actions=["SKIP"], decision_interval=3)
     actions, _ = run(controller, costs, torch.tensor([0.0, 0.2, 0.8, 0.9], dtype=torch.float64), hidden=states(4))
-    assert actions[:2, 1:-1].tolist() == [[Action.SKIP] * 6] * 2
-    assert actions[2:, 1:-1].tolist() == [[Action.PROCESS] * 6] * 2
+    assert actions[:2, 1:-1].tolist() == [[SKIP] * 6] * 2
+    assert actions[2:, 1:-1].tolist() == [[PROCESS] * 6] * 2
 
 
 # cap
@@ -203,8 +206,8 @@ def test_the_price_is_that_of_each_tokens_budget():
 def cases(draw):
     generator = torch.Generator().manual_seed(draw(seeds))
     tokens, layers = draw(st.integers(1, 6)), draw(st.integers(1, 8))
-    costs = torch.rand(layers, len(Action), generator=generator, dtype=torch.float64)
-    worth = torch.randn(tokens, layers, len(Action), generator=generator, dtype=torch.float64)
+    costs = torch.rand(layers, len(DEFAULT_TABLE), generator=generator, dtype=torch.float64)
+    worth = torch.randn(tokens, layers, len(DEFAULT_TABLE), generator=generator, dtype=torch.float64)
     actions = worth.argmax(dim=-1)
     cheapest = costs.argmin(dim=-1).expand(tokens, layers)
     left = layers * torch.rand(tokens, generator=generator, dtype=torch.float64)

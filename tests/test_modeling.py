@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from modeling_anee import AneeConfig, ExecutionTrace, execution
-from modeling_anee.actions import Action
+from modeling_anee import AneeConfig, ExecutionTrace, executor
+from modeling_anee.actions import SKIP, SKIP_FFN
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
 
@@ -146,14 +146,14 @@ def test_gradients_reach_what_is_ours_and_nothing_else():
 def test_bridges_have_the_same_gradients_gathered_or_not(monkeypatch):
     gradients, ids = [], token_ids()
     for flops in (0.0, 1e30):
-        monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", flops)
+        monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", flops)
         model = wrap(plans=["PSFE", "FPSE", "SFPF"], **BRIDGES)
         output = model(ids, energy_budget=0.5, labels=ids)
         output.loss.backward()
         assert all(p.grad is None for p in model.base.parameters())
         gradients.append({name: p.grad for name, p in model.bridges.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*gradients)
-    actions, names = output.execution.actions, {Action.SKIP: "skip", Action.SKIP_FFN: "skip_ffn"}
+    actions, names = output.execution.actions, {SKIP: "skip", SKIP_FFN: "skip_ffn"}
     used = {f"{names[a]}.{layer}" for a in names for layer in range(LAYERS) if (actions[..., layer] == a).any()}
     found = {name.removesuffix(".up.bias") for name, grad in gradients[0].items() if "up.bias" in name and grad.abs().sum() > 0}
     assert found == used | {"exit.3"}

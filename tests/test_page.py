@@ -8,11 +8,9 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from modeling_anee.actions import Action
-from modeling_anee.evaluation.colours import COLOURS
+from modeling_anee.actions import DEFAULT_TABLE
 from modeling_anee.evaluation.page import page, scale, write_page
 from modeling_anee.evaluation.page_parts import (
-    CELL_INK,
     DARK_EXIT,
     DARK_EXIT_INK,
     DARK_INK,
@@ -32,7 +30,7 @@ NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "a\nb", 
 
 def trace_of(tokens, seed=0, valid=None):
     torch.manual_seed(seed)
-    actions = torch.randint(0, len(Action), (1, tokens, LAYERS), dtype=torch.uint8)
+    actions = torch.randint(0, len(DEFAULT_TABLE), (1, tokens, LAYERS), dtype=torch.uint8)
     valid = torch.ones(1, tokens, dtype=torch.bool) if valid is None else valid
     return ExecutionTrace(actions, torch.rand(1, tokens) * valid, valid, 0.8, 0.1, "bytes")
 
@@ -85,7 +83,7 @@ def test_every_token_is_there_with_its_cost_and_actions():
     assert [text_of(parts) for _, parts in found] == NASTY
     for place, (attributes, _) in enumerate(found):
         assert attributes["data-c"] == f"{float(trace.cost[0, place]):.3f}" and attributes["data-n"] == str(place)
-        assert attributes["data-a"] == "".join(Action(a).letter for a in trace.actions[0, place].tolist())
+        assert attributes["data-a"] == "".join(DEFAULT_TABLE[a].letter for a in trace.actions[0, place].tolist())
 
 
 def test_text_is_inert_wherever_it_comes_from():
@@ -165,7 +163,7 @@ def test_text_can_be_read_on_every_colour():
     for ends, ink in ((LIGHT_SCALE, LIGHT_INK), (DARK_SCALE, DARK_INK)):
         assert len(set(ramp(ends))) == STEPS
         assert min(contrast(colour, ink) for colour in ramp(ends)) >= 4.5
-    assert min(contrast(COLOURS[action], CELL_INK[action]) for action in Action) >= 4.5
+    assert min(contrast(action.colour, action.ink) for action in DEFAULT_TABLE) >= 4.5
     assert contrast(DARK_EXIT, DARK_EXIT_INK) >= 4.5
 
 

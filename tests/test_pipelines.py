@@ -6,7 +6,7 @@ import threading
 import pytest
 from transformers import AsyncTextIteratorStreamer, GenerationConfig, TextIteratorStreamer, TextStreamer, pipeline
 
-from modeling_anee.execution import Executor
+from modeling_anee.executor import Executor
 
 from .tiny import BRIDGES, tiny_base, wrap
 from .workshop import tiny_tokenizer

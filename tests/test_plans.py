@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modeling_anee.actions import Action, parse_plan
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 
 from .fakes import EXACT, STRETCH, budgets, build, fewer, layer_limits, random_costs, random_plans, relaxed, run, seeds
 
@@ -40,16 +40,16 @@ def test_budget_keeps_the_budget_over_any_long_stretch(layers, seed, budget, thr
     controller = build("budget", costs, exit_budget_threshold=threshold, **limits)
     actions, cost = run(controller, costs, budget, torch.arange(start, start + STRETCH))
     lowest = {}
-    for action, kept in ((Action.EXIT, 0), (Action.SKIP, limits["keep_last_layers"])):
+    for action, kept in ((EXIT, 0), (SKIP, limits["keep_last_layers"])):
         cheapest = torch.full((layers,), action)
-        cheapest[: limits["min_layers"]] = Action.PROCESS
-        cheapest[layers - kept :] = Action.PROCESS
+        cheapest[: limits["min_layers"]] = PROCESS
+        cheapest[layers - kept :] = PROCESS
         lowest[action] = float(costs.of_actions(cheapest))
-    exits = threshold > 0 and budget <= max(threshold, lowest[Action.SKIP])
-    expected = min(lowest[Action.EXIT], 1.0) if threshold > 0 else lowest[Action.SKIP]
+    exits = threshold > 0 and budget <= max(threshold, lowest[SKIP])
+    expected = min(lowest[EXIT], 1.0) if threshold > 0 else lowest[SKIP]
     assert controller.floor == pytest.approx(expected)
     assert abs(float(cost.mean()) - max(budget, controller.floor)) <= 0.02
-    assert (actions != (Action.SKIP if exits else Action.EXIT)).all()
+    assert (actions != (SKIP if exits else EXIT)).all()
 
 
 @pytest.mark.parametrize("kind", ["plan", "budget"])
@@ -88,7 +88,7 @@ def test_no_token_costs_more_at_a_lower_budget(kind, mode, layers, seed, values,
 def test_plan_meets_the_cost_of_a_plan_with_that_plan_alone(layers, seed, data):
     costs = random_costs(layers, seed)
     plans = data.draw(random_plans(layers))
-    chosen = torch.tensor(parse_plan(data.draw(st.sampled_from(plans))), dtype=torch.uint8)
+    chosen = torch.tensor(DEFAULT_TABLE.plan(data.draw(st.sampled_from(plans)), layers), dtype=torch.uint8)
     budget = float(costs.of_actions(chosen))
     assume(budget < 1.0)
     _, cost = run(build("plan", costs, plans=plans), costs, budget, torch.arange(50))
@@ -102,15 +102,15 @@ def test_first_and_last_layers_are_kept(kind, layers, seed, data):
     limits = data.draw(layer_limits(layers))
     costs = random_costs(layers, seed)
     actions, _ = run(build(kind, costs, **limits), costs, torch.linspace(0, 0.999, 50, dtype=torch.float64))
-    assert (actions[:, : limits["min_layers"]] == Action.PROCESS).all()
-    assert (actions[:, layers - limits["keep_last_layers"] :] == Action.PROCESS).all()
+    assert (actions[:, : limits["min_layers"]] == PROCESS).all()
+    assert (actions[:, layers - limits["keep_last_layers"] :] == PROCESS).all()
 
 
 def test_plan_gives_up_the_layers_of_an_order_one_after_the_other():
     costs = random_costs(6)
     controller = build("plan", costs, skip_order=[4, 2, 3])
     actions, _ = run(controller, costs, torch.linspace(0, 0.999, 200, dtype=torch.float64))
-    found = {"".join(Action(value).letter for value in row) for row in actions.tolist()}
+    found = {"".join(DEFAULT_TABLE[value].letter for value in row) for row in actions.tolist()}
     assert found == {"PPPPPP", "PPPPSP", "PPSPSP", "PPSSSP"}
 
 
@@ -118,13 +118,13 @@ def test_budget_exits_at_and_below_the_threshold_only():
     costs = random_costs(8)
     controller = build("budget", costs, exit_budget_threshold=0.5, keep_last_layers=2)
     actions, _ = run(controller, costs, torch.tensor([0.3, 0.5, 0.501, 0.9]), torch.full((4,), 3))
-    assert [Action.EXIT in row for row in actions.tolist()] == [True, True, False, False]
-    assert [Action.SKIP in row for row in actions.tolist()] == [False, False, True, True]
-    assert (actions[2:, -2:] == Action.PROCESS).all() and (actions[:2, -1] == Action.EXIT).all()
+    assert [EXIT in row for row in actions.tolist()] == [True, True, False, False]
+    assert [SKIP in row for row in actions.tolist()] == [False, False, True, True]
+    assert (actions[2:, -2:] == PROCESS).all() and (actions[:2, -1] == EXIT).all()
 
 
 def test_budget_processes_from_the_bottom():
     costs = random_costs(8)
     actions, _ = run(build("budget", costs), costs, torch.linspace(0, 0.999, 100, dtype=torch.float64))
-    skipped = (actions[:, :-1] == Action.SKIP).int()
+    skipped = (actions[:, :-1] == SKIP).int()
     assert (skipped.diff(dim=1) >= 0).all() and skipped.sum() > 0

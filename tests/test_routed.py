@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee.actions import Action
+from modeling_anee.actions import PROCESS
 from modeling_anee.controller import Observation
 from modeling_anee.dial import Dial
 from modeling_anee.routed import FEEDBACK
@@ -40,7 +40,7 @@ def expect_cheap_plans_to_lose_more(controller):
 def test_plans_are_those_of_the_budgets_after_the_layers_that_are_always_processed(budgets, first, seed):
     controller, costs = routed(seed, router_budgets=budgets, min_layers=first)
     assert len(controller.plans) == 1 + len(budgets)
-    assert (controller.plans[0] == Action.PROCESS).all() and (controller.plans[:, :first] == Action.PROCESS).all()
+    assert (controller.plans[0] == PROCESS).all() and (controller.plans[:, :first] == PROCESS).all()
     torch.testing.assert_close(controller.plan_costs, costs.of_actions(controller.plans))
     assert controller.floor == pytest.approx(float(controller.plan_costs.min()) + costs.of_module(controller.predictor))
     for budget, plan in zip(sorted(budgets, reverse=True), controller.plans[1:], strict=True):
@@ -52,7 +52,7 @@ def test_plans_are_those_of_the_budgets_after_the_layers_that_are_always_process
 def test_untrained_it_processes_everything():
     controller, costs = routed()
     controller.reset_parameters()
-    assert (run(controller, costs, 0.1, hidden=states(20))[0] == Action.PROCESS).all()
+    assert (run(controller, costs, 0.1, hidden=states(20))[0] == PROCESS).all()
 
 
 @fewer

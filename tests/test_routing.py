@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_anee.bridges import normalised
-from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.executor import GATHERING_FLOPS
 from modeling_anee.routed import RoutedController
 from modeling_anee.training import routing
 from modeling_anee.training.fit import fit

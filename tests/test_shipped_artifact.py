@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_anee
-from modeling_anee.actions import parse_plan
+from modeling_anee.actions import DEFAULT_TABLE
 from modeling_anee.data.encoding import encode_text
 from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
 from modeling_anee.data.windows import windows
@@ -59,7 +59,7 @@ def test_it_is_what_its_recipe_says():
     config = json.loads((SHIPPED_ARTIFACT / "config.json").read_text())
     assert {name: config[name] for name in recipe.anee} == recipe.anee
     assert config["calibration"]["budgets"] == recipe.stages.calibration.budgets
-    assert all(parse_plan(plan) for plan in config["plans"])
+    assert all(DEFAULT_TABLE.plan(plan, config["text_config"]["num_hidden_layers"]) for plan in config["plans"])
 
 
 @pytest.fixture(scope="module")

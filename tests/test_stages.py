@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.actions import Action
-from modeling_anee.execution import GATHERING_FLOPS
+from modeling_anee.actions import SKIP, SKIP_FFN
+from modeling_anee.executor import GATHERING_FLOPS
 from modeling_anee.training.bridges import sample_actions
 from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
 from modeling_anee.training.fit import fit
@@ -94,7 +94,7 @@ def test_plans_are_nested_and_cheaper_and_cheaper(fitted):
 def test_only_layers_with_a_bridge_are_skipped(fitted):
     model = artifact(fitted)
     trace = model(torch.randint(3, 60, (2, 16)), energy_budget=0.5).execution
-    for action, layers in ((Action.SKIP, model.config.bridge_layers), (Action.SKIP_FFN, model.config.ffn_bridge_layers)):
+    for action, layers in ((SKIP, model.config.bridge_layers), (SKIP_FFN, model.config.ffn_bridge_layers)):
         taken = (trace.actions == action).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
         assert set(taken) <= set(layers)
 

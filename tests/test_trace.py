@@ -5,22 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_anee.actions import Action
-from modeling_anee.trace import SYMBOLS, ExecutionTrace
+from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
+from modeling_anee.trace import ExecutionTrace
 
 
-RUNNING = (Action.PROCESS, Action.SKIP_FFN)  # a layer that runs, if not all of it
+RUNNING = (PROCESS, SKIP_FFN)  # a layer that runs, if not all of it
 
 
 def random_trace(rows: int, tokens: int, layers: int, seed: int) -> ExecutionTrace:
     generator = torch.Generator().manual_seed(seed)
-    actions = torch.randint(0, len(Action), (rows, tokens, layers), generator=generator, dtype=torch.uint8)
+    actions = torch.randint(0, len(DEFAULT_TABLE), (rows, tokens, layers), generator=generator, dtype=torch.uint8)
     valid = torch.rand(rows, tokens, generator=generator) < 0.8
     cost = torch.rand(rows, tokens, generator=generator) * valid
     return ExecutionTrace(actions, cost, valid, stack_share=0.75, floor=0.25, unit="bytes")
 
 
-def one_row(columns: list[list[Action]], valid: list[bool] | None = None) -> ExecutionTrace:
+def one_row(columns: list[list[int]], valid: list[bool] | None = None) -> ExecutionTrace:
     """A trace of one row from the actions of each token."""
     actions = torch.tensor([columns], dtype=torch.uint8)
     mask = torch.ones(1, len(columns), dtype=torch.bool) if valid is None else torch.tensor([valid])
@@ -53,9 +53,9 @@ def test_means_and_depths_are_those_of_the_real_tokens(trace):
         share = trace.layer_share
         torch.testing.assert_close(sum(share.values()), torch.ones(trace.actions.shape[2]))
         taken = [trace.actions[b, t].tolist() for b in range(rows) for t in real[b]]
-        for action in Action:
-            expected = [sum(token[layer] == action for token in taken) / count for layer in range(len(taken[0]))]
-            assert share[action].tolist() == pytest.approx(expected)
+        for place, action in enumerate(DEFAULT_TABLE):
+            expected = [sum(token[layer] == place for token in taken) / count for layer in range(len(taken[0]))]
+            assert share[action.name].tolist() == pytest.approx(expected)
 
 
 @given(traces, st.data())
@@ -86,7 +86,7 @@ def test_cost_of_the_whole_model_adds_the_head(mean):
 
 
 def test_summary_says_what_was_spent():
-    trace = one_row([[Action.PROCESS] * 4, [Action.PROCESS, Action.SKIP, Action.SKIP, Action.EXIT], [Action.SKIP] * 4])
+    trace = one_row([[PROCESS] * 4, [PROCESS, SKIP, SKIP, EXIT], [SKIP] * 4])
     trace = ExecutionTrace(trace.actions, torch.tensor([[1.0, 0.4, 0.1]]), trace.valid, 0.75, 0.25, "flops")
     assert trace.summary() == (
         "3 tokens, mean cost 0.500 of the decoder stack (0.625 of the whole model, unit flops, floor 0.250), "
@@ -98,7 +98,7 @@ def test_an_empty_trace_can_be_summarised_and_drawn():
     empty = random_trace(2, 5, 3, 0).tokens(0, 0)
     assert empty.mean_cost == 0.0 and empty.row_cost.tolist() == [0.0, 0.0]
     assert empty.summary().startswith("0 tokens, mean cost 0.000")
-    padding = one_row([[Action.PROCESS] * 3] * 2, valid=[False, False])
+    padding = one_row([[PROCESS] * 3] * 2, valid=[False, False])
     assert "0 tokens" in padding.summary() and len(padding.render().splitlines()) == 3 + 2
 
 
@@ -112,14 +112,14 @@ def test_the_drawing_has_every_action_of_the_last_tokens(trace, width):
     for line, layer in zip(lines, reversed(range(layers)), strict=False):
         number, drawn, share = line.split("|")
         taken = trace.actions[0, tokens, layer].tolist()
-        assert int(number) == layer and drawn == "".join(SYMBOLS[Action(value)] for value in taken)
+        assert int(number) == layer and drawn == "".join(DEFAULT_TABLE[value].symbol for value in taken)
         if tokens:
             assert share.strip() == f"{sum(map(taken.count, RUNNING)) / len(taken):.0%}"
-    assert all(action.name in lines[-1] and repr(symbol) in lines[-1] for action, symbol in SYMBOLS.items())
+    assert all(action.name in lines[-1] and repr(action.symbol) in lines[-1] for action in DEFAULT_TABLE)
 
 
 @pytest.mark.parametrize("layers", [1, 3, 10, 30])
 def test_depths_are_drawn_in_whole_tenths(layers):
-    columns = [[RUNNING[count % 2]] * count + [Action.SKIP] * (layers - count) for count in range(layers + 1)]
+    columns = [[RUNNING[count % 2]] * count + [SKIP] * (layers - count) for count in range(layers + 1)]
     drawn = one_row(columns).render().splitlines()[-2].split("|")[1]
     assert drawn == "".join(str(min(10 * count // layers, 9)) for count in range(layers + 1))

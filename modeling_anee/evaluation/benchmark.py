@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..actions import Action
+from ..actions import NONE, PROCESS
 from ..loading import find_base
 from ..modeling_anee import AneeForCausalLM
 from .energy import EnergyMeter, devices_of
@@ -242,16 +242,17 @@ def _rows(
 
 def _budget_of_half_the_layers(model: AneeForCausalLM) -> float:
     """Cost of processing as many of the layers as not; they are all alike."""
-    process, skip = (float(model.costs.layers[:, action].mean()) for action in (Action.PROCESS, Action.SKIP))
+    process, skip = (float(model.costs.layers[:, action].mean()) for action in (PROCESS, model.config.table.skip))
     layers = len(model.costs.layers)
     return process * (layers - layers // 2) + skip * (layers // 2)
 
 
 def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
     """Share of the whole model's bytes in what was run, bridges and the head included; deferred keys cost next to none."""
-    read = model.costs.layers.clone()
-    read[:, Action.SKIP] -= read[:, Action.EXIT]  # what is left is the bridge
-    read[:, Action.EXIT] = 0.0
+    read, table = model.costs.layers.clone(), model.config.table
+    if (leaves := table.find(NONE, NONE, leaves=True)) is not None:  # its layers cost keys and values alone
+        keys_values = read[:, leaves].clone()
+        read[:, ~table.where([action.attention != NONE for action in table])] -= keys_values.unsqueeze(1)
     taken = trace.actions[trace.valid].long()
     stack = float(read[torch.arange(len(read)), taken].sum(dim=-1).mean())
     return stack * model.costs.stack_share + 1.0 - model.costs.stack_share

@@ -14,8 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .colours import INK
-from .drawing import bare, save
+from .drawing import INK, bare, save
 from .report import check_row, read_report
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import FULL, PROCESS
 from ..bridges import Bridges
+from ..costs import CostTable
 from ..data.windows import Window
-from ..execution import Executor
+from ..executor import Executor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plan_table
 from ..step import Step
@@ -46,7 +47,7 @@ def score_control(
     progress: Callable[[int], Any] | None = None,
 ) -> Scores:
     """Score windows under a control."""
-    costs = model.costs if control.bridged else model.stack.measure_costs(model.config.cost_unit)
+    costs = model.costs if control.bridged else bare_costs(model)
 
     def run(ids: Tensor) -> tuple[Iterable[Tensor], Tensor]:
         hidden, actions = control.run(ids.to(model.device), budget)
@@ -62,7 +63,7 @@ def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[C
     Raises:
         ValueError: the cheapest plan exits, so its layers can't be left out one by one.
     """
-    if Action.EXIT in plan_table(model.config, model.costs).actions[0].tolist():
+    if model.config.table.leaving[plan_table(model.config, model.costs).actions[0].long()].any():
         raise ValueError("plans with EXIT are not allowed for the controls: they leave out layers one by one")
     bare = WithoutBridges(model)
     found = [
@@ -96,7 +97,7 @@ def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Ten
     """
     generator = torch.Generator().manual_seed(0)
     cheapest = plan_table(model.config, model.costs).actions[0]
-    saving = model.costs.layers[:, Action.PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
+    saving = model.costs.layers[:, PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
     noise = torch.rand(*ids.shape, len(saving), generator=generator).masked_fill(saving <= 0, 2.0)
     order = noise.argsort(dim=-1)
     saved = saving[order].cumsum(dim=-1)
@@ -104,7 +105,7 @@ def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Ten
     excess = saved - (1.0 - budget)
     keep = torch.rand(*ids.shape, 1, generator=generator, dtype=torch.float64) * saving[order] < excess
     chosen = torch.zeros_like(noise, dtype=torch.bool).scatter(-1, order, (excess < saving[order]) & ~keep)
-    return follow(model, ids, torch.where(chosen & (saving > 0), cheapest, Action.PROCESS).to(torch.uint8))
+    return follow(model, ids, torch.where(chosen & (saving > 0), cheapest, PROCESS).to(torch.uint8))
 
 
 def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,20 +125,25 @@ def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float
     hidden, step = begin(model, ids)
     actions = torch.zeros(*ids.shape, len(cheapest), dtype=torch.uint8)
     for layer, action in enumerate(cheapest.tolist()):
-        if action != Action.PROCESS:
-            saving = float(model.costs.layers[layer, Action.PROCESS] - model.costs.layers[layer, action])
+        if action != PROCESS:
+            saving = float(model.costs.layers[layer, PROCESS] - model.costs.layers[layer, action])
             loss = miss(model, layer, action, hidden, step) * float(damage[layer]) / saving
-            actions[..., layer] = torch.where((loss < threshold).cpu(), action, Action.PROCESS)
-            actions[:, :kept, layer] = Action.PROCESS
+            actions[..., layer] = torch.where((loss < threshold).cpu(), action, PROCESS)
+            actions[:, :kept, layer] = PROCESS
         hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
     return hidden, actions
 
 
 def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step: Step) -> Tensor:
     """Relative squared error [B, T] of a layer's bridge."""
-    attended = model.executor.attend(layer, hidden, step)
+    attended = model.executor.attend(layer, hidden, step, FULL)
     out = model.stack.blocks[layer].add_feed_forward(hidden, attended)
     return bridge_error(model, layer, action, hidden, attended, out)
+
+
+def bare_costs(model: AneeForCausalLM) -> CostTable:
+    """Costs of the model without its bridges."""
+    return model.stack.measure_costs(model.config.cost_unit, table=model.config.table)
 
 
 class WithoutBridges:
@@ -145,9 +151,9 @@ class WithoutBridges:
 
     def __init__(self, model: AneeForCausalLM) -> None:
         self.model = model
-        costs = model.stack.measure_costs(model.config.cost_unit)
+        costs = bare_costs(model)
         none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
-        self.executor = Executor(model.stack, model.controller, none, costs)
+        self.executor = Executor(model.stack, model.controller, none, costs, model.config.table)
         self.table = plan_table(model.config, costs)
 
     def static(self, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,17 @@
 import os
 from collections.abc import Sequence
 
+import torch
 from matplotlib import pyplot
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import ActionTable
 from ..trace import ExecutionTrace
-from .colours import COLOURS, INK
-from .drawing import bare, count_valid, cut_note, labels_of, save, token_ticks
+from .drawing import INK, bare, count_valid, cut_note, labels_of, save, token_ticks
 
 
 PER_LINE = 64
@@ -58,21 +59,24 @@ def draw_depth(
     figure, grid = pyplot.subplots(len(starts), 1, figsize=size, layout="constrained", squeeze=False)
     for start, axes in zip(starts, grid[:, 0], strict=True):
         stop = min(start + PER_LINE, count)
-        _draw_line(axes, actions[start:stop], cost[start:stop], width)
+        _draw_line(axes, actions[start:stop], cost[start:stop], width, trace.table)
         token_ticks(axes, labels[start:stop])
         if end is not None and start < end < stop:
             axes.axvline(end - start - 0.5, color=INK, linewidth=1.2, linestyle="--")
     figure.suptitle(heading + cut_note(count, total), fontsize=10, x=0.01, ha="left")
-    _legend(figure)
+    _legend(figure, trace.table)
     save(figure, path)
 
 
-def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int) -> None:
+def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int, table: ActionTable) -> None:
     """One line of the text: actions uint8 [T, L] and cost float32 [T], with room for `width` tokens."""
     count, layers = actions.shape
-    whole, attention = ((actions == a).sum(dim=1).numpy() for a in (Action.PROCESS, Action.SKIP_FFN))
-    axes.bar(range(count), whole, width=0.86, color=COLOURS[Action.PROCESS])
-    axes.bar(range(count), attention, width=0.86, bottom=whole, color=COLOURS[Action.SKIP_FFN])
+    done = torch.zeros(count, dtype=torch.int64)
+    for place, action in enumerate(table):
+        if action.runs:
+            ran = (actions == place).sum(dim=1)
+            axes.bar(range(count), ran.numpy(), width=0.86, bottom=done.numpy(), color=action.colour)
+            done += ran
     axes.stairs((cost * layers).numpy(), [i - 0.5 for i in range(count + 1)], color="#c1440e", linewidth=1.4, baseline=None)
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(0, max(layers, float(cost.max()) * layers) * 1.04)
@@ -86,10 +90,9 @@ def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int) -> None:
     share.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: pyplot.Figure) -> None:
-    handles = [
-        Patch(color=COLOURS[Action.PROCESS], label="layers that ran"),
-        Patch(color=COLOURS[Action.SKIP_FFN], label="only their attention"),
+def _legend(figure: pyplot.Figure, table: ActionTable) -> None:
+    handles: list[Artist] = [Patch(color=action.colour, label=action.meaning) for action in table if action.runs]
+    handles += [
         Line2D([], [], color="#c1440e", linewidth=1.4, label="cost, share of the stack"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)

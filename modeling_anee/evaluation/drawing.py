@@ -20,6 +20,7 @@ from ..trace import ExecutionTrace
 
 
 DPI = 110
+INK = "#333333"
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:

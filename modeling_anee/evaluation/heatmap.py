@@ -3,16 +3,16 @@
 import os
 from collections.abc import Sequence
 
+import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import ActionTable
 from ..trace import ExecutionTrace
-from .colours import COLOURS, INK
-from .drawing import bare, count_valid, cut_note, labels_of, save, token_ticks
+from .drawing import INK, bare, count_valid, cut_note, labels_of, save, token_ticks
 
 
 MAX_TOKENS = 160
@@ -51,7 +51,7 @@ def draw_heatmap(
     figure = pyplot.figure(figsize=(max(6.0, 2.2 + 0.17 * count), 2.6 + 0.16 * layers), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[max(count, 12), 12], height_ratios=[1, 4])
     main = figure.add_subplot(grid[1, 0])
-    _draw_map(main, actions)
+    _draw_map(main, actions, trace.table)
     if labels is not None:
         token_ticks(main, labels[:count])
 
@@ -67,23 +67,23 @@ def draw_heatmap(
         top.text(end - 0.3, 1.06, "new tokens", ha="left", fontsize=8, color=INK)
 
     side = figure.add_subplot(grid[1, 1], sharey=main)
-    _draw_shares(side, actions)
+    _draw_shares(side, actions, trace.table)
     corner = figure.add_subplot(grid[0, 1])
     corner.axis("off")
-    corner.legend(handles=[Patch(color=COLOURS[a], label=a.name) for a in Action], loc="center", fontsize=8, frameon=False)
+    corner.legend(handles=[Patch(color=a.colour, label=a.name) for a in trace.table], loc="center", fontsize=8, frameon=False)
     bare(main, top, side)
     save(figure, path)
 
 
-def _draw_map(axes: Axes, actions: Tensor) -> None:
+def _draw_map(axes: Axes, actions: Tensor, table: ActionTable) -> None:
     """The map itself, of actions uint8 [L, T]."""
     axes.imshow(
         actions.numpy(),
         aspect="auto",
         origin="lower",
         interpolation="nearest",
-        cmap=ListedColormap([COLOURS[action] for action in Action]),
-        norm=BoundaryNorm([i - 0.5 for i in range(len(Action) + 1)], len(Action)),
+        cmap=ListedColormap([action.colour for action in table]),
+        norm=BoundaryNorm([i - 0.5 for i in range(len(table) + 1)], max(len(table), 2)),
     )
     axes.set_ylabel("layer")
     axes.set_xlim(-0.5, actions.shape[1] - 0.5)
@@ -99,12 +99,15 @@ def _draw_cost(axes: Axes, cost: Tensor) -> None:
     axes.tick_params(labelbottom=False, bottom=False)
 
 
-def _draw_shares(axes: Axes, actions: Tensor) -> None:
+def _draw_shares(axes: Axes, actions: Tensor, table: ActionTable) -> None:
     """The share of tokens that each layer ran for, of actions uint8 [L, T]."""
     layers = range(len(actions))
-    whole, attention = ((actions == a).float().mean(dim=1).numpy() for a in (Action.PROCESS, Action.SKIP_FFN))
-    axes.barh(layers, whole, height=0.9, color=COLOURS[Action.PROCESS])
-    axes.barh(layers, attention, height=0.9, left=whole, color=COLOURS[Action.SKIP_FFN])
+    done = torch.zeros(len(actions))
+    for place, action in enumerate(table):
+        if action.runs:
+            share = (actions == place).float().mean(dim=1)
+            axes.barh(layers, share.numpy(), height=0.9, left=done.numpy(), color=action.colour)
+            done += share
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 1], ["0", "100%"], fontsize=7.5)
     axes.set_xlabel("tokens it ran for", fontsize=8)

@@ -11,18 +11,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from ..actions import Action
+from ..actions import ActionTable
 from ..data.files import write_file
 from ..trace import ExecutionTrace
-from .page_parts import SCRIPT, STEPS, STYLE
-
-
-MEANINGS = {
-    Action.PROCESS: "attention and feed-forward ran",
-    Action.SKIP_FFN: "only the attention ran",
-    Action.SKIP: "the layer was skipped",
-    Action.EXIT: "the token had left already",
-}
+from .page_parts import SCRIPT, STEPS, style
 
 
 def write_page(
@@ -68,11 +60,12 @@ def page(
         if place == len(valid):
             parts[place < prompt_length].append(_token(text, place, None, "", low, high))
         elif valid[place]:
-            letters = "".join(Action(value).letter for value in trace.actions[row, place].tolist())
+            letters = "".join(trace.table[action].letter for action in trace.actions[row, place].tolist())
             parts[place < prompt_length].append(_token(text, place, float(trace.cost[row, place]), letters, low, high))
     return _frame(
         head=_facts(_measured(trace, row, prompt_length) | dict(facts or {})),
-        legend=_legend(low, high),
+        legend=_legend(low, high, trace.table),
+        look=style(trace.table),
         text="".join(_section(name, parts[is_prompt]) for name, is_prompt in (("Prompt", True), ("New tokens", False))),
     )
 
@@ -136,11 +129,12 @@ def _facts(facts: Mapping[str, str]) -> str:
     return "".join(f"<div><dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd></div>" for n, v in facts.items())
 
 
-def _legend(low: float, high: float) -> str:
+def _legend(low: float, high: float, table: ActionTable) -> str:
     steps = "".join(f'<span class="s{i}"></span>' for i in range(STEPS))
     actions = "".join(
-        f'<li><span class="cell {a.letter}" aria-hidden="true">{a.letter}</span> {a.name}: {meaning}</li>'
-        for a, meaning in MEANINGS.items()
+        f'<li data-letter="{html.escape(a.letter)}" data-name="{html.escape(a.name)}" data-ran="{int(a.runs)}"><span '
+        f'class="cell a{place}" aria-hidden="true">{html.escape(a.letter)}</span> {html.escape(f"{a.name}: {a.meaning}")}</li>'
+        for place, a in enumerate(table)
     )
     return (
         f'<div class="scale"><span>cost up to {low:.1f}</span><span class="ramp" aria-hidden="true">{steps}</span>'
@@ -148,7 +142,7 @@ def _legend(low: float, high: float) -> str:
     )
 
 
-def _frame(head: str, legend: str, text: str) -> str:
+def _frame(head: str, legend: str, look: str, text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return f"""<!doctype html>
@@ -159,7 +153,7 @@ def _frame(head: str, legend: str, text: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>One generation, token by token</title>
-<style>{STYLE}</style>
+<style>{look}</style>
 </head>
 <body>
 <header><h1>One generation, token by token</h1><dl>{head}</dl><div class="legend">{legend}</div></header>

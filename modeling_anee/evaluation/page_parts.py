@@ -1,14 +1,12 @@
 """Style and script of the page of one generation."""
 
-from ..actions import Action
-from .colours import COLOURS
+from ..actions import ActionTable
 
 
 STEPS = 12  # of the colour scale
 # Ends and middle of the scale, and the ink on it; every step keeps a contrast of 4.5 with the ink.
 LIGHT_SCALE, LIGHT_INK = ("#fff8e1", "#a8dcc4", "#7fb2ee"), "#16202a"
 DARK_SCALE, DARK_INK = ("#4a3d12", "#1a5c48", "#2a5db0"), "#f3f5f7"
-CELL_INK = {Action.PROCESS: "#ffffff", Action.SKIP: "#33270f", Action.EXIT: "#555555", Action.SKIP_FFN: "#0e2a3d"}
 DARK_EXIT, DARK_EXIT_INK = "#3a4048", "#b9c0c8"
 
 
@@ -27,10 +25,15 @@ def _steps(ends: tuple[str, str, str]) -> str:
     return "".join(f".s{i}{{background:{colour}}}" for i, colour in enumerate(ramp(ends)))
 
 
-_CELLS = "".join(f".{a.letter}{{background:{COLOURS[a]};color:{CELL_INK[a]}}}" for a in Action)
+def style(table: ActionTable) -> str:
+    """The style sheet; a cell's class is `a` and the place of its action."""
+    cells = "".join(f".a{place}{{background:{a.colour};color:{a.ink}}}" for place, a in enumerate(table))
+    left = ",".join(f".a{place}" for place, a in enumerate(table) if a.leaves)
+    dark = f"{left}{{background:{DARK_EXIT};color:{DARK_EXIT_INK}}}" if left else ""
+    return f"{_PLAIN}{cells}{_steps(LIGHT_SCALE)}@media (prefers-color-scheme:dark){{{_DARK}{dark}{_steps(DARK_SCALE)}}}"
 
-STYLE = (
-    """
+
+_PLAIN = """
 :root{--ink:#16202a;--soft:#55606b;--back:#ffffff;--panel:#f4f6f8;--line:#d5dbe1;--mark:#c1440e}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
@@ -66,22 +69,11 @@ border-radius:3px;padding:.05em .35em;white-space:pre-wrap}
 .layer .cell{display:block;width:auto;line-height:1.9}
 @media (max-width:40rem){.strip{flex-wrap:wrap}.layer{flex:0 0 calc(10% - 2px)}main{padding-bottom:19rem}}
 """
-    + _CELLS
-    + _steps(LIGHT_SCALE)
-    + "@media (prefers-color-scheme:dark){:root{--ink:"
-    + DARK_INK
-    + ";--soft:#a9b4bf;--back:#14181c;--panel:#1d2329;--line:#39424b;--mark:#ff9b66}"
-    + f".E{{background:{DARK_EXIT};color:{DARK_EXIT_INK}}}"
-    + _steps(DARK_SCALE)
-    + "}"
-)
+_DARK = f":root{{--ink:{DARK_INK};--soft:#a9b4bf;--back:#14181c;--panel:#1d2329;--line:#39424b;--mark:#ff9b66}}"
 
-_NAMES = ",".join(f"{a.letter}:'{a.name}'" for a in Action)
-
-SCRIPT = (
-    "'use strict';const NAMES={"
-    + _NAMES
-    + r"""};
+# What the actions are is read from the legend.
+SCRIPT = r"""'use strict';
+const ACTIONS={};document.querySelectorAll('.legend li').forEach((e,i)=>{ACTIONS[e.dataset.letter]={...e.dataset,place:i}});
 const tokens=[...document.querySelectorAll('.t')],what=document.querySelector('.what'),strip=document.querySelector('.strip');
 let chosen=null;
 function make(tag,name,text){const e=document.createElement(tag);e.className=name;e.textContent=text;return e}
@@ -89,7 +81,7 @@ function told(token){
   const text=[...token.childNodes].map(n=>n.nodeType===3?n.data.replace(/ /g,'␣').replace(/[\n\t]/g,''):n.textContent).join('');
   const number=`token ${Number(token.dataset.n)+1} `;
   if(!token.dataset.a)return [number,text,' was not run: it is the last one, and nothing came after it.'];
-  const ran=[...token.dataset.a].filter(a=>a==='P'||a==='F').length;
+  const ran=[...token.dataset.a].filter(a=>ACTIONS[a].ran==='1').length;
   return [number,text,` cost ${token.dataset.c} of the decoder stack, ${ran} of ${token.dataset.a.length} layers ran`];
 }
 function show(token){
@@ -99,9 +91,9 @@ function show(token){
   what.replaceChildren(number,make('code','',text),rest);
   const actions=[...(token.dataset.a||'')];
   strip.replaceChildren(...actions.map((a,i)=>{
-    const box=make('div','layer','');box.title=`layer ${i}: ${NAMES[a]}`;
-    box.append(make('span','cell '+a,a),String(i));return box}));
-  strip.setAttribute('aria-label',actions.map((a,i)=>`layer ${i} ${NAMES[a]}`).join(', ')||'not run');
+    const box=make('div','layer','');box.title=`layer ${i}: ${ACTIONS[a].name}`;
+    box.append(make('span','cell a'+ACTIONS[a].place,a),String(i));return box}));
+  strip.setAttribute('aria-label',actions.map((a,i)=>`layer ${i} ${ACTIONS[a].name}`).join(', ')||'not run');
 }
 if(tokens.length)tokens[0].tabIndex=0;
 for(const kind of ['pointerover','focusin','click'])document.querySelector('main').addEventListener(kind,event=>{
@@ -114,4 +106,3 @@ document.querySelector('main').addEventListener('keydown',event=>{
   event.preventDefault();tokens[Math.min(Math.max(next,0),tokens.length-1)].focus();
 });
 """
-)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import PROCESS
 from ..learned import segments_of
 from ..modeling_anee import AneeForCausalLM
 from .teacher import Teacher, layer_weights, pair_scores
@@ -74,6 +74,6 @@ def skips_and_savings(model) -> tuple[Tensor, Tensor]:
     decided = {layer for start, stop in segments_of(model.config) for layer in range(start, stop)}
     layers = range(model.config.num_layers)
     chosen = [skip_action(model, layer) if layer in decided else None for layer in layers]
-    skips = torch.tensor([int(Action.PROCESS if action is None else action) for action in chosen])
+    skips = torch.tensor([PROCESS if action is None else action for action in chosen])
     costs = model.costs.layers
-    return skips, costs[:, Action.PROCESS] - costs.gather(1, skips.unsqueeze(1)).squeeze(1)
+    return skips, costs[:, PROCESS] - costs.gather(1, skips.unsqueeze(1)).squeeze(1)

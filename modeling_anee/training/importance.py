@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import NONE, PROCESS
 from ..data.files import write_file
 from ..learned import allowed_actions
 from ..modeling_anee import AneeForCausalLM
@@ -23,7 +23,6 @@ from .run import Run
 
 
 NAME = "importance"
-CANDIDATES = (Action.SKIP, Action.SKIP_FFN)
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Search:
 
     Args:
         plan: action of each layer so far, [L].
-        plans: letters of every plan so far.
+        plans: every plan so far, in short.
         loss: KL of the plan to the base, nats.
         queue: (KL added per cost saved, layer, action, number of choices made when it was measured, KL of the whole plan).
         first: KL that each action adds alone: [layer, action, KL].
@@ -53,7 +52,7 @@ class PlanLoss:
         self.model, self.ids = model, windows
         self.start, self.step = begin(model, windows)
         self.layers = model.config.num_layers
-        self.target = model.stack.logits(self._run([Action.PROCESS] * self.layers))
+        self.target = model.stack.logits(self._run([PROCESS] * self.layers))
 
     @torch.no_grad()
     def settle(self, plan: list[int]) -> None:
@@ -107,8 +106,10 @@ def run_stage(run: Run) -> dict:
         if cost <= settings.lowest_budget:
             break
     write_map(run, search)
-    taken = {action: [layer for layer, chosen in enumerate(search.plan) if chosen == action] for action in CANDIDATES}
-    return {"plans": search.plans, "bridge_layers": taken[Action.SKIP], "ffn_bridge_layers": taken[Action.SKIP_FFN]}
+    rows = [model.config.table[action] for action in search.plan]
+    skipped = [layer for layer, row in enumerate(rows) if not row.runs]
+    attending = [layer for layer, row in enumerate(rows) if row.attention != NONE and row.feed_forward == NONE]
+    return {"plans": search.plans, "bridge_layers": skipped, "ffn_bridge_layers": attending}
 
 
 def shared_windows(run: Run, count: int) -> Tensor:
@@ -121,7 +122,7 @@ def resume(run: Run) -> Search:
     """The search as it was last saved, or a new one."""
     saved = run.load(NAME)
     if saved is None:
-        return Search(plan=[int(Action.PROCESS)] * run.model.config.num_layers)
+        return Search(plan=[PROCESS] * run.model.config.num_layers)
     search = Search(**saved[2]["search"])
     # JSON made lists of its tuples.
     search.queue = [(gain, layer, action, made, kl) for gain, layer, action, made, kl in search.queue]
@@ -131,7 +132,8 @@ def resume(run: Run) -> Search:
 def candidates(model: AneeForCausalLM) -> list[tuple[int, int]]:
     """Every (layer, action) that may be left out."""
     allowed = allowed_actions(model.config)
-    return [(layer, int(a)) for layer in range(model.config.num_layers) for a in CANDIDATES if allowed[layer][a]]
+    cheaper = [place for place, action in enumerate(model.config.table) if place != PROCESS and not action.leaves]
+    return [(layer, action) for layer in range(model.config.num_layers) for action in cheaper if allowed[layer][action]]
 
 
 def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForCausalLM) -> None:
@@ -139,7 +141,7 @@ def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForC
     made = len(search.plans)
     while True:
         _, layer, action, when, kl = heapq.heappop(search.queue)
-        if search.plan[layer] != Action.PROCESS:
+        if search.plan[layer] != PROCESS:
             continue
         if when == made:
             break
@@ -147,13 +149,13 @@ def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForC
         heapq.heappush(search.queue, ((kl - search.loss) / saving(model, layer, action), layer, action, made, kl))
     search.plan = [*search.plan[:layer], action, *search.plan[layer + 1 :]]
     search.loss = kl
-    search.plans.append("".join(Action(a).letter for a in search.plan))
+    search.plans.append(model.config.table.text(search.plan))
 
 
 def saving(model: AneeForCausalLM, layer: int, action: int) -> float:
     """Cost that an action saves at a layer, as a share of the stack."""
     costs = model.costs.layers[layer]
-    return float(costs[Action.PROCESS] - costs[action])
+    return float(costs[PROCESS] - costs[action])
 
 
 def plan_cost(model: AneeForCausalLM, plan: list[int]) -> float:
@@ -164,5 +166,6 @@ def plan_cost(model: AneeForCausalLM, plan: list[int]) -> float:
 def write_map(run: Run, search: Search) -> None:
     """Keep what was measured beside the other results of the run."""
     if run.accelerator.is_main_process:
-        alone = [{"layer": layer, "action": Action(action).name, "kl": kl} for layer, action, kl in search.first]
+        names = run.model.config.table.names
+        alone = [{"layer": layer, "action": names[action], "kl": kl} for layer, action, kl in search.first]
         write_file(run.folder / "importance.json", json.dumps({"alone": alone, "plans": search.plans}, indent=1) + "\n")

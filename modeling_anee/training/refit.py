@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..actions import Action
-from ..execution import Step
+from ..actions import NONE, PROCESS
 from ..plans import plan_table
+from ..step import Step
 from .closed_form import BATCH_WINDOWS, Moments, fill
 from .rollout import begin, run_layers, with_plan
 from .run import Run
@@ -43,11 +43,11 @@ def run_stage(run: Run) -> dict:
     states: dict[Path, list[Tensor]] = {(): [hidden for _, hidden, _ in begun]}
     for layer in run.track(model.config.num_layers, "closed form along plans"):
         reached = {plan[: layer + 1] for plan in plans}
-        base = (int(Action.PROCESS),) * (layer + 1)
+        base = (PROCESS,) * (layer + 1)
         target = advance(run, batches, states, base)
-        for action in sorted({path[-1] for path in reached} - {int(Action.PROCESS)}):
+        for action in sorted({path[-1] for path in reached} - {PROCESS}):
             entering = [states[path[:-1]] for path in reached if path[-1] == action]
-            solve_bridge(run, layer, Action(action), batches, entering, target, settings.ridge)
+            solve_bridge(run, layer, action, batches, entering, target, settings.ridge)
         states = {base: target} | {path: advance(run, batches, states, path) for path in sorted(reached - {base})}
     return {}
 
@@ -56,7 +56,7 @@ def chosen_plans(run: Run, budgets: list[float]) -> list[Path]:
     """The plan of each budget, as actions by layer, and that of the base."""
     table = plan_table(run.model.config, run.model.costs, strict=True)
     chosen = table.choose(torch.tensor(budgets, dtype=torch.float64), torch.zeros(len(budgets), dtype=torch.int64))
-    return [tuple(plan) for plan in chosen.tolist()] + [(int(Action.PROCESS),) * run.model.config.num_layers]
+    return [tuple(plan) for plan in chosen.tolist()] + [(PROCESS,) * run.model.config.num_layers]
 
 
 def advance(run: Run, batches: list[Batch], states: dict[Path, list[Tensor]], path: Path) -> list[Tensor]:
@@ -70,29 +70,30 @@ def advance(run: Run, batches: list[Batch], states: dict[Path, list[Tensor]], pa
 
 
 def solve_bridge(
-    run: Run, layer: int, action: Action, batches: list[Batch], entering: list[list[Tensor]], target: list[Tensor], ridge: float
+    run: Run, layer: int, action: int, batches: list[Batch], entering: list[list[Tensor]], target: list[Tensor], ridge: float
 ) -> None:
     """Set the bridge of an action at a layer to the best map from what enters it to the base's states after the layer.
 
     Args:
         run: gives model and processes.
         layer: which layer.
-        action: SKIP or SKIP_FFN.
+        action: its place among the actions; one that leaves something out.
         batches: what runs.
         entering: hidden states [B, T, D] that enter the layer, by path and batch.
         target: the base's hidden states after the layer, by batch.
         ridge: penalty.
     """
     model = run.model
-    bridge = model.bridges.of_skip(layer) if action is Action.SKIP else model.bridges.of_skip_ffn(layer)
+    row = model.config.table[action]
+    bridge = model.bridges.stand_in(row, layer)
     if bridge is None:
         return
     kept = model.config.keep_first_tokens
     moments = Moments(model.config.text_config.hidden_size, run.device)
     for hiddens in entering:
         for hidden, batch, wanted in zip(hiddens, batches, target, strict=True):
-            if action is Action.SKIP_FFN:
-                hidden = model.executor.attend(layer, hidden, batch.step)
+            if row.attention != NONE:
+                hidden = model.executor.attend(layer, hidden, batch.step, row.attention)
             moments.add(hidden[:, kept:].flatten(0, 1), (wanted - hidden)[:, kept:].flatten(0, 1))
     moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
     fill(bridge, moments, ridge)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..actions import Action
 from ..controller import Observation
 from ..modeling_anee import AneeForCausalLM
 from .bridges import batch_of, train
@@ -78,7 +77,7 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     log_probability = torch.zeros(rows * tokens, device=ids.device)
     entropies, done, previous = [], 0, hidden
     each = budget.repeat_interleave(tokens)
-    prices = price.repeat_interleave(tokens).view(-1, 1, 1)
+    prices, exit_action = price.repeat_interleave(tokens).view(-1, 1, 1), model.config.table.exit
     for segment, (start, stop) in enumerate(controller.segments):
         with torch.no_grad():
             hidden = run_layers(model, hidden, step, actions, range(done, start))
@@ -90,15 +89,15 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
         worth = controller.logits(segment, seen) - (prices * model.costs.layers[start:stop]).to(ids.device, torch.float32)
         logs = worth.log_softmax(dim=-1)
         drawn = _draw(logs.detach(), generator)
-        gone = here[:, -1] == Action.EXIT if start else torch.zeros(len(here), dtype=torch.bool)
-        exits = (gone.unsqueeze(1) | (drawn.cpu() == Action.EXIT)).cumsum(dim=1) > 0
+        gone = here[:, -1] == exit_action if start else torch.zeros(len(here), dtype=torch.bool)
+        exits = (gone.unsqueeze(1) | (drawn.cpu() == exit_action)).cumsum(dim=1) > 0
         counted = (exits.long().cumsum(dim=1) <= 1) & ~gone.unsqueeze(1)  # what follows an exit was not decided
         chosen = logs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         log_probability = log_probability + (chosen * counted.to(chosen)).sum(dim=-1)
         entropies.append(-(logs.exp() * logs.clamp(min=-1e3)).sum(dim=-1).mean(dim=-1))
-        final = drawn.cpu().masked_fill(exits, Action.EXIT).to(torch.uint8).view(rows, tokens, -1)
+        final = drawn.cpu().masked_fill(exits, exit_action).to(torch.uint8).view(rows, tokens, -1)
         actions[:, kept:, start:stop] = final
-        actions[:, kept:, stop:][final[..., -1] == Action.EXIT] = Action.EXIT
+        actions[:, kept:, stop:][final[..., -1] == exit_action] = exit_action
         done, previous = start, hidden
     with torch.no_grad():
         hidden = run_layers(model, hidden, step, actions, range(done, model.config.num_layers))

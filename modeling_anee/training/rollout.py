@@ -6,8 +6,8 @@ Shapes: B rows, T tokens, L layers, D hidden size.
 import torch
 from torch import Tensor
 
-from ..actions import Action
-from ..execution import Ledger, Step
+from ..actions import PROCESS
+from ..executor import Ledger, Step
 from ..modeling_anee import AneeForCausalLM
 from ..positions import token_places
 
@@ -48,11 +48,11 @@ def run(model: AneeForCausalLM, ids: Tensor, actions: Tensor | None = None, keep
 
 def processed(model: AneeForCausalLM, ids: Tensor) -> Tensor:
     """PROCESS for every token and layer, uint8 [B, T, L]."""
-    return torch.full((*ids.shape, model.config.num_layers), Action.PROCESS, dtype=torch.uint8)
+    return torch.full((*ids.shape, model.config.num_layers), PROCESS, dtype=torch.uint8)
 
 
 def with_plan(model: AneeForCausalLM, ids: Tensor, plan: Tensor) -> Tensor:
     """Actions uint8 [B, T, L] in which every token but the kept first ones follows a plan uint8 [L] (or [B, T, L])."""
     actions = plan.expand(*ids.shape, -1).clone()
-    actions[:, : model.config.keep_first_tokens] = Action.PROCESS
+    actions[:, : model.config.keep_first_tokens] = PROCESS
     return actions

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import FULL, NONE, PROCESS
 from ..learned import segments_of
 from ..plans import plan_table
 from .bridges import sample_actions
@@ -70,7 +70,7 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
     for layer, block in enumerate(model.stack.blocks):
         if layer in starts:
             states.append(hidden[0].half())
-        attended = model.executor.attend(layer, hidden, step)
+        attended = model.executor.attend(layer, hidden, step, FULL)
         out = block.add_feed_forward(hidden, attended)
         errors.append(bridge_error(model, layer, skip_action(model, layer), hidden, attended, out)[0])
         deltas = torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)
@@ -91,19 +91,18 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
 
 def bridge_error(model, layer: int, action: int | None, hidden: Tensor, attended: Tensor, out: Tensor) -> Tensor:
     """Relative squared error [B, T] of the bridge that an action takes, given hidden states [B, T, D] around the layer."""
-    skips = action == Action.SKIP
-    bridge = model.bridges.of_skip(layer) if skips else model.bridges.of_skip_ffn(layer)
-    entering = hidden if skips else attended
-    if bridge is None:
+    row = None if action is None else model.config.table[action]
+    bridge = None if row is None else model.bridges.stand_in(row, layer)
+    if row is None or bridge is None:
         return torch.ones(hidden.shape[:2], device=hidden.device)
+    entering = attended if row.attention != NONE else hidden
     return relative_error(out - entering, bridge.delta(entering))
 
 
-def skip_action(model, layer: int) -> Action | None:
-    """What a layer can do instead of PROCESS: the skip that it has a bridge for."""
-    if model.bridges.of_skip(layer) is not None:
-        return Action.SKIP
-    return Action.SKIP_FFN if model.bridges.of_skip_ffn(layer) is not None else None
+def skip_action(model, layer: int) -> int | None:
+    """What a layer can do instead of PROCESS: the first action that it has a bridge for."""
+    actions = enumerate(model.config.table)
+    return next((place for place, action in actions if model.bridges.stand_in(action, layer) is not None), None)
 
 
 @torch.no_grad()
@@ -111,7 +110,7 @@ def action_kl(model, ids: Tensor) -> Tensor:
     """KL to the base of every token's prediction when one layer alone is left out, float32 [T, L]."""
     loss = PlanLoss(model, ids)
     layers = model.config.num_layers
-    loss.settle([Action.PROCESS] * layers)
+    loss.settle([PROCESS] * layers)
     columns = []
     for layer in range(layers):
         action = skip_action(model, layer)

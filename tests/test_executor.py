@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_anee import execution
-from modeling_anee.actions import Action
+from modeling_anee import executor
+from modeling_anee.actions import PROCESS, SKIP_FFN
 from modeling_anee.step import Subset
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
@@ -41,7 +41,7 @@ def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
     mask[0, :4] = 0
     call = {"attention_mask": mask, "energy_budget": [0.5, 0.7, 0.9]}
     gathered = model(ids, **call)
-    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
     dense = model(ids, **call)
     real = mask.bool()
     torch.testing.assert_close(dense.logits[real], gathered.logits[real], atol=2e-5, rtol=1e-4)
@@ -51,7 +51,7 @@ def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
 
 
 def test_the_trace_says_what_was_run_anyway(monkeypatch):
-    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(cost_unit="flops", plans=["PSSP", "PPSP"]), token_ids(1, 20)
     trace = model(ids, energy_budget=0.75).execution
     mixed = (trace.actions[0] != 0).float().mean(dim=0)
@@ -97,18 +97,18 @@ MIXTURES = {
 def test_what_is_left_out_is_not_called(plans, budget, cached):
     model, ids = wrap(plans=plans, keep_first_tokens=0, **BRIDGES), token_ids(1, 20)
     attended, fed, actions = runs(model, ids, energy_budget=budget, use_cache=cached)
-    feeds = actions == Action.PROCESS
+    feeds = actions == PROCESS
     assert fed == feeds.sum(dim=0).tolist()
-    assert attended == (feeds | (actions == Action.SKIP_FFN)).sum(dim=0).tolist()
+    assert attended == (feeds | (actions == SKIP_FFN)).sum(dim=0).tolist()
 
 
 @pytest.mark.parametrize("plans, budget", MIXTURES.values(), ids=MIXTURES)
 def test_even_where_gathering_does_not_pay_nothing_runs_for_nobody(plans, budget, monkeypatch):
-    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(plans=plans, keep_first_tokens=0, **BRIDGES), token_ids(1, 20)
     attended, fed, actions = runs(model, ids, energy_budget=budget)
-    feeds = actions == Action.PROCESS
-    attends = feeds | (actions == Action.SKIP_FFN)
+    feeds = actions == PROCESS
+    attends = feeds | (actions == SKIP_FFN)
     assert fed == (20 * feeds.any(dim=0)).tolist() and attended == (20 * attends.any(dim=0)).tolist()
     trace = model(ids, energy_budget=budget).execution
     expected = sum(20 - int(feeds[:, n].sum()) for n in range(LAYERS) if feeds[:, n].any())
@@ -123,12 +123,12 @@ def test_fillers_and_padding_are_not_fed():
     mask = torch.ones_like(ids)
     mask[0, :7] = 0
     _, fed, actions = runs(model, ids, attention_mask=mask, energy_budget=[0.45, 0.6, 0.5])
-    feeds = actions == Action.PROCESS
+    feeds = actions == PROCESS
     assert fed == feeds.sum(dim=0).tolist() and 0 < feeds.sum() < feeds.numel()
 
 
 def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
-    monkeypatch.setitem(execution.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(cost_unit="flops", plans=["PSSP"], keep_first_tokens=0), token_ids(2)
     with FlopCounterMode(display=False) as counter:
         trace = model(ids, energy_budget=0.0).execution

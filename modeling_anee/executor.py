@@ -1,0 +1,339 @@
+"""The executor: observe, decide and execute, layer by layer, for all tokens of a forward.
+
+What an action does is read from its row: tokens are grouped by the variant of their attention and by that of their
+feed-forward. A layer where all take one action runs without any gathering.
+
+Shapes: B rows, T new tokens, L layers, D hidden size, S cached tokens. Decisions and accounts are kept on the CPU:
+one device sync per decision, none per layer.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .actions import NONE, PROCESS, ActionTable
+from .base_model import BaseStack
+from .blocks import Block
+from .bridges import Bridge, Bridges
+from .cache import AneeCache
+from .controller import Controller, Observation
+from .costs import CostTable, LayerWork
+from .step import Step, Subset, flat_indices
+from .trace import ExecutionTrace
+
+
+# Arithmetic that a device does in the time that gathering and scattering a subset takes: on 2 CPU cores a layer of
+# SmolLM2-135M (7 MFLOP a token) broke even at 12 to 16 tokens left out; accelerators are limited by kernel launches.
+GATHERING_FLOPS = {"cpu": 1e8, "cuda": 2e10}
+
+
+@dataclass
+class Ledger:
+    """What is decided and spent in the course of a step; on the CPU.
+
+    Args:
+        actions: uint8 [B, T, L]; PROCESS until something else is decided.
+        spent: cost of the layers run so far and of deciding, float64 [B, T].
+        ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
+        decided: False before the first decision, when everything is still PROCESS.
+    """
+
+    actions: Tensor
+    spent: Tensor
+    ran_anyway: Tensor | None = None
+    decided: bool = True
+
+
+class Executor:
+    """Runs the decoder stack of a base under a controller, with bridges for what is left out.
+
+    Raises:
+        ValueError: an action asks for a variant that nobody knows.
+    """
+
+    def __init__(
+        self, stack: BaseStack, controller: Controller, bridges: Bridges, costs: CostTable, table: ActionTable
+    ) -> None:
+        self.stack = stack
+        self.controller = controller
+        self.bridges = bridges
+        self.costs = costs
+        self.table = table
+        self._blocks = {variant: stack.blocks_of(variant) for variant in sorted(table.variants)}
+        flops = [LayerWork.of(block, "flops") for block in stack.blocks]
+        self._attention_flops = [work.attention for work in flops]  # of each layer, per token
+        self._feed_forward_flops = [work.feed_forward for work in flops]
+        layers = range(len(stack.blocks))
+        self._bridges = [[bridges.stand_in(action, layer) for action in table] for layer in layers]
+
+    def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
+        """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
+
+        With `keep`, the hidden states that enter each layer are appended to it.
+        """
+        layers = len(self.stack.blocks)
+        ledger = Ledger(
+            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu"),
+            spent=torch.zeros(hidden.shape[:2], dtype=torch.float64, device="cpu"),
+            decided=False,
+        )
+        limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
+        segments = self.controller.segments if limited.any() else []
+        done, previous = 0, hidden
+        for segment, (start, _) in enumerate(segments):
+            hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
+            self._decide(segment, hidden, previous, step, limited, ledger)
+            done, previous = start, hidden
+        hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
+        if segments:
+            hidden = self.translate(hidden, ledger.actions)
+        return hidden, ExecutionTrace(
+            actions=ledger.actions,
+            cost=(ledger.spent * step.valid).float(),
+            valid=step.valid,
+            stack_share=self.costs.stack_share,
+            floor=self.controller.floor,
+            unit=self.costs.unit,
+            ran_anyway=ledger.ran_anyway,
+            account=_account(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
+            table=self.table,
+        )
+
+    def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
+        """Ask the controller about every token that has a limit and has not left; write its answer down."""
+        start, stop = self.controller.segments[segment]
+        actions, leaving = ledger.actions, self.table.leaving
+        asked = limited if start == 0 else limited & ~leaving[actions[..., start - 1].long()]
+        count = int(asked.sum())
+        if count == 0:
+            return
+        who = None if count == asked.numel() else asked  # indices are slow, and mostly nobody is left out
+        if self.controller.needs_hidden:
+            hidden, previous = _pick(hidden, who), _pick(previous, who)
+        budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.places.index))
+        logits = partial(self._logits_before, start)
+        row = account = None
+        if self.controller.keeps_account:
+            row = _pick(step.places.sequence, who)
+            account = _pick(_account_without(step, asked, self.controller.floor), who)
+        decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
+        chosen, leaves = decision.actions, leaving[decision.actions.long()]
+        if leaves.any():
+            left = leaves.cumsum(dim=-1) > 0
+            gone = chosen.gather(-1, leaves.int().argmax(dim=-1, keepdim=True))  # the action by which each token leaves
+            chosen = torch.where(left, gone, chosen)
+            rest = asked.clone()
+            rest[asked] = left[:, -1]
+            actions[..., stop:][rest] = gone[left[:, -1]]
+        _put(actions[..., start:stop], who, chosen)
+        _put(ledger.spent, who, spent + decision.cost)
+        ledger.decided = True
+
+    def _logits_before(self, layer: int, hidden: Tensor) -> Tensor:
+        """Logits [n, V] of hidden states [n, D] as if they left before a layer."""
+        return self.stack.logits(_bridged(self.bridges.of_exit(layer), hidden))
+
+    def run_layers(self, hidden: Tensor, step: Step, ledger: Ledger, layers: range, keep: list[Tensor] | None = None) -> Tensor:
+        """Execute decided actions. Padding goes with the majority: it is never gathered and nobody sees it."""
+        if len(layers) == 0:
+            return hidden
+        actions = ledger.actions[..., layers.start : layers.stop]
+        ledger.spent += self.costs.of_actions(actions, layers.start)
+        for layer, only in zip(layers, self._shared_actions(actions, step, ledger), strict=True):
+            if keep is not None:
+                keep.append(hidden)
+            hidden = self._mixed(layer, hidden, step, ledger) if only is None else self._alike(layer, hidden, step, only)
+        return hidden
+
+    def _shared_actions(self, actions: Tensor, step: Step, ledger: Ledger) -> list[int | None]:
+        """For each of n layers the one action that every real token takes, None where they differ; actions [B, T, n]."""
+        if not ledger.decided or step.real_tokens == 0:
+            return [PROCESS] * actions.shape[-1]
+        real = actions.flatten(0, 1) if step.real_tokens == step.valid.numel() else actions[step.valid]  # [N, n]
+        first = real[0]
+        if len(real) == 1:
+            return first.tolist()
+        alike = (real == first).all(dim=0).tolist()
+        return [action if same else None for action, same in zip(first.tolist(), alike, strict=True)]
+
+    def _alike(self, layer: int, hidden: Tensor, step: Step, action: int) -> Tensor:
+        """One layer for tokens that all take the same action, [B, T, D] -> [B, T, D]."""
+        row = self.table[action]
+        if row.attention == NONE:
+            attended = hidden
+            self._note(layer, hidden, step)
+        else:
+            attended = self.attend(layer, hidden, step, row.attention)
+        if row.feed_forward != NONE:
+            return self._blocks[row.feed_forward][layer].add_feed_forward(hidden, attended)
+        return _bridged(self._bridges[layer][action], attended)
+
+    def attend(self, layer: int, hidden: Tensor, step: Step, variant: str) -> Tensor:
+        """Attention of every token in a variant, [B, T, D] -> [B, T, D]."""
+        block = self._blocks[variant][layer]
+        queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
+        if step.cache is not None:
+            keys, values = step.cache.update(keys, values, layer)
+        return block.add_attention(hidden, queries, keys, values, step.masks[layer])
+
+    def _note(self, layer: int, hidden: Tensor, step: Step) -> None:
+        """Nobody attends: only keys and values are due, and our own cache can wait for them."""
+        rotation = step.rotations[layer]
+        if isinstance(step.cache, AneeCache):
+            step.cache.defer(hidden, rotation, layer)
+        elif step.cache is not None:
+            step.cache.update(*self.stack.blocks[layer].keys_values(hidden, rotation), layer)
+
+    def _mixed(self, layer: int, hidden: Tensor, step: Step, ledger: Ledger) -> Tensor:
+        """One layer for tokens with different actions: gathered where that pays, else selected from a dense run."""
+        actions = ledger.actions[..., layer]
+        attends, feeds = self._groups(actions, step, "attention"), self._groups(actions, step, "feed_forward")
+        if attends or feeds:
+            dense = not self._gathering_pays(layer, step.real_tokens, attends, feeds, hidden.device)
+            if dense:
+                self._note_ran_anyway(step, ledger, attends, feeds)
+        else:
+            dense = True
+        attended = self._attended(layer, hidden, step, attends, dense)
+        result = self._stood_in(layer, attended, actions)
+        return self._fed(layer, hidden, attended, result, feeds, dense)
+
+    def _groups(self, actions: Tensor, step: Step, sublayer: str) -> dict[str, Tensor]:
+        """The tokens [B, T] of each variant that a sublayer runs in."""
+        by_variant: dict[str, list[int]] = {}
+        for action in actions[step.valid].unique().tolist():
+            variant = getattr(self.table[action], sublayer)
+            if variant != NONE:
+                by_variant.setdefault(variant, []).append(action)
+        masks = {name: torch.isin(actions, actions.new_tensor(taken)) for name, taken in by_variant.items()}
+        return {variant: mask & step.valid for variant, mask in masks.items()}
+
+    def _attended(self, layer: int, hidden: Tensor, step: Step, attends: dict[str, Tensor], dense: bool) -> Tensor:
+        """Hidden states [B, T, D] after the attention of those tokens that have one; keys and values of every token."""
+        if not attends:
+            self._note(layer, hidden, step)
+            return hidden
+        if len(attends) == 1:
+            (variant, mask), *_ = attends.items()
+            if dense or int(mask.sum()) == step.real_tokens:  # queries, keys and values in one kernel
+                attended = self.attend(layer, hidden, step, variant)
+                return attended if int(mask.sum()) == step.real_tokens else torch.where(_column(mask, hidden), attended, hidden)
+        keys, values = self._keys_values(layer, hidden, step, attends)
+        attended = hidden
+        for variant, mask in attends.items():
+            subset = Subset.of(mask, hidden.device)
+            part = self._attend_some(self._blocks[variant][layer], hidden, step, subset, layer, keys, values)
+            attended = subset.scatter(attended, part)
+        return attended
+
+    def _keys_values(self, layer: int, hidden: Tensor, step: Step, attends: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of every token so far, [B, G, S, E]: each in its own variant, the first for those that skip."""
+        rotation, (first, *others) = step.rotations[layer], attends.items()
+        keys, values = self._blocks[first[0]][layer].keys_values(hidden, rotation)
+        for variant, mask in others:
+            more = self._blocks[variant][layer].keys_values(hidden, rotation)
+            own = mask.to(hidden.device)[:, None, :, None]
+            keys, values = torch.where(own, more[0], keys), torch.where(own, more[1], values)
+        return (keys, values) if step.cache is None else step.cache.update(keys, values, layer)
+
+    @staticmethod
+    def _attend_some(
+        block: Block, hidden: Tensor, step: Step, subset: Subset, layer: int, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Attention of a subset, [N, D]."""
+        part, rotation = subset.gather(hidden), step.rotations[layer]
+        rotation = rotation and (subset.gather(rotation[0]), subset.gather(rotation[1]))
+        mask = subset.mask(step.masks[layer], step, keys.shape[2])
+        queries = block.queries(part, rotation)
+        return subset.flat(block.add_attention(part, queries, subset.take_rows(keys), subset.take_rows(values), mask))
+
+    def _stood_in(self, layer: int, attended: Tensor, actions: Tensor) -> Tensor:
+        """Hidden states [B, T, D] with bridges where a feed-forward, or all of the layer, was left out.
+
+        A bridge is so small that running it for every token is cheaper than gathering.
+        """
+        result = attended
+        for action in actions.unique().tolist():
+            bridge = self._bridges[layer][action]
+            if bridge is not None:
+                result = torch.where(_column(actions == action, result), bridge(attended), result)
+        return result
+
+    def _fed(
+        self, layer: int, hidden: Tensor, attended: Tensor, result: Tensor, feeds: dict[str, Tensor], dense: bool
+    ) -> Tensor:
+        """The result [B, T, D] with the feed-forward of those tokens that have one."""
+        for variant, mask in feeds.items():
+            block = self._blocks[variant][layer]
+            if dense:
+                result = torch.where(_column(mask, hidden), block.add_feed_forward(hidden, attended), result)
+                continue
+            index = flat_indices(mask).to(hidden.device)
+            entering, middle = hidden.flatten(0, 1), attended.flatten(0, 1)
+            fed = block.add_feed_forward(entering[index], middle[index])
+            result = result.flatten(0, 1).index_copy(0, index, fed).view_as(hidden)
+        return result
+
+    @staticmethod
+    def _note_ran_anyway(step: Step, ledger: Ledger, attends: dict[str, Tensor], feeds: dict[str, Tensor]) -> None:
+        """Tokens for which a dense run does what their action leaves out."""
+        due = next(iter((feeds or attends).values()))
+        ran_anyway = (step.valid & ~due).long()
+        ledger.ran_anyway = ran_anyway if ledger.ran_anyway is None else ledger.ran_anyway + ran_anyway
+
+    def translate(self, hidden: Tensor, actions: Tensor) -> Tensor:
+        """Tokens that left go through the translator of the layer where they did."""
+        if not len(self.bridges.exit):
+            return hidden
+        leaves = self.table.leaving[actions.long()]
+        first = torch.where(leaves[..., -1], leaves.int().argmax(dim=-1), -1)
+        for layer in first.unique().tolist():
+            translator = self.bridges.of_exit(layer)
+            if translator is not None:
+                hidden = torch.where(_column(first == layer, hidden), translator(hidden), hidden)
+        return hidden
+
+    def _gathering_pays(
+        self, layer: int, tokens: int, attends: dict[str, Tensor], feeds: dict[str, Tensor], device: torch.device
+    ) -> bool:
+        """Whether leaving tokens out of a layer saves more arithmetic than gathering the others costs."""
+        if len(attends) > 1 or len(feeds) > 1:  # a dense run would run every variant for every token
+            return True
+        attending, feeding = (sum(int(mask.sum()) for mask in group.values()) for group in (attends, feeds))
+        saved = (tokens - attending) * self._attention_flops[layer] + (tokens - feeding) * self._feed_forward_flops[layer]
+        return saved >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+
+
+def _account(step: Step, spent: Tensor, floor: float) -> Tensor:
+    """What every sequence has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
+    return step.account + step.places.running_sum((spent - step.budget.clamp(min=floor)) * step.valid)
+
+
+def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
+    """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
+    above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
+    return step.account + step.places.running_sum(above) - above
+
+
+def _column(mask: Tensor, hidden: Tensor) -> Tensor:
+    """A mask [B, T] from the CPU, as [B, T, 1] beside hidden states."""
+    return mask.to(hidden.device).unsqueeze(-1)
+
+
+def _bridged(bridge: Bridge | None, hidden: Tensor) -> Tensor:
+    return hidden if bridge is None else bridge(hidden)
+
+
+def _pick(x: Tensor, who: Tensor | None) -> Tensor:
+    """The tokens of x [B, T, ...] marked in a mask [B, T] that lies on the CPU, or all of them, [N, ...]."""
+    return x.flatten(0, 1) if who is None else x[who.to(x.device)]
+
+
+def _put(x: Tensor, who: Tensor | None, part: Tensor) -> None:
+    """Write [N, ...] to the tokens of x [B, T, ...] that `_pick` takes."""
+    if who is None:
+        x.copy_(part.view_as(x))
+    else:
+        x[who] = part
