@@ -489,8 +489,8 @@ def test_an_artifact_can_be_run_by_its_plans(base_folder, tmp_path, trained, sai
     [
         ("format_version", 2, "newer than this code"),
         ("controller", "psychic", "controller='psychic'"),
-        ("plans", ["PPXP"], "unknown actions"),
-        ("plans", ["PPSPP"], "4 letters"),
+        ("plans", ["PPXP"], "unknown action"),
+        ("plans", ["PPSPP"], "4 names"),
     ],
 )
 def test_bad_config_files_are_refused(base_folder, tmp_path, field, value, message):
