@@ -28,6 +28,7 @@ class ConfidenceController(Controller):
         self.segments = list(zip(starts, [*starts, self.num_layers][1:], strict=True))
         self.metric = config.confidence_metric
         self._exit = config.table.exit
+        self._config = config
         self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
 
     @property
@@ -37,12 +38,13 @@ class ConfidenceController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
+        self.dial = Dial(self._config.calibration, neutral=self._config.confidence_threshold)
         process, leave = costs.layers[:, PROCESS], costs.layers[:, self._exit]
         self._question = costs.head + costs.translator
         self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._question for a, b in self.segments]
         first = self.segments[0][0] if self.segments else self.num_layers
         asked = bool(self.segments) and not self._caps  # every token asks at least once
-        self.floor = float(process[:first].sum() + leave[first:].sum()) + asked * self._question
+        self.floor = costs.head + float(process[:first].sum() + leave[first:].sum()) + asked * self._question
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """PROCESS up to the next decision, or EXIT."""

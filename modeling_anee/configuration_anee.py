@@ -22,7 +22,7 @@ from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, r
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see `upgrade.py`
 CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
@@ -63,7 +63,7 @@ class AneeConfig(PreTrainedConfig):
         base_fingerprint (`str`, *optional*): what `fingerprint.fingerprint` said of the base that the
             controllers were made for; empty means unknown.
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
-        energy_budget (`float`): default budget in [0, 1], the share of the decoder stack's work to spend.
+        energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
         controller (`str`): `"budget"`, `"confidence"`, `"learned"`, `"plan"` or `"routed"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.

@@ -1,4 +1,4 @@
-"""What an action costs, as a share of the full model's decoder stack; counted once, from what the variants run.
+"""What an action costs, as a share of the whole model run in full, head included; counted once, from what the variants run.
 
 Two units: `"flops"` (of the linear maps, per token) and `"bytes"` (of weights read, what decoding at batch 1 pays
 for). Attention scores are left out of both: they depend on the context length and are saved in the same proportion.
@@ -48,16 +48,16 @@ class CostTable:
     """Costs of one wrapped base.
 
     Args:
-        layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers sums to 1.
-        head: cost of one more call of the final norm and the head.
-        stack: work of the whole decoder stack in `unit`, by which everything is divided.
+        layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers and `head` sum to 1.
+        head: cost of one call of the final norm and the head, which every token is charged once.
+        total: work of the whole model in `unit`, by which everything is divided.
         unit: `"flops"` or `"bytes"`.
         translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
     """
 
     layers: Tensor
     head: float
-    stack: float
+    total: float
     unit: str
     translator: float = 0.0
 
@@ -88,17 +88,17 @@ class CostTable:
             here = {variant: own[layer] for variant, own in counted.items()}
             rows.append([_work_of(action, layer, here, bridges, unit) for action in table])
         rows[-1] = [cost + translator * action.leaves for cost, action in zip(rows[-1], table, strict=True)]
-        stack = sum(row[PROCESS] for row in rows)
+        head = work(head_modules, unit)
+        total = sum(row[PROCESS] for row in rows) + head
         layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        return cls(layers / stack, work(head_modules, unit) / stack, stack, unit, translator / stack)
+        return cls(layers / total, head / total, total, unit, translator / total)
 
-    @property
-    def stack_share(self) -> float:
-        """Share of the whole model's work, one head call included, that is the decoder stack."""
-        return 1.0 / (1.0 + self.head)
+    def of_plans(self, plans: Tensor) -> Tensor:
+        """Cost of a token that takes actions [..., L] and then the head, float64 [...]."""
+        return self.of_actions(plans) + self.head
 
     def of_actions(self, actions: Tensor, first: int = 0) -> Tensor:
-        """Cost of actions [..., n] taken at the n layers from `first` on, float64 [...]."""
+        """Cost of actions [..., n] taken at the n layers from `first` on, without the head, float64 [...]."""
         return torch.take(self.layers, self._rows[first : first + actions.shape[-1]] + actions).sum(dim=-1)
 
     @cached_property
@@ -108,7 +108,7 @@ class CostTable:
 
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""
-        return work([module], self.unit) / self.stack
+        return work([module], self.unit) / self.total
 
 
 def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None, unit: str) -> float:

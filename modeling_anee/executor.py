@@ -35,7 +35,7 @@ class Ledger:
 
     Args:
         actions: uint8 [B, T, L]; PROCESS until something else is decided.
-        spent: cost of the layers run so far and of deciding, float64 [B, T].
+        spent: cost of the head, of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
         decided: False before the first decision, when everything is still PROCESS.
     """
@@ -76,7 +76,7 @@ class Executor:
         layers = len(self.stack.blocks)
         ledger = Ledger(
             actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu"),
-            spent=torch.zeros(hidden.shape[:2], dtype=torch.float64, device="cpu"),
+            spent=torch.full(hidden.shape[:2], self.costs.head, dtype=torch.float64, device="cpu"),
             decided=False,
         )
         limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
@@ -93,7 +93,6 @@ class Executor:
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),
             valid=step.valid,
-            stack_share=self.costs.stack_share,
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,

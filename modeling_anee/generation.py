@@ -43,7 +43,7 @@ class AneeGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
         """As `GenerationMixin.generate`, with three keyword arguments more.
 
-        `energy_budget` is the share of the decoder stack's work to spend, in [0, 1]: a number, or one per row.
+        `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row.
         `prompt_energy_budget` is the same for the tokens of the prompt; default: as `energy_budget`. `budget_feedback`, in
         [0, 1], is by how much of the sum that the new tokens have under- or overspent so far the next token's budget is moved.
 

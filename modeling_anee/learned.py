@@ -41,7 +41,7 @@ class LearnedController(Controller):
             [_policy(length, config.controller_hidden_sizes or (), self._actions) for length in lengths]
         )
         self._allowed = allowed_actions(config)  # bool, on the CPU: a buffer would be made on the meta device
-        self._calibration = config.calibration
+        self._config = config
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,8 +60,8 @@ class LearnedController(Controller):
     def bind(self, costs: CostTable) -> None:
         """Cost of each decision and action; the floor takes the cheapest way through every layer."""
         self._own = [costs.of_module(nn.ModuleList(pair)) for pair in zip(self.probes, self.policies, strict=True)]
-        self.dial = Dial(self._calibration, neutral=0.0)
-        self._costs = costs.layers
+        self.dial = Dial(self._config.calibration, neutral=0.0)
+        self._costs, self._head = costs.layers, costs.head
         allowed = torch.tensor(self._allowed, device="cpu")
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
         stays = costs.layers.masked_fill(~allowed, torch.inf)
@@ -91,7 +91,7 @@ class LearnedController(Controller):
             self._least.insert(0, least)
             self._rest.insert(0, ways[exit_layer] + own)
         first = self.segments[0][0] if self.segments else 0
-        self.floor = float(staying[:first].sum()) + self._rest[0]
+        self.floor = self._head + float(staying[:first].sum()) + self._rest[0]
 
     def cost_before(self, segment: int) -> float:
         """Cost of the decisions before a segment."""

@@ -45,6 +45,7 @@ from .loading import (
 from .positions import Mask, token_places
 from .step import Step
 from .trace import ExecutionTrace
+from .upgrade import upgrade
 from .weight_files import readable_weights
 from .wrapping import check_base
 
@@ -257,6 +258,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.base = base
         self.stack = stack
         self.costs = stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
+        upgrade(self.config, self.costs.head)
         self.controller.bind(self.costs)
         self.controller.to(self.device)
         self.bridges.to(self.device)
@@ -346,7 +348,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             labels: int64 [B, T], -100 where there is nothing to predict.
             use_cache: keep keys and values; default: the base's config.
             logits_to_keep: compute only the last so many logits (0: all), or those at these indices.
-            energy_budget: share of the decoder stack's work to spend, in [0, 1]: a number, one per row, or one per
+            energy_budget: share of the whole model's work to spend, in [0, 1]: a number, one per row, or one per
                 token [B, T]; default: that of the running `generate`, else `config.energy_budget`.
             output_hidden_states: return what enters each layer, and what the head reads; or those at one or some indices.
             output_attentions: refused, since skipped layers have none.

@@ -22,7 +22,7 @@ class PlanTable:
 
     def __init__(self, plans: list[list[int]], costs: CostTable, strict: bool = False) -> None:
         actions = torch.tensor(plans, dtype=torch.uint8, device="cpu")
-        cost = costs.of_actions(actions)
+        cost = costs.of_plans(actions)
         order = cost.argsort(stable=True)
         self.actions, self.costs = actions[order], cost[order]
         self.strict = strict

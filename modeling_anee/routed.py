@@ -37,10 +37,9 @@ class RoutedController(Controller):
         super().__init__(config)
         self.start = config.min_layers
         self.segments = [(self.start, self.num_layers)] if self.start < self.num_layers else []
-        self.budgets = sorted(config.router_budgets or (), reverse=True)
         sizes = [config.text_config.hidden_size, *(config.controller_hidden_sizes or ())]
         inner = [part for a, b in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(a, b), nn.GELU())]
-        self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], 1 + len(self.budgets)))
+        self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], 1 + len(config.router_budgets or ())))
         self._config = config
         self.reset_parameters()
 
@@ -57,12 +56,13 @@ class RoutedController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Look up the plans of the budgets; the layers before the decision are always processed."""
+        self.budgets = sorted(self._config.router_budgets or (), reverse=True)
         asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
         plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros_like(asked, dtype=torch.int64))
         plans[:, : self.start] = PROCESS
         self.plans = plans  # uint8 [K, L], the dearest first
         self._own = costs.of_module(self.predictor)
-        self.plan_costs = costs.of_actions(plans)  # float64 [K]
+        self.plan_costs = costs.of_plans(plans)  # float64 [K]
         self.charges = self.plan_costs + self._own  # the decision included
         self.floor = float(self.charges.min())
         self.dial = Dial(self._config.calibration, neutral=-torch.inf)

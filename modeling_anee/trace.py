@@ -16,9 +16,8 @@ class ExecutionTrace:
 
     Args:
         actions: uint8 [B, T, L], places in `table`.
-        cost: float32 [B, T], share of the decoder stack's work, controller included; 0 for padding.
+        cost: float32 [B, T], share of the whole model's work, head and controller included; 0 for padding.
         valid: bool [B, T], False for padding.
-        stack_share: share of the whole model's work that the stack is (the rest is the head).
         floor: the lowest mean cost that the controller can reach.
         unit: unit of the costs, `"flops"` or `"bytes"`.
         ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
@@ -31,7 +30,6 @@ class ExecutionTrace:
     actions: Tensor
     cost: Tensor
     valid: Tensor
-    stack_share: float
     floor: float
     unit: str
     ran_anyway: Tensor | None = None
@@ -47,13 +45,8 @@ class ExecutionTrace:
 
     @property
     def mean_cost(self) -> float:
-        """Mean cost of a token, as a share of the decoder stack."""
+        """Mean cost of a token, as a share of the whole model."""
         return float(self.cost.sum() / self.valid.sum().clamp(min=1))
-
-    @property
-    def mean_cost_of_whole_model(self) -> float:
-        """Mean cost of a token as a share of the whole model, the head included."""
-        return self.mean_cost * self.stack_share + 1.0 - self.stack_share
 
     @property
     def row_cost(self) -> Tensor:
@@ -111,8 +104,8 @@ class ExecutionTrace:
         share = self.share_run_anyway
         anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
         return (
-            f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the decoder stack "
-            f"({self.mean_cost_of_whole_model:.3f} of the whole model, unit {self.unit}, floor {self.floor:.3f}), "
+            f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
+            f"(unit {self.unit}, floor {self.floor:.3f}), "
             f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{anyway}"
         )
 

@@ -44,7 +44,8 @@ def random_costs(layers: int, seed: int = 0, head: float = 0.05) -> CostTable:
     leave[-1] += translator
     by_action = {PROCESS: process, SKIP: skip, EXIT: leave, SKIP_FFN: skip_ffn}
     table = torch.stack([by_action[action] for action in range(len(DEFAULT_TABLE))], dim=1)
-    return CostTable(table / process.sum(), head, 1e5, "flops", translator / float(process.sum()))
+    total = float(process.sum()) * (1.0 + head)
+    return CostTable(table / total, head / (1.0 + head), 1e5, "flops", translator / total)
 
 
 def configuration(kind: str, layers: int, **fields) -> AneeConfig:
@@ -86,7 +87,7 @@ def run(
         asked = torch.ones(count, dtype=torch.bool) if start == 0 else actions[:, start - 1] != EXIT
         if not asked.any():
             break
-        spent = (costs.of_actions(actions[:, :start]) + charges)[asked]
+        spent = (costs.head + costs.of_actions(actions[:, :start]) + charges)[asked]
         row, account = torch.zeros(len(spent), dtype=torch.int64), torch.zeros(len(spent), dtype=torch.float64)
         seen = Observation(
             hidden[asked], 0.5 * hidden[asked], budget[asked], spent, index[asked], logits or unsure, row, account
@@ -97,7 +98,7 @@ def run(
         actions[asked, start:stop] = decision.actions.masked_fill(exits, EXIT)
         charges[asked] += decision.cost
         actions[actions[:, stop - 1] == EXIT, stop:] = EXIT
-    return actions, costs.of_actions(actions) + charges
+    return actions, costs.of_plans(actions) + charges
 
 
 def states(count: int, seed: int = 0) -> Tensor:

@@ -63,7 +63,7 @@ def test_exits_when_sure_and_goes_on_when_not(metric):
     controller = build("confidence", costs, confidence_metric=metric, confidence_threshold=0.5, exit_layers=[2, 5])
     actions, cost = run(controller, costs, 0.999, hidden=states(3), logits=sure)
     assert actions.tolist() == [exits_at(2, 8)] * 3
-    assert cost.tolist() == pytest.approx([float(costs.of_actions(torch.tensor(exits_at(2, 8)))) + question] * 3)
+    assert cost.tolist() == pytest.approx([float(costs.of_plans(torch.tensor(exits_at(2, 8)))) + question] * 3)
 
     # With its own question, going on to the end would cost more than the whole budget.
     actions, cost = run(controller, costs, 0.999, hidden=states(3), logits=unsure)
@@ -105,7 +105,7 @@ def test_calibrated_the_threshold_follows_the_budget_of_each_token(metric, seed)
     logits = 3 * torch.randn(24, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     actions, cost = run(controller, costs, budget, hidden=states(24), logits=lambda hidden: logits.float())
     assert torch.equal(actions[:, -1] == EXIT, is_sure(logits, metric, threshold))
-    torch.testing.assert_close(cost, costs.of_actions(actions) + costs.head + costs.translator)
+    torch.testing.assert_close(cost, costs.of_plans(actions) + costs.head + costs.translator)
     assert (cost >= controller.floor - EXACT).all() and controller.floor == pytest.approx(float(cost.min()))
 
 
@@ -135,7 +135,7 @@ def test_charges_one_head_and_translator_per_question(layers, seed, budget, thre
         return some @ matrix
 
     actions, cost = run(controller, costs, budget, hidden=hidden, logits=logits)
-    expected = costs.of_actions(actions) + asked * (costs.head + costs.translator)
+    expected = costs.of_plans(actions) + asked * (costs.head + costs.translator)
     torch.testing.assert_close(cost, expected, rtol=0, atol=1e-12)
 
 
@@ -143,7 +143,7 @@ def test_can_spend_a_budget_to_the_last_bit():
     costs = random_costs(9, head=0.1)  # more than float32 can hold
     controller = build("confidence", costs, exit_layers=[1, 2, 3, 4, 5, 6], confidence_threshold=0.0)
     for questions, stop in enumerate([2, 3, 4, 5, 6], start=1):
-        budget = float(costs.of_actions(torch.tensor(exits_at(stop, 9)))) + questions * (costs.head + costs.translator)
+        budget = float(costs.of_plans(torch.tensor(exits_at(stop, 9)))) + questions * (costs.head + costs.translator)
         actions, cost = run(controller, costs, budget, hidden=states(1))
         assert actions.tolist() == [exits_at(stop, 9)]
         assert float(cost) == pytest.approx(budget, abs=1e-12)

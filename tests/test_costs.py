@@ -36,7 +36,7 @@ def inputs(stack: BaseStack, tokens: int = 5):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processing_everything_costs_one(family, unit):
     costs = BaseStack(tiny_base(family)).measure_costs(unit)
-    assert float(costs.layers[:, PROCESS].sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(costs.layers[:, PROCESS].sum()) + costs.head == pytest.approx(1.0, abs=1e-12)
     assert costs.layers.shape == (LAYERS, len(DEFAULT_TABLE)) and costs.layers.dtype == torch.float64
     assert (costs.layers > 0).all() and costs.unit == unit
     assert (costs.layers[:, SKIP] < costs.layers[:, PROCESS]).all()
@@ -50,7 +50,7 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
     hidden, rotation = inputs(stack)
     tokens = hidden.shape[0] * hidden.shape[1]
     for layer, block in enumerate(stack.blocks):
-        share = costs.layers[layer] * costs.stack * tokens
+        share = costs.layers[layer] * costs.total * tokens
         assert measured(block.keys_values, hidden, rotation) == pytest.approx(float(share[SKIP]))
 
         def whole_layer(block=block):
@@ -59,7 +59,7 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
             )
 
         assert measured(whole_layer) == pytest.approx(float(share[PROCESS]))
-    assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.stack * tokens)
+    assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.total * tokens)
 
 
 @pytest.mark.usefixtures("always_gather")
@@ -72,9 +72,7 @@ def test_the_trace_tells_the_flops_of_a_forward(family, plan):
     # A plain cache is written at once; in ours, what is skipped waits until it is needed.
     found = measured(model, ids, energy_budget=budget, past_key_values=DynamicCache())
     trace = model(ids, energy_budget=budget).execution
-    assert found == pytest.approx((trace.mean_cost + model.costs.head) * model.costs.stack * ids.numel())
-    whole = (1.0 + model.costs.head) * model.costs.stack * ids.numel()
-    assert found / whole == pytest.approx(trace.mean_cost_of_whole_model)
+    assert found == pytest.approx(trace.mean_cost * model.costs.total * ids.numel())
 
 
 @pytest.mark.usefixtures("always_gather")
@@ -85,7 +83,7 @@ def test_the_trace_tells_the_flops_where_tokens_differ(family):
     trace = model(ids, energy_budget=0.7).execution
     assert 0 < trace.depth.float().var(), "tokens of one forward should take different actions"
     found = measured(model, ids, energy_budget=0.7, past_key_values=DynamicCache())
-    assert found == pytest.approx((trace.mean_cost + model.costs.head) * model.costs.stack * ids.numel())
+    assert found == pytest.approx(trace.mean_cost * model.costs.total * ids.numel())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,16 +96,10 @@ def test_bytes_are_those_of_the_parameters(family):
         embeddings.append(base.transformer.wpe)
     outside = {id(parameter) for module in embeddings for parameter in module.parameters()}
     layers = [parameter for parameter in base.parameters() if id(parameter) not in outside]
-    assert costs.stack == sum(parameter.numel() * parameter.element_size() for parameter in layers)
+    own = sum(parameter.numel() * parameter.element_size() for parameter in layers)
+    assert float(costs.layers[:, PROCESS].sum()) * costs.total == pytest.approx(own)
     head = [*stack.final_norm.parameters(), *stack.base.get_output_embeddings().parameters()]
-    assert costs.head * costs.stack == pytest.approx(sum(p.numel() * p.element_size() for p in head))
-
-
-@pytest.mark.parametrize("unit", COST_UNITS)
-def test_stack_share_is_that_of_the_whole_model(unit):
-    costs = BaseStack(tiny_base()).measure_costs(unit)
-    head = costs.head * costs.stack
-    assert costs.stack_share == pytest.approx(costs.stack / (costs.stack + head))
+    assert costs.head * costs.total == pytest.approx(sum(p.numel() * p.element_size() for p in head))
 
 
 @pytest.mark.parametrize("unit", COST_UNITS)
@@ -117,7 +109,7 @@ def test_shares_do_not_depend_on_the_dtype(unit):
     half = BaseStack(base.to(torch.bfloat16)).measure_costs(unit)
     torch.testing.assert_close(half.layers, full.layers)
     assert half.head == pytest.approx(full.head)
-    assert half.stack == (full.stack / 2 if unit == "bytes" else full.stack)
+    assert half.total == (full.total / 2 if unit == "bytes" else full.total)
 
 
 @pytest.mark.parametrize("unit", COST_UNITS)
@@ -156,4 +148,4 @@ def test_a_learned_controller_is_charged_what_it_runs():
     for segment in range(len(model.controller.segments)):
         cost = model.controller.decide(segment, seen).cost
         assert cost > 0
-        assert measured(model.controller.decide, segment, seen) == pytest.approx(cost * model.costs.stack * 7)
+        assert measured(model.controller.decide, segment, seen) == pytest.approx(cost * model.costs.total * 7)

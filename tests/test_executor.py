@@ -135,4 +135,4 @@ def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
     linear = sum(v for name, v in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
     processed = float(model.costs.layers[[0, 3], 0].sum())
     assert trace.ran_anyway is None
-    assert linear / model.costs.stack == pytest.approx((processed + model.costs.head) * ids.numel())
+    assert linear / model.costs.total == pytest.approx((processed + model.costs.head) * ids.numel())

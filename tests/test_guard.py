@@ -154,7 +154,7 @@ def place(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     report = {"text": "t", "length": 8, "windows": 1, "windows_sha256": "0", "cost_unit": "bytes", "controller": "plan"}
     row = {"budget": 0.6, "mean_cost": 0.6, "perplexity": 2.0, "ratio": 1.5, "standard_error": 0.1}
-    row |= {"ratio_standard_error": 0.1, "mean_cost_of_whole_model": 0.7, "tokens": 8}
+    row |= {"ratio_standard_error": 0.1, "tokens": 8}
     (folder / "scores.json").write_text(json.dumps(report | {"dtype": "float32", "stride": 8, "rows": [row]}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from modeling_anee import AneeConfig, AneeForCausalLM
+from modeling_anee.configuration_anee import FORMAT_VERSION
 from modeling_anee.loading import LOADING_KWARGS, cache_folder, find_base
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
@@ -193,7 +194,7 @@ def test_artifact_holds_our_modules_the_code_and_nothing_of_the_base(base_folder
         "AutoConfig": "configuration_anee.AneeConfig",
         "AutoModelForCausalLM": "modeling_anee.AneeForCausalLM",
     }
-    assert "_name_or_path" not in config["text_config"] and config["format_version"] == 1
+    assert "_name_or_path" not in config["text_config"] and config["format_version"] == FORMAT_VERSION
 
 
 def test_tokenizer_is_saved_when_given(tmp_path):
@@ -487,7 +488,7 @@ def test_an_artifact_can_be_run_by_its_plans(base_folder, tmp_path, trained, sai
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("format_version", 2, "newer than this code"),
+        ("format_version", FORMAT_VERSION + 1, "newer than this code"),
         ("controller", "psychic", "controller='psychic'"),
         ("plans", ["PPXP"], "unknown action"),
         ("plans", ["PPSPP"], "4 names"),

@@ -172,7 +172,7 @@ def test_costs_of_both_parts_are_in_the_head():
     source = page(trace, list("abcdef"), 2, {"budget": "0.6"})
     for part in (slice(None, 2), slice(2, None)):
         assert f"<dd>{float(trace.cost[0, part].mean()):.3f}, " in source
-    assert f"{float(trace.cost.mean()):.3f} of the decoder stack (bytes)" in source and "<dd>0.6</dd>" in source
+    assert f"{float(trace.cost.mean()):.3f} of the whole model (bytes)" in source and "<dd>0.6</dd>" in source
 
 
 def test_another_row_and_a_file(tmp_path):

@@ -41,12 +41,12 @@ def test_plans_are_those_of_the_budgets_after_the_layers_that_are_always_process
     controller, costs = routed(seed, router_budgets=budgets, min_layers=first)
     assert len(controller.plans) == 1 + len(budgets)
     assert (controller.plans[0] == PROCESS).all() and (controller.plans[:, :first] == PROCESS).all()
-    torch.testing.assert_close(controller.plan_costs, costs.of_actions(controller.plans))
+    torch.testing.assert_close(controller.plan_costs, costs.of_plans(controller.plans))
     assert controller.floor == pytest.approx(float(controller.plan_costs.min()) + costs.of_module(controller.predictor))
     for budget, plan in zip(sorted(budgets, reverse=True), controller.plans[1:], strict=True):
-        cheapest = float(costs.of_actions(controller.plans).min())
+        cheapest = float(costs.of_plans(controller.plans).min())
         if first == 0:
-            assert float(costs.of_actions(plan)) <= max(budget, cheapest) + EXACT
+            assert float(costs.of_plans(plan)) <= max(budget, cheapest) + EXACT
 
 
 def test_untrained_it_processes_everything():

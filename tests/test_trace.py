@@ -17,7 +17,7 @@ def random_trace(rows: int, tokens: int, layers: int, seed: int) -> ExecutionTra
     actions = torch.randint(0, len(DEFAULT_TABLE), (rows, tokens, layers), generator=generator, dtype=torch.uint8)
     valid = torch.rand(rows, tokens, generator=generator) < 0.8
     cost = torch.rand(rows, tokens, generator=generator) * valid
-    return ExecutionTrace(actions, cost, valid, stack_share=0.75, floor=0.25, unit="bytes")
+    return ExecutionTrace(actions, cost, valid, floor=0.25, unit="bytes")
 
 
 def one_row(columns: list[list[int]], valid: list[bool] | None = None) -> ExecutionTrace:
@@ -29,7 +29,7 @@ def one_row(columns: list[list[int]], valid: list[bool] | None = None) -> Execut
 
 def same(first: ExecutionTrace, second: ExecutionTrace) -> bool:
     parts = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("actions", "cost", "valid"))
-    return parts and (first.stack_share, first.floor, first.unit) == (second.stack_share, second.floor, second.unit)
+    return parts and (first.floor, first.unit) == (second.floor, second.unit)
 
 
 traces = st.builds(random_trace, st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31))
@@ -76,21 +76,11 @@ def test_rows_are_taken_in_order(trace, data):
         assert same(taken.rows(torch.tensor([new])), trace.rows(torch.tensor([old])))
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.25, 1.0])
-def test_cost_of_the_whole_model_adds_the_head(mean):
-    trace = ExecutionTrace(
-        torch.zeros(1, 4, 2, dtype=torch.uint8), torch.full((1, 4), mean), torch.ones(1, 4, dtype=torch.bool), 0.8, 0.0, "flops"
-    )
-    stack, head = 8.0, 2.0
-    assert trace.mean_cost_of_whole_model == pytest.approx((mean * stack + head) / (stack + head))
-
-
 def test_summary_says_what_was_spent():
     trace = one_row([[PROCESS] * 4, [PROCESS, SKIP, SKIP, EXIT], [SKIP] * 4])
-    trace = ExecutionTrace(trace.actions, torch.tensor([[1.0, 0.4, 0.1]]), trace.valid, 0.75, 0.25, "flops")
+    trace = ExecutionTrace(trace.actions, torch.tensor([[1.0, 0.4, 0.1]]), trace.valid, 0.25, "flops")
     assert trace.summary() == (
-        "3 tokens, mean cost 0.500 of the decoder stack (0.625 of the whole model, unit flops, floor 0.250), "
-        "mean depth 1.7 of 4 layers"
+        "3 tokens, mean cost 0.500 of the whole model (unit flops, floor 0.250), mean depth 1.7 of 4 layers"
     )
 
 

@@ -20,7 +20,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="Text to go on from; - is the standard input.")],
     name: ModelArgument = None,
     model: ModelOption = None,
-    energy_budget: Annotated[float | None, typer.Option(help="Share of the decoder stack's work to spend, 0 to 1.")] = None,
+    energy_budget: Annotated[float | None, typer.Option(help="Share of the whole model's work to spend, 0 to 1.")] = None,
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
     controller: ControllerOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,

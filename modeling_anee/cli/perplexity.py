@@ -44,7 +44,6 @@ def measure(
             {
                 "budget": budget,
                 "mean_cost": own.mean_cost,
-                "mean_cost_of_whole_model": own.mean_cost_of_whole_model,
                 "perplexity": own.perplexity,
                 "standard_error": own.standard_error,
                 "ratio": times,
@@ -68,15 +67,12 @@ def as_text(report: dict[str, Any]) -> str:
         f"{report['controller']} controller, {report['dtype']}, cost unit {report['cost_unit']}, {report['windows']} windows "
         f"of {report['length']} tokens; +- is one standard error, ratio = perplexity / that at budget 1.0",
         "",
-        f"{'budget':>6s}{'cost':>8s}{'whole model':>13s}{'perplexity':>22s}{'ratio':>20s}{'tokens':>9s}",
+        f"{'budget':>6s}{'cost':>8s}{'perplexity':>22s}{'ratio':>20s}{'tokens':>9s}",
     ]
     for row in report["rows"]:
         perplexity = plus_minus(row["perplexity"], row["standard_error"], 3)
         times = plus_minus(row["ratio"], row["ratio_standard_error"], 4)
-        lines.append(
-            f"{row['budget']:6.4g}{row['mean_cost']:8.3f}{row['mean_cost_of_whole_model']:13.3f}"
-            f"{perplexity:>22s}{times:>20s}{row['tokens']:9d}"
-        )
+        lines.append(f"{row['budget']:6.4g}{row['mean_cost']:8.3f}{perplexity:>22s}{times:>20s}{row['tokens']:9d}")
     return "\n".join(lines)
 
 

@@ -38,7 +38,7 @@ def depth(
     text: TextOption,
     name: ModelArgument = None,
     model: ModelOption = None,
-    energy_budget: Annotated[float | None, typer.Option(help="Share of the decoder stack's work to spend, 0 to 1.")] = None,
+    energy_budget: Annotated[float | None, typer.Option(help="Share of the whole model's work to spend, 0 to 1.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Take the first so many tokens of the text.")] = 192,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("anee_depth.png"),
     controller: ControllerOption = None,

@@ -45,7 +45,7 @@ class Row:
         ratio: median over the rounds of seconds of plain transformers / seconds of this case.
         ratio_low: smallest ratio of a round.
         ratio_high: largest.
-        mean_cost: share of the decoder stack, as the trace has it.
+        mean_cost: share of the whole model, as the trace has it.
         weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
         of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
         joules_per_token: mean over the rounds, the prompt's joules included; None where the machine can't tell.
@@ -180,7 +180,7 @@ def benchmark(
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
         "energy": {"counted": meter.counted, "reason": meter.reason},
         "controller_overhead": overhead,
-        "head_share": model.costs.head * model.costs.stack_share,
+        "head_share": model.costs.head,
         "peak_memory": peak_memories(model),
     }
 
@@ -244,7 +244,7 @@ def _budget_of_half_the_layers(model: AneeForCausalLM) -> float:
     """Cost of processing as many of the layers as not; they are all alike."""
     process, skip = (float(model.costs.layers[:, action].mean()) for action in (PROCESS, model.config.table.skip))
     layers = len(model.costs.layers)
-    return process * (layers - layers // 2) + skip * (layers // 2)
+    return process * (layers - layers // 2) + skip * (layers // 2) + model.costs.head
 
 
 def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
@@ -255,7 +255,7 @@ def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
         read[:, ~table.where([action.attention != NONE for action in table])] -= keys_values.unsqueeze(1)
     taken = trace.actions[trace.valid].long()
     stack = float(read[torch.arange(len(read)), taken].sum(dim=-1).mean())
-    return stack * model.costs.stack_share + 1.0 - model.costs.stack_share
+    return stack + model.costs.head
 
 
 def _chat(tokenizer: Any, prompts: tuple[str, ...]) -> Any:

@@ -149,7 +149,7 @@ def draw_budget_curve(quality: Sequence[Curve], path: str | os.PathLike, speed: 
     for axes, (draw, curves) in zip(grid[0], panels, strict=True):
         draw(axes, curves)
         axes.set_xlim(max(0.0, lowest - 0.04), 1.02)
-        axes.set_xlabel("realised cost, share of the decoder stack")
+        axes.set_xlabel("realised cost, share of the whole model")
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, frameon=False)

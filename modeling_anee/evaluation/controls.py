@@ -51,10 +51,10 @@ def score_control(
 
     def run(ids: Tensor) -> tuple[Iterable[Tensor], Tensor]:
         hidden, actions = control.run(ids.to(model.device), budget)
-        return (model.stack.logits(row) for row in hidden), costs.of_actions(actions)  # row by row: logits are large
+        return (model.stack.logits(row) for row in hidden), costs.of_plans(actions)  # row by row: logits are large
 
     where = f"budget {budget:g}, {control.name}"
-    return score_with(run, windows, model.costs.stack_share, where, progress=progress)
+    return score_with(run, windows, True, where, progress=progress)
 
 
 def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[Control]:

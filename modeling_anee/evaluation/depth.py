@@ -50,7 +50,7 @@ def draw_depth(
     cost = trace.cost[row][trace.valid[row]][:MAX_TOKENS]
     depth = float(trace.depth[row][trace.valid[row]][:MAX_TOKENS].float().mean())
     count, layers = actions.shape
-    heading = title or f"mean depth {depth:.1f} of {layers} layers, mean cost {float(cost.mean()):.3f} of the decoder stack"
+    heading = title or f"mean depth {depth:.1f} of {layers} layers, mean cost {float(cost.mean()):.3f} of the whole model"
     end = None if prompt_length is None else count_valid(trace, row, prompt_length)
 
     starts = range(0, count, PER_LINE)
@@ -93,6 +93,6 @@ def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int, table: Act
 def _legend(figure: pyplot.Figure, table: ActionTable) -> None:
     handles: list[Artist] = [Patch(color=action.colour, label=action.meaning) for action in table if action.runs]
     handles += [
-        Line2D([], [], color="#c1440e", linewidth=1.4, label="cost, share of the stack"),
+        Line2D([], [], color="#c1440e", linewidth=1.4, label="cost, share of the model"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)

@@ -56,7 +56,7 @@ def draw_heatmap(
         token_ticks(main, labels[:count])
 
     top = figure.add_subplot(grid[0, 0], sharex=main)
-    heading = (title or f"mean cost {float(cost.mean()):.3f} of the decoder stack") + cut_note(count, total)
+    heading = (title or f"mean cost {float(cost.mean()):.3f} of the whole model") + cut_note(count, total)
     top.set_title(heading, fontsize=10, loc="left")
     _draw_cost(top, cost)
     end = None if prompt_length is None else count_valid(trace, row, prompt_length)

@@ -114,7 +114,7 @@ def _section(name: str, spans: list[str]) -> str:
 def _measured(trace: ExecutionTrace, row: int, prompt_length: int) -> dict[str, str]:
     """What the trace itself says of the row."""
     valid, cost, depth = trace.valid[row], trace.cost[row], trace.depth[row].float()
-    facts = {"mean cost": f"{float(cost[valid].mean()):.3f} of the decoder stack ({trace.unit})" if valid.any() else "none"}
+    facts = {"mean cost": f"{float(cost[valid].mean()):.3f} of the whole model ({trace.unit})" if valid.any() else "none"}
     for name, part in (
         ("cost of the prompt", slice(None, prompt_length)),
         ("cost of the new tokens", slice(prompt_length, None)),

@@ -82,7 +82,7 @@ function told(token){
   const number=`token ${Number(token.dataset.n)+1} `;
   if(!token.dataset.a)return [number,text,' was not run: it is the last one, and nothing came after it.'];
   const ran=[...token.dataset.a].filter(a=>ACTIONS[a].ran==='1').length;
-  return [number,text,` cost ${token.dataset.c} of the decoder stack, ${ran} of ${token.dataset.a.length} layers ran`];
+  return [number,text,` cost ${token.dataset.c} of the whole model, ${ran} of ${token.dataset.a.length} layers ran`];
 }
 function show(token){
   if(chosen){chosen.classList.remove('on');chosen.tabIndex=-1;chosen.removeAttribute('aria-selected')}

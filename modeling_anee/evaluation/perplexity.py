@@ -29,10 +29,9 @@ class Scores:
         nll: float64 [W], negative log likelihood of the scored tokens, in nats.
         tokens: int64 [W], number of scored tokens.
         digest: SHA-256 of the windows, so that only scores of the same text are compared.
-        cost: float64 [W], cost of all tokens that were run, context included, as shares of the decoder stack; None
+        cost: float64 [W], cost of all tokens that were run, context included, as shares of the whole model; None
             for a plain model.
         cost_tokens: int64 [W], number of tokens that were run; None for a plain model.
-        stack_share: share of the whole model's work that the stack is; None for a plain model.
     """
 
     nll: Tensor
@@ -40,7 +39,6 @@ class Scores:
     digest: str
     cost: Tensor | None = None
     cost_tokens: Tensor | None = None
-    stack_share: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -59,17 +57,10 @@ class Scores:
 
     @property
     def mean_cost(self) -> float | None:
-        """Mean cost of a token, as a share of the decoder stack; None for a plain model."""
+        """Mean cost of a token, as a share of the whole model; None for a plain model."""
         if self.cost is None or self.cost_tokens is None:
             return None
         return float(self.cost.sum() / self.cost_tokens.sum())
-
-    @property
-    def mean_cost_of_whole_model(self) -> float | None:
-        """The same as a share of the whole model, the head included; None for a plain model."""
-        if self.mean_cost is None or self.stack_share is None:
-            return None
-        return self.mean_cost * self.stack_share + 1.0 - self.stack_share
 
 
 class NotFiniteError(ValueError):
@@ -156,16 +147,15 @@ def score(
         output = model(input_ids=ids.to(model.device), use_cache=False, **budget)
         return output.logits, output.execution.cost if is_anee else None
 
-    stack_share = model.executor.costs.stack_share if is_anee else None
     own = model.config.energy_budget if is_anee and energy_budget is None else energy_budget
     where = f"budget {own:g}" if is_anee else "full budget"
-    return score_with(run, windows, stack_share, where, batch_size, progress, processes, loss)
+    return score_with(run, windows, is_anee, where, batch_size, progress, processes, loss)
 
 
 def score_with(
     run: Callable[[Tensor], tuple[Iterable[Tensor], Tensor | None]],
     windows: Sequence[Window],
-    stack_share: float | None,
+    has_cost: bool,
     where: str,
     batch_size: int = 4,
     progress: Callable[[int], Any] | None = None,
@@ -178,7 +168,7 @@ def score_with(
         run: token ids int64 [B, T] -> the logits [T, V] of each row, and the cost [B, T] of every token, if there is one.
             Shorter windows are filled up at their end, which can't change what comes before.
         windows: what to score.
-        stack_share: share of the whole model's work that the stack is, if costs are given.
+        has_cost: whether `run` gives costs.
         where: which scores these are, for errors: "budget 0.6", for example.
         batch_size: windows that are run together.
         progress: called with the number of windows that have just been scored.
@@ -207,9 +197,8 @@ def score_with(
         nll=nll,
         tokens=tokens,
         digest=digest_of(windows),
-        cost=None if stack_share is None else cost,
-        cost_tokens=None if stack_share is None else torch.tensor([len(window.ids) for window in windows]),
-        stack_share=stack_share,
+        cost=cost if has_cost else None,
+        cost_tokens=None if not has_cost else torch.tensor([len(window.ids) for window in windows]),
     )
 
 

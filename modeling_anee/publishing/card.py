@@ -103,7 +103,7 @@ def check_recipe(recipe: Recipe, config: AneeConfig) -> None:
 def summary(config: AneeConfig) -> str:
     """One sentence."""
     return (
-        f"A compute dial for `{base_name(config)[0]}`: `energy_budget`, between 0 and 1, is the share of the decoder stack's "
+        f"A compute dial for `{base_name(config)[0]}`: `energy_budget`, between 0 and 1, is the share of the whole model's "
         "work that a token may cost, and at 1.0 the tokens are the base's own."
     )
 
@@ -190,7 +190,7 @@ def as_written(recipe: Path) -> str:
 def results(config: AneeConfig, measured: Measured, about: About) -> list[str]:
     """Every table of figures and every picture, with what it is of."""
     parts = [
-        "A cost is a share of the decoder stack's work "
+        "A cost is a share of the whole model's work "
         f"({'bytes of weights read' if config.cost_unit == 'bytes' else 'FLOPs'}), a ratio one of perplexities: ours over the "
         "base's, with its standard error."
     ]

@@ -153,14 +153,14 @@ def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForC
 
 
 def saving(model: AneeForCausalLM, layer: int, action: int) -> float:
-    """Cost that an action saves at a layer, as a share of the stack."""
+    """Cost that an action saves at a layer."""
     costs = model.costs.layers[layer]
     return float(costs[PROCESS] - costs[action])
 
 
 def plan_cost(model: AneeForCausalLM, plan: list[int]) -> float:
     """Cost of a plan."""
-    return float(model.costs.of_actions(torch.tensor([plan], dtype=torch.uint8)))
+    return float(model.costs.of_plans(torch.tensor([plan], dtype=torch.uint8)))
 
 
 def write_map(run: Run, search: Search) -> None:

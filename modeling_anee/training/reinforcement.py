@@ -82,7 +82,7 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
         with torch.no_grad():
             hidden = run_layers(model, hidden, step, actions, range(done, start))
         here = actions[:, kept:, :start].flatten(0, 1)
-        spent = model.costs.of_actions(here) + controller.cost_before(segment)
+        spent = model.costs.head + model.costs.of_actions(here) + controller.cost_before(segment)
         seen = Observation(
             _tokens(hidden, kept), _tokens(previous, kept), each, spent, torch.zeros_like(each).long(), model.stack.logits
         )
@@ -102,7 +102,7 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     with torch.no_grad():
         hidden = run_layers(model, hidden, step, actions, range(done, model.config.num_layers))
         hidden = model.executor.translate(hidden, actions)
-    cost = model.costs.of_actions(actions[:, kept:]) + controller.cost_before(len(controller.segments))
+    cost = model.costs.of_plans(actions[:, kept:]) + controller.cost_before(len(controller.segments))
     entropy = torch.stack(entropies).mean(dim=0).view(rows, tokens)
     return Rollout(hidden, cost, log_probability.view(rows, tokens), entropy)
 

@@ -38,7 +38,7 @@ Args:
     model_id (str): folder or Hub name of an artifact or of any causal LM; its remote code, if it has any, is trusted.
     model: a loaded model instead; it needs `tokenizer`.
     tokenizer: a tokenizer; default: the one that comes with `model_id`.
-    energy_budget (float or list of float): share of the decoder stack's work to spend. Default: 1.0, 0.8 and 0.6.
+    energy_budget (float or list of float): share of the whole model's work to spend. Default: 1.0, 0.8 and 0.6.
     batch_size (int): texts that are run together. Default: 16.
     add_start_token (bool): begin each text with the BOS token, so that its first token is scored too. Default: True.
     max_length (int): cut texts to so many tokens, the BOS token included. Default: no limit but the model's, an error.
@@ -49,8 +49,7 @@ Returns:
         mean_perplexity: their mean.
         corpus_perplexity: exponential of the mean negative log likelihood of a token.
         standard_error: its standard error, texts taken as independent; None for a single text.
-        mean_cost: mean cost of a token, as a share of the decoder stack's work; 1.0 for a plain model.
-        cost_of_whole_model: the same as a share of the whole model's work, the head included.
+        mean_cost: mean cost of a token, as a share of the whole model's work; 1.0 for a plain model.
         tokens: number of scored tokens.
     for a list of them: a dictionary of that for each, with keys like "0.8".
 Examples:
@@ -211,13 +210,11 @@ def _figures(scores: Scores, order: list[int]) -> dict[str, Any]:
     """What is returned for one budget; text `order[i]` is window i of the scores."""
     perplexities = torch.empty_like(scores.nll)
     perplexities[order] = scores.perplexities
-    whole = scores.mean_cost_of_whole_model
     return {
         "perplexities": perplexities.tolist(),
         "mean_perplexity": float(perplexities.mean()),
         "corpus_perplexity": scores.perplexity,
         "standard_error": scores.standard_error if len(order) > 1 else None,
         "mean_cost": 1.0 if scores.mean_cost is None else scores.mean_cost,
-        "cost_of_whole_model": 1.0 if whole is None else whole,
         "tokens": int(scores.tokens.sum()),
     }
