@@ -12,7 +12,7 @@ from transformers import AutoConfig, Cache
 from transformers.utils.logging import warning_once
 
 from modeling_anee import AneeConfig
-from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN
+from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN, ActionTable
 from modeling_anee.configuration_anee import (
     BUDGET_MODES,
     CALIBRATION_COLUMNS,

@@ -27,7 +27,7 @@ def trace_of(actions, valid=None):
     """A trace of rows of actions [B, T, L] whose cost is above every bar."""
     cost = torch.full(actions.shape[:2], 1.1)
     valid = torch.ones(actions.shape[:2], dtype=torch.bool) if valid is None else valid
-    return ExecutionTrace(actions, cost * valid, valid, 0.8, 0.1, "bytes")
+    return ExecutionTrace(actions, cost * valid, valid, 0.1, "bytes")
 
 
 def stairs(tokens, seed=0):

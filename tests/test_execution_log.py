@@ -90,7 +90,7 @@ class ListsOfTokens:
 def random_trace(rows: int, tokens: int, generator: torch.Generator) -> ExecutionTrace:
     actions = torch.randint(0, 3, (rows, tokens, LAYERS), generator=generator, dtype=torch.uint8)
     cost = torch.rand(rows, tokens, generator=generator)
-    return ExecutionTrace(actions, cost, cost > 0.2, 0.8, 0.1, "bytes")
+    return ExecutionTrace(actions, cost, cost > 0.2, 0.1, "bytes")
 
 
 def tokens_of(trace: ExecutionTrace) -> list[list[Token]]:

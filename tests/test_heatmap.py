@@ -19,7 +19,7 @@ def random_trace(rows: int = 2, tokens: int = TOKENS, layers: int = LAYERS, seed
     torch.manual_seed(seed)
     actions = torch.randint(0, len(DEFAULT_TABLE), (rows, tokens, layers), dtype=torch.uint8)
     actions[:, [0, -1]] = actions[:, :, [0, -1]] = int(SKIP)
-    return ExecutionTrace(actions, torch.rand(rows, tokens), torch.ones(rows, tokens, dtype=torch.bool), 0.8, 0.1, "bytes")
+    return ExecutionTrace(actions, torch.rand(rows, tokens), torch.ones(rows, tokens, dtype=torch.bool), 0.1, "bytes")
 
 
 def picture(trace: ExecutionTrace, path, *args, **kwargs) -> torch.Tensor:
@@ -91,7 +91,6 @@ def test_padding_is_left_out(tmp_path):
         torch.cat([torch.zeros(1, 3, LAYERS, dtype=torch.uint8), trace.actions], dim=1),
         torch.cat([torch.zeros(1, 3), trace.cost], dim=1),
         torch.cat([torch.zeros(1, 3, dtype=torch.bool), trace.valid], dim=1),
-        0.8,
         0.1,
         "bytes",
     )
@@ -103,7 +102,7 @@ def test_padding_is_left_out(tmp_path):
 
 def test_what_follows_the_end_of_a_row_does_not_move_the_end_of_its_prompt(tmp_path):
     trace = random_trace(rows=1)
-    ended = ExecutionTrace(trace.actions, trace.cost, torch.arange(TOKENS).unsqueeze(0) < TOKENS - 4, 0.8, 0.1, "bytes")
+    ended = ExecutionTrace(trace.actions, trace.cost, torch.arange(TOKENS).unsqueeze(0) < TOKENS - 4, 0.1, "bytes")
     shorter = picture(trace.tokens(0, TOKENS - 4), tmp_path / "shorter.png", prompt_length=5)
     assert torch.equal(picture(ended, tmp_path / "ended.png", prompt_length=5), shorter)
 
@@ -166,7 +165,7 @@ def test_the_share_of_each_layer_is_drawn_by_action(tmp_path):
     trace = random_trace(rows=1)
     actions = torch.full_like(trace.actions, int(SKIP))
     actions[0, 1:7, 2], actions[0, 7:10, 2] = int(PROCESS), int(SKIP_FFN)
-    pixels = picture(ExecutionTrace(actions, 0 * trace.cost, trace.valid, 0.8, 0.1, "bytes"), tmp_path / "map.png")
+    pixels = picture(ExecutionTrace(actions, 0 * trace.cost, trace.valid, 0.1, "bytes"), tmp_path / "map.png")
     side = pixels[pixels.shape[0] // 3 :, 54 * pixels.shape[1] // 100 :]
     whole, attention = (box(pixels_of(side, action).any(dim=0)) for action in (PROCESS, SKIP_FFN))
     assert abs(whole[1] - attention[0]) <= 2  # one follows the other

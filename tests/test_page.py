@@ -32,7 +32,7 @@ def trace_of(tokens, seed=0, valid=None):
     torch.manual_seed(seed)
     actions = torch.randint(0, len(DEFAULT_TABLE), (1, tokens, LAYERS), dtype=torch.uint8)
     valid = torch.ones(1, tokens, dtype=torch.bool) if valid is None else valid
-    return ExecutionTrace(actions, torch.rand(1, tokens) * valid, valid, 0.8, 0.1, "bytes")
+    return ExecutionTrace(actions, torch.rand(1, tokens) * valid, valid, 0.1, "bytes")
 
 
 class Reader(HTMLParser):
@@ -125,7 +125,7 @@ def test_padding_is_left_out_and_the_last_token_has_no_actions():
 
 def test_colours_follow_the_cost():
     cost = torch.linspace(0.31, 0.89, 30).unsqueeze(0)
-    trace = ExecutionTrace(trace_of(30).actions, cost, torch.ones(1, 30, dtype=torch.bool), 0.8, 0.1, "bytes")
+    trace = ExecutionTrace(trace_of(30).actions, cost, torch.ones(1, 30, dtype=torch.bool), 0.1, "bytes")
     assert scale(trace, 0) == pytest.approx((0.3, 0.9))
     steps = [int(attributes["class"].split()[1][1:]) for attributes, _ in Reader(page(trace, ["x"] * 30, 1)).tokens]
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == STEPS - 1
@@ -133,7 +133,7 @@ def test_colours_follow_the_cost():
 
 def test_a_few_odd_costs_do_not_stretch_the_scale():
     cost = torch.cat([torch.ones(1), torch.linspace(0.51, 0.69, 39)]).unsqueeze(0)
-    trace = ExecutionTrace(trace_of(40).actions, cost, torch.ones(1, 40, dtype=torch.bool), 0.8, 0.1, "bytes")
+    trace = ExecutionTrace(trace_of(40).actions, cost, torch.ones(1, 40, dtype=torch.bool), 0.1, "bytes")
     assert scale(trace, 0) == pytest.approx((0.5, 0.7))
     assert f"s{STEPS - 1}" in Reader(page(trace, ["x"] * 40, 1)).tokens[0][0]["class"].split()
 
@@ -141,7 +141,7 @@ def test_a_few_odd_costs_do_not_stretch_the_scale():
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.4, 0.45, 1.0, 1.07])
 def test_a_scale_holds_costs_that_are_all_alike(value):
     trace = trace_of(2)
-    trace = ExecutionTrace(trace.actions, torch.full((1, 2), value), trace.valid, 0.8, 0.1, "bytes")
+    trace = ExecutionTrace(trace.actions, torch.full((1, 2), value), trace.valid, 0.1, "bytes")
     low, high = scale(trace, 0)
     assert low <= value + 1e-6 and value <= high + 1e-6 and high - low > 0.05
     assert len(Reader(page(trace, ["x", "y"], 1)).tokens) == 2
@@ -178,7 +178,7 @@ def test_costs_of_both_parts_are_in_the_head():
 def test_another_row_and_a_file(tmp_path):
     one, two = trace_of(3), trace_of(3, seed=1)
     both = ExecutionTrace(
-        torch.cat([one.actions, two.actions]), torch.cat([one.cost, two.cost]), torch.cat([one.valid] * 2), 0.8, 0.1, "bytes"
+        torch.cat([one.actions, two.actions]), torch.cat([one.cost, two.cost]), torch.cat([one.valid] * 2), 0.1, "bytes"
     )
     write_page(both, tmp_path / "page.html", list("abc"), 1, row=1)
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page(two, list("abc"), 1)

@@ -24,7 +24,7 @@ def one_row(columns: list[list[int]], valid: list[bool] | None = None) -> Execut
     """A trace of one row from the actions of each token."""
     actions = torch.tensor([columns], dtype=torch.uint8)
     mask = torch.ones(1, len(columns), dtype=torch.bool) if valid is None else torch.tensor([valid])
-    return ExecutionTrace(actions, mask.float(), mask, 0.75, 0.25, "flops")
+    return ExecutionTrace(actions, mask.float(), mask, 0.25, "flops")
 
 
 def same(first: ExecutionTrace, second: ExecutionTrace) -> bool:
