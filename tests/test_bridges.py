@@ -45,7 +45,7 @@ def test_untrained_bridges_leave_a_model_as_it_is_without_any(family):
     untrained = AneeForCausalLM.from_base(base, controller="plan", plans=plans, **BRIDGES)
     actions = torch.tensor([[0, 1, 3, 0], [1, 0, 3, 3], [0, 3, 2, 2]], dtype=torch.uint8)
     for plan in actions:
-        budget = float(without.costs.of_actions(plan)), float(untrained.costs.of_actions(plan))
+        budget = float(without.costs.of_plans(plan)), float(untrained.costs.of_plans(plan))
         assert budget[0] < budget[1]  # what they cost is charged all the same
         first, second = (model(ids, energy_budget=b) for model, b in zip((without, untrained), budget, strict=True))
         assert (first.execution.actions[:, 1:] == plan).all() and (second.execution.actions[:, 1:] == plan).all()

@@ -68,9 +68,9 @@ def test_exits_when_sure_and_goes_on_when_not(metric):
     # With its own question, going on to the end would cost more than the whole budget.
     actions, cost = run(controller, costs, 0.999, hidden=states(3), logits=unsure)
     assert actions.tolist() == [exits_at(5, 8)] * 3
-    assert cost.tolist() == pytest.approx([float(costs.of_actions(torch.tensor(exits_at(5, 8)))) + question] * 3)
+    assert cost.tolist() == pytest.approx([float(costs.of_plans(torch.tensor(exits_at(5, 8)))) + question] * 3)
 
-    free = dataclasses.replace(costs, head=0.0, translator=0.0)
+    free = dataclasses.replace(costs, layers=costs.layers / (1 - costs.head), head=0.0, translator=0.0)
     controller.bind(free)
     actions, cost = run(controller, free, 1.0 - 1e-12, hidden=states(3), logits=unsure)
     assert (actions == PROCESS).all() and cost.tolist() == pytest.approx([1.0] * 3)

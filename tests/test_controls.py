@@ -107,7 +107,7 @@ def test_the_oracle_skips_all_that_it_may_or_nothing(model):
 def test_the_oracle_leaves_out_what_is_missed_least(model):
     ids = token_ids(1, TOKENS)
     costs = [
-        float(model.costs.of_actions(oracle(model, ids, torch.ones(4), threshold)[1]).mean())
+        float(model.costs.of_plans(oracle(model, ids, torch.ones(4), threshold)[1]).mean())
         for threshold in (1e-3, 1.0, 10.0, 1e3, 1e9)
     ]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]

@@ -158,7 +158,7 @@ def test_6_costs_add_up(family, controller):
     for budget in (0.4, 0.95):
         trace = model(ids, energy_budget=budget).execution
         assert torch.equal(trace.actions[:, 0], torch.zeros_like(trace.actions[:, 0])) and (trace.cost[:, 0] == 1.0).all()
-        actions, deciding = trace.actions[:, 1:], trace.cost[:, 1:] - model.costs.of_actions(trace.actions[:, 1:])
+        actions, deciding = trace.actions[:, 1:], trace.cost[:, 1:] - model.costs.of_plans(trace.actions[:, 1:])
         expected = torch.zeros_like(deciding)
         if controller == "learned":
             pairs = zip(model.controller.probes, model.controller.policies, strict=True)

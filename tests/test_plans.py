@@ -44,7 +44,7 @@ def test_budget_keeps_the_budget_over_any_long_stretch(layers, seed, budget, thr
         cheapest = torch.full((layers,), action)
         cheapest[: limits["min_layers"]] = PROCESS
         cheapest[layers - kept :] = PROCESS
-        lowest[action] = float(costs.of_actions(cheapest))
+        lowest[action] = float(costs.of_plans(cheapest))
     exits = threshold > 0 and budget <= max(threshold, lowest[SKIP])
     expected = min(lowest[EXIT], 1.0) if threshold > 0 else lowest[SKIP]
     assert controller.floor == pytest.approx(expected)
@@ -89,7 +89,7 @@ def test_plan_meets_the_cost_of_a_plan_with_that_plan_alone(layers, seed, data):
     costs = random_costs(layers, seed)
     plans = data.draw(random_plans(layers))
     chosen = torch.tensor(DEFAULT_TABLE.plan(data.draw(st.sampled_from(plans)), layers), dtype=torch.uint8)
-    budget = float(costs.of_actions(chosen))
+    budget = float(costs.of_plans(chosen))
     assume(budget < 1.0)
     _, cost = run(build("plan", costs, plans=plans), costs, budget, torch.arange(50))
     assert cost.tolist() == pytest.approx([budget] * 50, abs=EXACT)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.actions import SKIP, SKIP_FFN
+from modeling_anee.actions import PROCESS, SKIP, SKIP_FFN
 from modeling_anee.executor import GATHERING_FLOPS
 from modeling_anee.training.bridges import sample_actions
 from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
@@ -82,13 +82,13 @@ def test_the_base_is_bit_identical_after_a_fit(fitted):
 
 def test_plans_are_nested_and_cheaper_and_cheaper(fitted):
     model = artifact(fitted)
-    plans = model.config.plans
+    plans = [model.config.table.plan(plan, model.config.num_layers) for plan in model.config.plans]
     for longer, shorter in zip(plans[:-1], plans[1:], strict=True):
         changed = [(a, b) for a, b in zip(longer, shorter, strict=True) if a != b]
-        assert len(changed) == 1 and changed[0][0] == "P" and changed[0][1] in "SF"
-    costs = [float(model.costs.of_actions(torch.tensor([["PSEF".index(a) for a in plan]]))) for plan in plans]
+        assert len(changed) == 1 and changed[0][0] == PROCESS and changed[0][1] in (SKIP, SKIP_FFN)
+    costs = [float(model.costs.of_plans(torch.tensor([plan]))) for plan in plans]
     assert costs == sorted(costs, reverse=True)
-    assert costs[-1] <= STAGES["importance"]["lowest_budget"] or "P" not in plans[-1][1:]  # as far as asked, or as there is
+    assert costs[-1] <= STAGES["importance"]["lowest_budget"] or PROCESS not in plans[-1][1:]  # as far as asked, or as there is
 
 
 def test_only_layers_with_a_bridge_are_skipped(fitted):

@@ -57,7 +57,7 @@ def test_its_calibration_ends_with_the_weights_that_it_was_made_for(fitted, tmp_
 
 def test_the_recipe_comes_before_the_artifact(fitted, tmp_path):
     run = opened(fitted, tmp_path, more(fitted, anee={"controller": "plan", "plans": ["PSPP"]}))
-    assert run.model.config.plans == ["PSPP"] and run.model.config.controller == "plan"
+    assert run.model.config.plans == ["PROCESS, SKIP, 2*PROCESS"] and run.model.config.controller == "plan"
     assert not any("predictor" in name for name in run.own())
 
 
