@@ -8,6 +8,7 @@ import torch
 from modeling_anee.data.windows import Window, windows
 from modeling_anee.evaluation.controls import controls, score_control
 from modeling_anee.evaluation.perplexity import NotFiniteError, Scores, corpus_perplexity, ratio, score
+from modeling_anee.evaluation.processes import Processes
 
 from .tiny import CONTROLLERS, tiny_base, token_ids, wrap
 
@@ -233,3 +234,14 @@ def test_a_control_without_a_score_is_named():
     control = controls(model)[1]
     with pytest.raises(NotFiniteError, match="window 1 of 2 at budget 0.6, static plan, no bridges has no score"):
         score_control(model, control, windows(text_ids(20), 10), 0.6)
+
+
+def test_all_of_several_processes_say_which_window_has_no_score():
+    """This one has scored the second batch; the first, of another process, has no score."""
+
+    class Second(Processes):
+        def sum(self, tensor):
+            return torch.cat([torch.full((2,), math.nan), tensor[2:]])
+
+    with pytest.raises(NotFiniteError, match="window 1 of 4"):
+        score(tiny_base(), windows(text_ids(40), 10), batch_size=2, processes=Second(1, 2))

@@ -64,7 +64,7 @@ def check_text(path: Path) -> None:
     """
     if path == STDIN or (path.exists() and not path.is_file() and not path.is_dir()):
         return
-    filled = [True for stretch in _stretches(path) if stretch.strip()]
+    filled = sum(bool(stretch.strip()) for stretch in _stretches(path))  # all of it is read
     if not filled:
         raise ValueError(f"{path} is empty: there is no text in it")
 
