@@ -10,7 +10,8 @@ from matplotlib.colors import to_rgb
 from typer.testing import CliRunner
 
 from modeling_anee.cli.main import app
-from modeling_anee.evaluation.budget_curve import (
+from modeling_anee.evaluation.report import write_report
+from modeling_anee.pictures.budget_curve import (
     MAX_RATIO,
     PALE,
     STRONG,
@@ -21,7 +22,6 @@ from modeling_anee.evaluation.budget_curve import (
     read_quality,
     read_speed,
 )
-from modeling_anee.evaluation.report import write_report
 
 
 COMMON = {"windows_sha256": "ab" * 32}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from modeling_anee.training import calibration
 from modeling_anee.training.run import Run
+from modeling_anee.training.stages import calibration
 
 from .workshop import make_workshop, recipe_of, tiny_tokenizer
 

@@ -6,9 +6,10 @@ import torch
 from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.comparison import as_text, compare, count_scores
 from modeling_anee.evaluation.perplexity import score
+from modeling_anee.evaluation.rollout import processed
 from modeling_anee.training.checkpoint import write_tensors
-from modeling_anee.training.rollout import processed
-from modeling_anee.training.traces import action_kl, shard, trace
+from modeling_anee.training.oracle import oracle_control
+from modeling_anee.training.stages.traces import action_kl, shard, trace
 
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 
@@ -35,7 +36,7 @@ def test_every_way_has_a_row_per_budget(models, text):
     rows = compare(models, text, BUDGETS, progress=advanced.append)
     assert [row["name"] for row in rows] == ["base", *(CONTROLS + list(models)) * 2]
     assert [row["budget"] for row in rows] == [1.0, *[0.9] * 5, *[0.7] * 5]
-    assert sum(advanced) == count_scores(2, 2, oracle=False) * len(text)
+    assert sum(advanced) == count_scores(2, 2, others=0) * len(text)
     assert rows[0]["ratio"] == 1.0 and rows[0]["standard_error"] == 0.0 and rows[0]["cost"] == 1.0
     for row in rows[1:]:
         assert row["ratio"] == pytest.approx(row["perplexity"] / rows[0]["perplexity"])
@@ -57,11 +58,11 @@ def test_traces_of_a_fit_add_the_oracle(models, text, tmp_path):
         tensors = trace(model, ids, processed(model, ids)) | {"action_kl": action_kl(model, ids)}
         write_tensors(shard(tmp_path, number), tensors)
     advanced = []
-    rows = compare({"plan": model}, text, BUDGETS, tmp_path, advanced.append)
+    rows = compare({"plan": model}, text, BUDGETS, [oracle_control(model, tmp_path)], advanced.append)
     assert [row["budget"] for row in rows if row["name"] == ORACLE] == BUDGETS
-    assert sum(advanced) == count_scores(1, 2, oracle=True) * len(text)
+    assert sum(advanced) == count_scores(1, 2, others=1) * len(text)
     with pytest.raises(ValueError, match="has no traces"):
-        compare({"plan": model}, text, BUDGETS, tmp_path / "gone")
+        oracle_control(model, tmp_path / "gone")
 
 
 def test_the_table_is_markdown(models, text):

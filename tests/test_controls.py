@@ -9,13 +9,13 @@ from modeling_anee.evaluation.controls import (
     WithoutBridges,
     controls,
     follow,
-    oracle,
     plan_table,
     random_skip,
     score_control,
     static,
 )
 from modeling_anee.evaluation.perplexity import score
+from modeling_anee.training.oracle import oracle
 
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.cli.main import app
-from modeling_anee.evaluation import depth
-from modeling_anee.evaluation.depth import draw_depth
 from modeling_anee.evaluation.tokens import token_texts
+from modeling_anee.pictures import depth
+from modeling_anee.pictures.depth import draw_depth
 from modeling_anee.trace import ExecutionTrace
 
 from .tiny import tiny_base

@@ -6,8 +6,8 @@ from matplotlib import image
 from matplotlib.colors import to_rgb
 
 from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN
-from modeling_anee.evaluation.drawing import token_label
-from modeling_anee.evaluation.heatmap import MAX_TOKENS, draw_heatmap
+from modeling_anee.pictures.drawing import token_label
+from modeling_anee.pictures.heatmap import MAX_TOKENS, draw_heatmap
 from modeling_anee.trace import ExecutionTrace
 
 

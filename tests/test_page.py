@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from modeling_anee.actions import DEFAULT_TABLE
-from modeling_anee.evaluation.page import page, scale, write_page
-from modeling_anee.evaluation.page_parts import (
+from modeling_anee.pictures.page import page, scale, write_page
+from modeling_anee.pictures.page_parts import (
     DARK_EXIT,
     DARK_EXIT_INK,
     DARK_INK,

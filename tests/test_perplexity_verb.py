@@ -75,7 +75,7 @@ def test_a_plot_that_is_no_picture_or_lacks_its_library_is_named_before_the_mode
 ):
     done = scored(workshop, tmp_path / "no model", "--plot", tmp_path / "curve.doc")
     assert done.exit_code == 1 and "curve.doc is not the name of a picture" in done.stderr
-    monkeypatch.delitem(sys.modules, "modeling_anee.evaluation.drawing")
+    monkeypatch.delitem(sys.modules, "modeling_anee.pictures.drawing")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = scored(workshop, tmp_path / "no model", "--plot", tmp_path / "curve.png")
     assert done.exit_code == 1 and "--plot needs matplotlib: pip install 'modeling-anee[plots]'" in done.stderr

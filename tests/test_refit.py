@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from modeling_anee.training import closed_form, refit
-from modeling_anee.training.rollout import begin, run_layers, with_plan
+from modeling_anee.evaluation.rollout import begin, run_layers, with_plan
 from modeling_anee.training.run import Run
+from modeling_anee.training.stages import closed_form, refit
 
 from .tiny import LAYERS
 from .workshop import make_workshop, recipe_of

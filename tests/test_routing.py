@@ -5,14 +5,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_anee.bridges import normalised
+from modeling_anee.evaluation.rollout import run as run_tokens
+from modeling_anee.evaluation.rollout import with_plan
 from modeling_anee.executor import GATHERING_FLOPS
 from modeling_anee.routed import RoutedController
-from modeling_anee.training import routing
 from modeling_anee.training.fit import fit
 from modeling_anee.training.losses import kl_divergence
-from modeling_anee.training.rollout import run as run_tokens
-from modeling_anee.training.rollout import with_plan
 from modeling_anee.training.run import Run
+from modeling_anee.training.stages import routing
 
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
 

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import PROCESS, SKIP, SKIP_FFN
 from modeling_anee.executor import GATHERING_FLOPS
-from modeling_anee.training.bridges import sample_actions
-from modeling_anee.training.calibration import ROUNDS, TOLERANCE, monotone, root
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
+from modeling_anee.training.stages.bridges import sample_actions
+from modeling_anee.training.stages.calibration import ROUNDS, TOLERANCE, monotone, root
 
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_fields
 

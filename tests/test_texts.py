@@ -14,8 +14,8 @@ from modeling_anee.cli.texts import check_text_option
 from modeling_anee.data.encoding import encode_text
 from modeling_anee.data.text import STDIN
 from modeling_anee.data.windows import digest_of, full_windows, windows
-from modeling_anee.evaluation import depth
 from modeling_anee.evaluation.processes import Processes
+from modeling_anee.pictures import depth
 
 from .tiny import tiny_base
 from .workshop import tiny_tokenizer, words

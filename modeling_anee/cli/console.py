@@ -58,7 +58,7 @@ def check_picture(option: str, file: Path | None) -> None:
     check_file(option, file)
     if file is not None:
         with extra_libraries("plots", option):
-            from ..evaluation.drawing import check_ending
+            from ..pictures.drawing import check_ending
         check_ending(file)
 
 

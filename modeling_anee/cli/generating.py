@@ -63,15 +63,15 @@ def generate(
 def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path | None, facts: dict[str, str]) -> None:
     """Write the pictures of a generation that are asked for; the facts are for the page."""
     if heatmap is not None:
-        from ..evaluation.heatmap import draw_heatmap
+        from ..pictures.heatmap import draw_heatmap
 
         draw_heatmap(done.trace, heatmap, done.tokens, prompt_length=done.prompt_length)
     if depth is not None:
-        from ..evaluation.depth import draw_depth
+        from ..pictures.depth import draw_depth
 
         draw_depth(done.trace, depth, done.tokens, prompt_length=done.prompt_length)
     if page is not None:
-        from ..evaluation.page import write_page
+        from ..pictures.page import write_page
 
         write_page(done.trace, page, done.tokens, done.prompt_length, facts | {"energy": done.energy.removeprefix("energy ")})
 
@@ -94,7 +94,7 @@ def demo(
 ) -> None:
     """Generate with a small real model at budgets 1.0, 0.8 and 0.6, and draw what was run."""
     with extra_libraries("plots", "demo"):
-        from ..evaluation.heatmap import draw_heatmap
+        from ..pictures.heatmap import draw_heatmap
     model, tokenizer = load(None, None)
     inputs = encode(tokenizer, read_prompt(prompt), chat=True)
     output.mkdir(parents=True, exist_ok=True)

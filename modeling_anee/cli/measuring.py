@@ -117,9 +117,8 @@ def compare(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
-    with extra_libraries("train", "anee compare"):
-        from ..evaluation.comparison import as_text, compare, count_scores
     from ..data.text import name_of_text
+    from ..evaluation.comparison import as_text, compare, count_scores
     from ..evaluation.report import write_report
     from .comparison import describe, load_others, parse_also, parse_lower_budgets
     from .texts import check_text_option, full_windows_of
@@ -131,9 +130,14 @@ def compare(
     first = load(named, controller, dtype, device, gguf_file, trust_remote_code)
     models, tokenizer = load_others(first, others, dtype, device, trust_remote_code)
     chosen = full_windows_of(tokenizer, text, length, limit)
-    total = count_scores(len(models), len(listed), fit is not None) * len(chosen)
+    oracles = []
+    if fit is not None:
+        with extra_libraries("train", "--fit"):
+            from ..training.oracle import oracle_control
+        oracles.append(oracle_control(first[0], fit))
+    total = count_scores(len(models), len(listed), len(oracles)) * len(chosen)
     with progress("scoring windows", total) as advance:
-        rows = compare(models, chosen, listed, fit, advance)
+        rows = compare(models, chosen, listed, oracles, advance)
     report = {"text": name_of_text(text)} | describe(models, chosen) | {"rows": rows}
     deliver(as_text(rows), Output("figures", output, partial(write_report, report)))
 

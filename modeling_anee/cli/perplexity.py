@@ -78,6 +78,6 @@ def as_text(report: dict[str, Any]) -> str:
 
 def draw_plot(report: dict[str, Any], file: Path) -> None:
     """Draw perplexity against cost."""
-    from ..evaluation.budget_curve import draw_budget_curve, quality
+    from ..pictures.budget_curve import draw_budget_curve, quality
 
     draw_budget_curve(quality(report), file)

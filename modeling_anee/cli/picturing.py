@@ -26,7 +26,7 @@ def curve(
 ) -> None:
     """Draw the budget curve: perplexity ratio and speed against realised cost, with the controls."""
     check_picture("--output", output)
-    from ..evaluation.budget_curve import draw_budget_curve, read_quality, read_speed
+    from ..pictures.budget_curve import draw_budget_curve, read_quality, read_speed
 
     if not figures and bench is None:
         raise ValueError("nothing to draw: give --figures, --bench or both")
@@ -49,8 +49,8 @@ def depth(
     """Draw how many layers run for each token along a text, and what it costs."""
     check_picture("--output", output)
     from ..data.encoding import start_tokens
-    from ..evaluation.depth import draw_depth
     from ..evaluation.tokens import token_texts
+    from ..pictures.depth import draw_depth
     from .texts import check_text_option, encode_file
 
     if energy_budget is not None:

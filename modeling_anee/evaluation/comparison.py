@@ -1,13 +1,11 @@
 """Perplexity against cost: controllers beside the controls that they must beat, on the same windows."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.windows import Window
 from ..modeling_anee import AneeForCausalLM
-from ..training.examples import read_examples
-from .controls import controls, score_control
+from .controls import Control, controls, score_control
 from .perplexity import Scores, ratio, score
 from .report import plus_minus
 
@@ -16,7 +14,7 @@ def compare(
     models: dict[str, AneeForCausalLM],
     windows: Sequence[Window],
     budgets: Sequence[float],
-    fit_folder: Path | None = None,
+    others: Sequence[Control] = (),
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per budget and way to spend it: name, asked and realised cost, perplexity ratio, standard error.
@@ -25,11 +23,11 @@ def compare(
         models: artifacts by name; the controls use the plans and bridges of the first.
         windows: of equal length.
         budgets: below 1.
-        fit_folder: folder of the fit of the first artifact, whose traces the oracle needs; None for no oracle.
+        others: more controls, of the first artifact.
         progress: called with the number of windows that have just been scored.
     """
     first = next(iter(models.values()))
-    listed = controls(first, None if fit_folder is None else read_examples(fit_folder, first))
+    listed = [*controls(first), *others]
     base = score(first, windows, 1.0, progress=progress)
     rows = [row("base", 1.0, base, base)]
     for budget in budgets:
@@ -40,9 +38,9 @@ def compare(
     return rows
 
 
-def count_scores(models: int, budgets: int, oracle: bool) -> int:
+def count_scores(models: int, budgets: int, others: int) -> int:
     """How many times `compare` scores the windows."""
-    return 1 + budgets * (3 + oracle + models)
+    return 1 + budgets * (3 + others + models)
 
 
 def row(name: str, budget: float, scores: Scores, base: Scores) -> dict[str, Any]:

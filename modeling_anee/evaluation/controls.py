@@ -1,4 +1,4 @@
-"""What a controller must beat at equal realised cost: random skips and static plans; and an oracle that it can't reach.
+"""What a controller must beat at equal realised cost: random skips and static plans.
 
 Each control decides actions for whole windows at once and is scored as `perplexity.score` scores a model.
 """
@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions import FULL, PROCESS
+from ..actions import PROCESS
 from ..bridges import Bridges
 from ..costs import CostTable
 from ..data.windows import Window
 from ..executor import Executor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plan_table
-from ..step import Step
-from ..training.examples import Examples
-from ..training.rollout import begin, run_layers, with_plan
-from ..training.traces import bridge_error
 from .perplexity import Scores, score_with
+from .rollout import begin, run_layers, with_plan
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ def score_control(
     return score_with(run, windows, True, where, progress=progress)
 
 
-def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[Control]:
-    """Every control of an artifact with plans and bridges; the oracle needs the examples of its fit.
+def controls(model: AneeForCausalLM) -> list[Control]:
+    """Every control of an artifact with plans and bridges.
 
     Raises:
         ValueError: the cheapest plan exits, so its layers can't be left out one by one.
@@ -71,14 +68,6 @@ def controls(model: AneeForCausalLM, examples: Examples | None = None) -> list[C
         Control("static plan, no bridges", bare.static, bridged=False),
         Control("static plan, same bridges", lambda ids, budget: static(model, ids, budget)),
     ]
-    if examples is not None:
-        thresholds = examples.teacher.threshold
-
-        def with_oracle(ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
-            threshold = float(thresholds(torch.tensor([budget], dtype=torch.float64)).exp())
-            return oracle(model, ids, examples.weights, threshold)
-
-        found.append(Control("oracle (not a way to save)", with_oracle))
     return found
 
 
@@ -113,32 +102,6 @@ def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor
     actions = with_plan(model, ids, actions)
     hidden, step = begin(model, ids)
     return run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions
-
-
-def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything.
-
-    Takes ids [B, T] and the damage [L] that an error at each layer does; returns hidden states [B, T, D], actions [B, T, L].
-    """
-    cheapest = plan_table(model.config, model.costs).actions[0]
-    kept = model.config.keep_first_tokens
-    hidden, step = begin(model, ids)
-    actions = torch.zeros(*ids.shape, len(cheapest), dtype=torch.uint8)
-    for layer, action in enumerate(cheapest.tolist()):
-        if action != PROCESS:
-            saving = float(model.costs.layers[layer, PROCESS] - model.costs.layers[layer, action])
-            loss = miss(model, layer, action, hidden, step) * float(damage[layer]) / saving
-            actions[..., layer] = torch.where((loss < threshold).cpu(), action, PROCESS)
-            actions[:, :kept, layer] = PROCESS
-        hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
-    return hidden, actions
-
-
-def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step: Step) -> Tensor:
-    """Relative squared error [B, T] of a layer's bridge."""
-    attended = model.executor.attend(layer, hidden, step, FULL)
-    out = model.stack.blocks[layer].add_feed_forward(hidden, attended)
-    return bridge_error(model, layer, action, hidden, attended, out)
 
 
 def bare_costs(model: AneeForCausalLM) -> CostTable:

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..actions import PROCESS
 from ..learned import segments_of
 from ..modeling_anee import AneeForCausalLM
+from .stages.traces import read_shards, skip_action
 from .teacher import Teacher, layer_weights, pair_scores
-from .traces import read_shards, skip_action
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .run import Run, make_accelerator
 
 
 def _run_module(name: str, run: Run) -> dict[str, Any]:
-    return importlib.import_module(f".{name}", __package__).run_stage(run)
+    return importlib.import_module(f".stages.{name}", __package__).run_stage(run)
 
 
 # What runs a stage: it returns the fields of `AneeConfig` that it sets. Each is in a module of its own.

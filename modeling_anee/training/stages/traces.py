@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..actions import FULL, NONE, PROCESS
-from ..learned import segments_of
-from ..plans import plan_table
+from ...actions import FULL, NONE, PROCESS
+from ...evaluation.rollout import begin, run_layers
+from ...evaluation.rollout import run as run_tokens
+from ...learned import segments_of
+from ...plans import plan_table
+from ..checkpoint import read_tensors, write_tensors
+from ..losses import kl_divergence, relative_error
+from ..run import Run
 from .bridges import sample_actions
-from .checkpoint import read_tensors, write_tensors
 from .importance import PlanLoss
-from .losses import kl_divergence, relative_error
-from .rollout import begin, run_layers
-from .rollout import run as run_tokens
-from .run import Run
 
 
 NAME = "traces"

@@ -1,69 +1,15 @@
-"""Bridges tuned together: distillation from the base while budgets and actions are sampled, so one set serves every budget.
-
-Most steps give every token a budget of its own, so that each step sees all of them and gradients vary less; the others
-give a whole batch one budget, as it is when the model is used.
-"""
+"""The optimiser's loop that stages of gradient descent share: batches, schedule, checkpoints, a log line per step."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..modeling_anee import AneeForCausalLM
-from ..plans import PlanTable, plan_table
 from .checkpoint import load_optimizer, optimizer_tensors
-from .losses import kl_divergence
-from .rollout import run as run_tokens
-from .rollout import with_plan
 from .run import Run
 
 
-NAME = "bridges"
-TOKENWISE = 0.75  # share of the steps in which every token has a budget of its own
 CLIP = 1.0  # norm of the gradient
-
-
-def run_stage(run: Run) -> dict:
-    """Tune the bridges for `steps` steps of `batch_windows` windows."""
-    settings, model = run.settings(NAME), run.model
-    parameters = {
-        name: p for name, p in run.own_parameters().items() if name.startswith(("bridges.skip.", "bridges.skip_ffn."))
-    }
-    table = plan_table(model.config, model.costs)
-    windows = run.windows("train")
-    train(run, NAME, parameters, lambda step, generator: loss_of(run, table, batch_of(windows, settings, step, run), generator))
-    return {}
-
-
-def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
-    """Actions uint8 [B, T, L] of random budgets."""
-    tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
-    drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
-    budget = spread(budgets, drawn).clamp(max=table.costs[-2])  # the base's own plan has nothing to train
-    # Between two plans a random one: an index of the golden-ratio sequence.
-    index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
-    plan = table.choose(budget, index)
-    return with_plan(model, ids, plan.view(*ids.shape, -1) if tokenwise else plan[0])
-
-
-def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
-    """Budgets between the lowest and the highest, for uniform random numbers in [0, 1).
-
-    What they leave out is uniform on a logarithmic scale: the loss at a high budget is small and would else count little.
-    """
-    most, least = (1.0 - budget for budget in budgets)
-    return 1.0 - least * (most / least) ** drawn
-
-
-def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """KL to the base of a batch of windows int64 [B, T] at random budgets."""
-    model, settings = run.model, run.settings(NAME)
-    actions = sample_actions(model, table, ids, tuple(settings.budgets), generator)
-    with torch.no_grad():
-        teacher = run_tokens(model, ids)
-        target = model.stack.logits(teacher)
-    return kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean()
 
 
 def batch_of(windows: Tensor, settings, step: int, run: Run, seen: int = 0) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .bridges import batch_of, train
-from .losses import sampled_kl
-from .rollout import run as run_tokens
-from .run import Run
+from ...evaluation.rollout import run as run_tokens
+from ..losses import sampled_kl
+from ..optimise import batch_of, train
+from ..run import Run
 
 
 NAME = "exits"

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..controller import Observation
-from ..learned import LearnedController
-from .bridges import train
-from .examples import Examples, read_examples
+from ...controller import Observation
+from ...learned import LearnedController
+from ..examples import Examples, read_examples
+from ..optimise import train
+from ..run import Run
 from .probe import controller_of, probe_losses
-from .run import Run
 
 
 NAME = "supervised"

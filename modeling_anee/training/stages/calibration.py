@@ -11,16 +11,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..confidence import ConfidenceController
-from ..data.encoding import start_tokens
-from ..data.windows import Window
-from ..dial import Dial
-from ..evaluation.perplexity import Scores, ratio, score
-from ..learned import LearnedController
-from ..modeling_anee import AneeForCausalLM
-from ..routed import RoutedController
+from ...confidence import ConfidenceController
+from ...data.encoding import start_tokens
+from ...data.windows import Window
+from ...dial import Dial
+from ...evaluation.perplexity import Scores, ratio, score
+from ...learned import LearnedController
+from ...modeling_anee import AneeForCausalLM
+from ...routed import RoutedController
+from ..run import Run
 from . import routing
-from .run import Run
 
 
 NAME = "calibration"

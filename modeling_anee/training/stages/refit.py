@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..actions import NONE, PROCESS
-from ..plans import plan_table
-from ..step import Step
+from ...actions import NONE, PROCESS
+from ...evaluation.rollout import begin, run_layers, with_plan
+from ...plans import plan_table
+from ...step import Step
+from ..run import Run
 from .closed_form import BATCH_WINDOWS, Moments, fill
-from .rollout import begin, run_layers, with_plan
-from .run import Run
 
 
 NAME = "refit"

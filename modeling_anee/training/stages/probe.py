@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..learned import LearnedController
-from .bridges import train
-from .examples import Examples, read_examples
-from .run import Run
-from .teacher import LEAST
+from ...learned import LearnedController
+from ..examples import Examples, read_examples
+from ..optimise import train
+from ..run import Run
+from ..teacher import LEAST
 
 
 NAME = "probe"

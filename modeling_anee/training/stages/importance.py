@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..actions import NONE, PROCESS
-from ..data.files import write_file
-from ..learned import allowed_actions
-from ..modeling_anee import AneeForCausalLM
-from .losses import kl_divergence
-from .rollout import begin, run_layers, with_plan
-from .run import Run
+from ...actions import NONE, PROCESS
+from ...data.files import write_file
+from ...evaluation.rollout import begin, run_layers, with_plan
+from ...learned import allowed_actions
+from ...modeling_anee import AneeForCausalLM
+from ..losses import kl_divergence
+from ..run import Run
 
 
 NAME = "importance"

@@ -14,8 +14,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from ..evaluation.report import check_row, read_report
 from .drawing import INK, bare, save
-from .report import check_row, read_report
 
 
 MAX_RATIO = 10.0  # what is above is marked at the edge, with its value

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..controller import Observation
-from ..modeling_anee import AneeForCausalLM
-from .bridges import batch_of, train
-from .examples import read_examples
-from .losses import kl_divergence
+from ...controller import Observation
+from ...evaluation.rollout import begin, processed, run_layers
+from ...evaluation.rollout import run as run_tokens
+from ...modeling_anee import AneeForCausalLM
+from ..examples import read_examples
+from ..losses import kl_divergence
+from ..optimise import batch_of, train
+from ..rewards import adherence, advantages, policy_loss, quality, savings
+from ..run import Run
 from .probe import controller_of
-from .rewards import adherence, advantages, policy_loss, quality, savings
-from .rollout import begin, processed, run_layers
-from .rollout import run as run_tokens
-from .run import Run
 from .supervised import BUDGETS, price_of
 
 

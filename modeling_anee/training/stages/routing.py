@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..bridges import normalised
-from ..modeling_anee import AneeForCausalLM
-from ..routed import RoutedController
-from .bridges import batch_of, train
-from .losses import kl_divergence
-from .rollout import begin, processed, run_layers, with_plan
-from .rollout import run as run_tokens
-from .run import Run
+from ...bridges import normalised
+from ...evaluation.rollout import begin, processed, run_layers, with_plan
+from ...evaluation.rollout import run as run_tokens
+from ...modeling_anee import AneeForCausalLM
+from ...routed import RoutedController
+from ..losses import kl_divergence
+from ..optimise import batch_of, train
+from ..run import Run
 
 
 NAME = "routing"

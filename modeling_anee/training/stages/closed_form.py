@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..actions import FULL
-from ..bridges import EPSILON, Bridge, normalised
-from .rollout import begin
-from .run import Run
+from ...actions import FULL
+from ...bridges import EPSILON, Bridge, normalised
+from ...evaluation.rollout import begin
+from ..run import Run
 
 
 NAME = "closed_form"
