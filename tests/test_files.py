@@ -135,7 +135,10 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path):
             (part / content).write_text(content)
     assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["new"]
     full = OSError(errno.ENOSPC, "No space left on device")
-    for raised in (full, OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "folder.part" / "x")), ValueError()):
+    inside = str(tmp_path / "folder.part" / "x")
+    of_part = OSError(errno.ENOSPC, "No space left on device", inside)
+    of_copy = OSError(errno.ENOSPC, "No space left on device", "code.py", None, inside)
+    for raised in (full, of_part, of_copy, ValueError()):
         with pytest.raises(type(raised)) as caught, whole_folder(tmp_path / "folder") as part:
             (part / "half").write_text("x")
             raise raised

@@ -47,6 +47,7 @@ class Odd(Exception):
 
 ERRORS = {
     "x.json: No space left on device": OSError(errno.ENOSPC, "No space left on device", "x.json"),
+    "copy.json: No space left on device": OSError(errno.ENOSPC, "No space left on device", "x.json", None, "copy.json"),
     "budget=2 is not allowed": ValueError("budget=2 is not allowed"),
     "r.yaml is not a recipe: a=1 is wrong; b=2 too": ValueError("r.yaml is not a recipe:\n  a=1 is wrong\n  b=2  too\n"),
     "KeyError: 'name' (--debug": KeyError("name"),

@@ -70,7 +70,7 @@ def _report(error: Exception, debug: bool) -> int:
 def explain(error: Exception) -> str:
     """One line for a user."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename2 or error.filename}: {error.strerror}"
     text = _folded(str(error))
     if _is_out_of_memory(error):
         return f"out of memory ({text or type(error).__name__}): a smaller batch, shorter texts or another --dtype need less"

@@ -115,7 +115,8 @@ def errors_name(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename is not None and PART not in os.fspath(error.filename)):
+        named = error.filename2 or error.filename  # of a copy, the second is where to
+        if error.errno is None or (named is not None and PART not in os.fspath(named)):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
