@@ -147,10 +147,10 @@ def load_base(config: AneeConfig, artifact: str | os.PathLike | None, files: dic
         kwargs |= {"subfolder": subfolder, "revision": files.get("revision")}
     elif not os.path.isdir(where):
         kwargs["revision"] = config.base_model_revision or "main"
-    gguf_file = kwargs.pop("gguf_file", None) or config.base_gguf_file
-    # A converted copy of a GGUF base has no such file.
-    if gguf_file and (not os.path.isdir(where) or (Path(where) / gguf_file).is_file()):
-        kwargs["gguf_file"] = gguf_file
+    named = config.base_gguf_file
+    # A converted copy of a GGUF base has no such file; but who asks for one wants it.
+    if kwargs.get("gguf_file") is None and named and (not os.path.isdir(where) or (Path(where) / named).is_file()):
+        kwargs["gguf_file"] = named
     try:
         return _load(where, **kwargs)
     except OSError as error:

@@ -410,6 +410,13 @@ def test_the_keywords_of_transformers_are_all_known():
     assert len(taken) > 40 and taken <= LOADING_KWARGS
 
 
+def test_a_converted_copy_needs_no_gguf_file_unless_one_is_asked_for(base_folder, tmp_path):
+    _, artifact = artifact_over(base_folder, tmp_path / "artifact", base_gguf_file="tiny.gguf")
+    AneeForCausalLM.from_pretrained(artifact)
+    with pytest.raises(OSError, match=r"other\.gguf"):
+        AneeForCausalLM.from_pretrained(artifact, gguf_file="other.gguf")
+
+
 def test_a_base_of_a_gguf_file_is_remembered(base_folder):
     """Also when the model was loaded by the caller; in the folder is nothing else that could be loaded."""
     base = AutoModelForCausalLM.from_pretrained(base_folder)
