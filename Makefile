@@ -6,7 +6,9 @@ TORCH ?= torch==2.13.0
 # The oldest transformers that is supported. `make newest` takes the newest that there is.
 OLDEST = 5.23.0
 # Tests of what transformers has no part in, left out by `make oldest` and `make newest`.
-ELSEWHERE = budget_curve card comparison controls costs depth energy heatmap hub_scripts kernels logging packaging page recipe text
+ELSEWHERE = actions budget_curve calibration card children comparison controls costs depth documents energy files guard heatmap \
+	hub_scripts import_order kernels lock names packaging page perplexity_verb progress recipe refit report routing run samples \
+	secret_files signals stages start state templates text texts trace windows yaml_file
 
 TEST = bin/python -m pytest -n auto --dist loadfile
 
@@ -41,7 +43,7 @@ bench: $(VENV)/ready
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --constraint constraints.txt pip setuptools
 	$*/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$*/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	PYTHONWARNINGS=ignore $*/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
 # torch and the CUDA that its version names are left out: TORCH chooses them.

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import modeling_anee
 from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
+from modeling_anee.evaluation import memory
 from modeling_anee.cli.model import check_device, load
 from modeling_anee.data import smollm2
 
@@ -228,7 +229,16 @@ def test_the_artifact_of_a_checkout_lies_beside_the_package():
     assert smollm2.SHIPPED_ARTIFACT == package.parent / "configuration" / "smollm2-135m-instruct"
 
 
-def test_bench_prints_ratios_and_writes_figures(as_demo_base, tmp_path):
+def test_bench_prints_ratios_and_writes_figures(as_demo_base, forks, tmp_path, monkeypatch):
+    in_new_process = memory.peak_memory
+
+    def peak_memory(base, budget, dtype):
+        """One in a process as started for users, the others in forks."""
+        if budget is None:
+            return in_new_process(base, budget, dtype)
+        return int(forks.run(f"from {memory.__name__} import main; main{base, str(budget), dtype}", installed=True).stdout)
+
+    monkeypatch.setattr(memory, "peak_memory", peak_memory)
     small = ("--new-tokens", 4, "--repeats", 2, "--batch", 2, "--prefill", 20)
     done = anee("bench", "--output", tmp_path / "bench.json", *small)
     assert done.exit_code == 0, done.output

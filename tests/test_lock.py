@@ -57,6 +57,11 @@ def test_the_lock_has_all_that_is_asked_for_once(system, python):
             assert requirement.specifier.contains(versions[name]), requirement
 
 
+def test_what_is_left_out_at_the_ends_of_the_window_is_there():
+    names = re.search(r"^ELSEWHERE = ((?:.*\\\n)*.*)$", MAKEFILE, re.MULTILINE)[1].replace("\\", "").split()
+    assert len(names) > 30 and not [name for name in names if not (ROOT / "tests" / f"test_{name}.py").exists()]
+
+
 def test_torch_is_chosen_by_the_makefile():
     assert not [str(pin) for pin in LOCKED if re.match(r"torch$|triton|cuda|nvidia-(?!ml-py)", pin.name)]
     (needed,) = [Requirement(line) for line in PROJECT["dependencies"] if line.startswith("torch")]
