@@ -16,6 +16,15 @@ from .configuration_anee import AneeConfig
 EPSILON = 1e-6  # of the mean square, as in the norms of most families
 
 
+class SilentLinear(nn.Linear):
+    """A linear map from which nothing comes until it is trained."""
+
+    def reset_parameters(self) -> None:
+        """Back to zeros."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Bridge(nn.Module):
     """`h + up(down(h / rms(h))) + bias`, with an inner width of `rank`; what it adds is the *delta*.
 
@@ -27,14 +36,7 @@ class Bridge(nn.Module):
     def __init__(self, hidden_size: int, rank: int) -> None:
         super().__init__()
         self.down = nn.Linear(hidden_size, rank, bias=False)
-        self.up = nn.Linear(rank, hidden_size)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Back to the untrained state: a random `down`, nothing comes out of `up`."""
-        self.down.reset_parameters()
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.up = SilentLinear(rank, hidden_size)
 
     def delta(self, hidden: Tensor) -> Tensor:
         """What is added to hidden states [..., D], in the dtype of the parameters, [..., D]."""

@@ -58,6 +58,7 @@ class Controller(nn.Module):
     The first `keep_first` tokens of a sequence are processed without being asked about.
     """
 
+    format_version: Tensor
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
 
@@ -81,3 +82,4 @@ class Controller(nn.Module):
 
     def reset_parameters(self) -> None:
         """Back to the untrained state, in which nothing changes the base."""
+        nn.init.constant_(self.format_version, FORMAT_VERSION)

@@ -46,6 +46,7 @@ class LearnedController(Controller):
 
     def reset_parameters(self) -> None:
         """Back to always PROCESS, whatever the signals."""
+        super().reset_parameters()
         for probe in self.probes:
             probe.reset_parameters()
         for policy in self.policies:

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
 from .base_model import BaseStack, running_device
-from .bridges import Bridge, Bridges
+from .bridges import Bridges
 from .budgets import budget_tensor
 from .cache import AneeCache
 from .compatibility import BothCacheNames, cache_argument, take_cache
@@ -174,6 +174,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
                 that nobody knows, or another base with `strict_base=True`.
             OSError: the artifact or its base can't be found or read.
         """
+        if pretrained_model_name_or_path is None:
+            raise ValueError("pretrained_model_name_or_path=None is not allowed: it must be an artifact's folder or Hub name")
         base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         files: dict[str, Any] = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
@@ -284,7 +286,8 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.generation_config._from_model_config = None
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Controller | Bridge):
+        # transformers asks only about modules that have tensors of their own: of a bridge about its two maps.
+        if isinstance(module, Controller | nn.Linear):
             module.reset_parameters()
 
     # What a transformers model answers

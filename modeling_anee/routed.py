@@ -45,6 +45,7 @@ class RoutedController(Controller):
 
     def reset_parameters(self) -> None:
         """Back to PROCESS, whatever the token."""
+        super().reset_parameters()
         for part in self.predictor:
             if isinstance(part, nn.Linear):
                 part.reset_parameters()

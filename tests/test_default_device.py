@@ -50,6 +50,24 @@ def test_a_model_is_built_on_the_meta_device(controller):
     assert model.device.type == "meta" and model.controller.floor > 0
 
 
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_what_leaves_the_meta_device_is_initialised(controller):
+    config = AneeConfig(text_config=tiny_base().config.to_dict(), controller=controller, energy_budget=0.6, **BRIDGES)
+    with torch.device("meta"):
+        model = AneeForCausalLM(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 99)
+    model.init_weights()
+    expected = dict(AneeForCausalLM(config).named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected[name]), name
+    torch.testing.assert_close(model(token_ids(), energy_budget=1.0).logits, model.base(token_ids()).logits)
+    changed = [name for name, parameter in model.named_parameters() if name.endswith("up.weight") and parameter.any()]
+    assert model(token_ids()).logits.isfinite().all() and not changed
+
+
 def test_every_tensor_of_the_shipped_code_names_its_device():
     """What has none would follow the default; what a module registers may, as its parameters do."""
     missing = []
