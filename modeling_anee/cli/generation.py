@@ -1,6 +1,5 @@
 """One generation: what `anee generate` and `anee demo` run."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +9,25 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ..data.progress import progress
+from ..data.text import STDIN, read_text
 from ..evaluation.energy import EnergyMeter, devices_of
 from ..evaluation.tokens import token_texts
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
 
 
-STDIN = "-"
-
-
 def read_prompt(prompt: str) -> str:
     """A prompt as it was given, or for `-` the standard input, without the line end that a shell puts there.
 
     Raises:
-        ValueError: it is not text in Unicode.
+        ValueError: it is not text in UTF-8.
         OSError: there is no standard input.
     """
-    if prompt == STDIN:
-        if sys.stdin is None:
-            raise OSError("--prompt -: there is no standard input")
-        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").replace("\r\n", "\n").removesuffix("\n")
+    if prompt == str(STDIN):
+        return read_text(STDIN).removesuffix("\n")
     try:
         prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # bytes of an argument that are no text become such characters
         raise ValueError(f"--prompt is not text in UTF-8: it has {prompt[error.start]!r} at character {error.start}") from None
     return prompt
 
