@@ -59,6 +59,7 @@ ERRORS = {
     "out of memory (DefaultCPUAllocator: can't allocate memory: you": RuntimeError(
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
     ),
+    "out of memory (unable to mmap": RuntimeError("unable to mmap 538 bytes from file <x>: Cannot allocate memory (12)"),
     "FIFO: Broken pipe": BrokenPipeError(errno.EPIPE, "Broken pipe", "FIFO"),
 }
 

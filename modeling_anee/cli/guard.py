@@ -86,8 +86,8 @@ def _folded(text: str) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch says so in words only.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    # On a CPU torch says so in words only: that it can't, or cannot.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
