@@ -167,7 +167,8 @@ def called_modules(base: PreTrainedModel, family: Family) -> set[nn.Module]:
 
 
 def _called_in_layer(family: Family) -> list[str | None]:
-    inside = [name and f"{family.attention}.{name}" for name in (*family.qkv, family.output, family.query_norm, family.key_norm)]
+    names = *family.qkv, family.output, family.query_norm, family.key_norm
+    inside = [name and f"{family.attention}.{name}" for name in names]
     feed_forward = [family.feed_forward] if isinstance(family.feed_forward, str) else family.feed_forward
     norms = family.attention_norm, family.attention_output_norm, family.feed_forward_norm, family.feed_forward_output_norm
     return [*inside, *feed_forward, *norms]

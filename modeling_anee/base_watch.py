@@ -20,11 +20,6 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 _is_trained = attrgetter("requires_grad")
 
 
-def is_ordinary(weight: Any) -> bool:
-    """Whether `weight` is a floating-point parameter that is what it seems: no packed or distributed tensor in disguise."""
-    return type(weight) is nn.Parameter and weight.is_floating_point() and weight.layout == torch.strided
-
-
 def foreign_code(module: nn.Module) -> str | None:
     """What would not run if others did the work of `module`; None where nothing would be missed."""
     hooks = chain.from_iterable(getattr(module, name).values() for name in HOOKS)

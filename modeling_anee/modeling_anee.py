@@ -27,7 +27,7 @@ from .controller import Controller
 from .controllers import build_controller
 from .execution import Executor
 from .execution_log import account_of, execution_log
-from .families import family_of
+from .fingerprint import fingerprint, same_base
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation import AneeGenerationMixin
 from .generation_state import generation_of
@@ -238,6 +238,11 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone, in the base or not
             state = kwargs.get("state_dict") or self._own_state()
             kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("base.")}
+        if not same_base(self.config.base_fingerprint, fingerprint(self.base)):
+            logger.warning_once(
+                "the base is other than the one that the configuration names (changed weights, or adapters in it), and an "
+                "artifact holds nothing of it: save what was changed with the library that changed it"
+            )
         super().save_pretrained(save_directory, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)
@@ -255,7 +260,6 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         """
         check_base(base)
         check_device_map(base)
-        family_of(base)  # an unknown one may have no such fields
         for name in ("num_hidden_layers", "hidden_size"):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
             if expected != found:
@@ -305,7 +309,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
 
     def _adopt_generation_config(self, base: Any) -> None:
-        """An artifact's generation config stays, and the base's fills in what it leaves open; without one, all is the base's."""
+        """An artifact's generation config stays, the base's fills in what it leaves open; without one, all is the base's."""
         defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
         has_own = not self.generation_config._from_model_config
         self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)

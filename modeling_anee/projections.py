@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .base_watch import is_ordinary, is_untouched
+from .base_watch import is_untouched
 from .kernels import linear
+from .packed import is_ordinary
 
 
 def is_plain(module: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from modeling_anee import AneeForCausalLM
-from modeling_anee.base_watch import foreign_code, is_ordinary
+from modeling_anee.base_watch import foreign_code
 
 from .tiny import BRIDGES, CONFIGS, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
@@ -362,10 +362,7 @@ def test_a_change_between_two_steps_counts_for_what_waits_in_the_cache():
 
 def test_a_base_prepared_in_inference_mode_can_be_trained_through():
     model, ids = wrap(plans=["PSSP"], **BRIDGES), token_ids()
-    with torch.inference_mode():
-        model.base.to(torch.float64)
-        model.base.to(torch.float32)
-        replaced_weight(model.base)
+    model.base.to(torch.float64).to(torch.float32)
     with torch.inference_mode():
         model(ids, energy_budget=0.0)
     model.train()(ids, energy_budget=0.0, labels=ids).loss.backward()
@@ -384,10 +381,3 @@ def test_weights_that_are_trained_get_the_gradients_that_they_get_in_the_base():
 @pytest.mark.parametrize("family", CONFIGS)
 def test_no_family_has_code_that_would_be_missed(family):
     assert not any(foreign_code(module) for module in tiny_base(family).modules())
-
-
-def test_what_is_ordinary():
-    weight = nn.Parameter(torch.randn(2, 3))
-    assert is_ordinary(weight) and not is_ordinary(weight.data) and not is_ordinary(None)
-    assert not is_ordinary(nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
-    assert not is_ordinary(nn.Parameter(weight.data.to_sparse()))
