@@ -4,6 +4,8 @@ import types
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 from modeling_anee import AneeForCausalLM
@@ -130,6 +132,16 @@ def own_forward(base):
     mlp.forward = types.MethodType(lambda self, x: 2 * type(self).forward(self, x), mlp)
 
 
+class Doubling(ModelHook):
+    def post_forward(self, module, output):
+        return 2 * output
+
+
+def hooked_by_accelerate(base):
+    for part in ("self_attn.k_proj", "mlp.up_proj", "input_layernorm"):
+        add_hook_to_module(layer_of(base).get_submodule(part), Doubling())
+
+
 def config_field(base):
     base.config.use_cache = False
 
@@ -160,6 +172,7 @@ CHANGES = [
     *(hooked(name) for name in ("model.layers.1.input_layernorm", "model.norm", "model.embed_tokens", "lm_head")),
     hooked_before,
     own_forward,
+    hooked_by_accelerate,
     config_field,
     eager,
 ]
@@ -266,13 +279,26 @@ def put_forward(module):
     return lambda: vars(module).pop("forward")
 
 
-@pytest.mark.parametrize("put", [put_hook, put_pre_hook, put_forward], ids=lambda put: put.__name__)
+def put_accelerate_hook(module):
+    add_hook_to_module(module, ModelHook())
+    return lambda: remove_hook_from_module(module)
+
+
+PUTS = {
+    put_hook: "a hook",
+    put_pre_hook: "a hook",
+    put_forward: "a forward of its own",
+    put_accelerate_hook: "accelerate's ModelHook",
+}
+
+
+@pytest.mark.parametrize("put", PUTS, ids=lambda put: put.__name__)
 @pytest.mark.parametrize("family, path", [(family, path) for family in BYPASSED for path in BYPASSED[family]])
 def test_code_on_a_module_that_never_runs_is_refused_by_name(family, path, put):
     base = tiny_base(family)
     model = wrap(base)
     take_off = put(base.get_submodule(path))
-    what = "a forward of its own" if put is put_forward else "a hook"
+    what = PUTS[put]
     with pytest.raises(ValueError, match=f"the base has {what} at '{path or 'its top'}'.*take it off"):
         wrap(base)
     for _ in range(2):
@@ -280,6 +306,13 @@ def test_code_on_a_module_that_never_runs_is_refused_by_name(family, path, put):
             model(token_ids())
     take_off()
     check_follows(model, base)
+
+
+def test_layers_that_are_loaded_as_a_whole_are_refused():
+    base = tiny_base()
+    cpu_offload(base, execution_device="cpu", preload_module_classes=["LlamaDecoderLayer"])
+    with pytest.raises(ValueError, match="accelerate's AlignDevicesHook at 'model.layers.0'"):
+        wrap(base)
 
 
 def test_a_refused_base_is_left_as_it_was():
