@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -14,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+HALF = (torch.bfloat16, torch.float16)
 
 
 def attention_function(
@@ -46,8 +48,9 @@ def scaled_dot_product(queries: Tensor, keys: Tensor, values: Tensor, mask: Tens
     rows, heads, tokens, size = queries.shape
     groups = keys.shape[1]
     causal = mask is None and tokens > 1
-    if tokens == 1 and heads != groups:
-        # The heads of a group become the queries of one head: no key or value is repeated.
+    if tokens == 1 and heads != groups and queries.dtype not in HALF:
+        # The heads of a group become the queries of one head: no key or value is repeated. In half precision that would
+        # round otherwise than the base does, which shows where two tokens are nearly equally likely.
         queries = queries.reshape(rows, groups, heads // groups, size)
     out = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=queries.shape[1] != groups

@@ -3,8 +3,9 @@
 This is the only file that knows where a base keeps its parts; `families.py` has the names.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from .actions import DEFAULT_TABLE, FULL, ActionTable
+from .base_watch import Watch, check_bypassed
 from .blocks import Block
 from .bridges import Bridges
 from .cache import AneeCache
@@ -28,22 +30,41 @@ from .rotary import Rotation, prepare_rotation
 class BaseStack:
     """The parts of a base causal LM, by reference; nothing is copied.
 
+    What it gives holds for the base as it was when it was last prepared.
+
     Raises:
         ValueError: an unknown family, or a variant or attention implementation that is not supported.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
+        self.blocks: list[Block] = []
+        self.prepare()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Take the base apart: find its parts, join weights and settle how everything is run, so that calls check nothing.
+
+        Needed once, and again when `changed` says so.
+
+        Raises:
+            ValueError: what can't be run as the base would, or code of others on a module that never runs.
+        """
+        base, self._watch = self.base, None  # half taken apart is changed, too
         self.config = base.config
         self.family = family = family_of(base)
         decoder = base.get_submodule(family.decoder)
         layers: Any = decoder.get_submodule(family.layers)
+        bypassed = check_bypassed(base, called_modules(base, family))
+        if self.blocks and len(layers) != len(self.blocks):
+            raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
         self.blocks = [Block(layer, family, base.config, index) for index, layer in enumerate(layers)]
-        self.embed_tokens = base.get_input_embeddings()
+        self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
         self.final_norm = _in_turn(self._head_modules)
-        self.lm_head = head_function(base.get_output_embeddings(), base.config, family)
-        self._head_modules.append(base.get_output_embeddings())
+        self.lm_head = head_function(head, base.config, family)
+        self._head_modules.append(head)
         self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
         self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
         self._positions = position_function(decoder, family)
@@ -53,6 +74,13 @@ class BaseStack:
         types = {block.layer_type for block in self.blocks}
         slides = "sliding_attention" in types or (types == {None} and getattr(base.config, "sliding_window", None) is not None)
         self._window = base.config.sliding_window if slides else math.inf  # keys that every layer sees
+        parts = [self.embed_tokens, *self._head_modules, *(part for block in self.blocks for part in block.parts)]
+        self._watch = Watch(base, [*bypassed, *(module for block in self.blocks for module in block.bypassed)], parts)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the base is no longer what was taken apart."""
+        return self._watch is None or self._watch.changed()
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
@@ -138,6 +166,34 @@ class BaseStack:
                 else "attention_mask=dict is not allowed: the layers of this base share one mask"
             )
         return [masks[str(block.layer_type)] for block in self.blocks]
+
+
+def called_modules(base: PreTrainedModel, family: Family) -> set[nn.Module]:
+    """The modules that are run, themselves or by what stands in for them; what holds them is not."""
+    decoder = base.get_submodule(family.decoder)
+    tops = (family.final_norm, family.project_in, family.project_out, family.rotary, family.position_embeddings)
+    called = {base.get_input_embeddings(), base.get_output_embeddings(), *_find_all(decoder, tops)}
+    for layer in decoder.get_submodule(family.layers).children():
+        called.update(_find_all(layer, _called_in_layer(family)))
+    return called
+
+
+def _called_in_layer(family: Family) -> list[str | None]:
+    names = *family.qkv, family.output, family.query_norm, family.key_norm
+    inside = [name and f"{family.attention}.{name}" for name in names]
+    feed_forward = [family.feed_forward] if isinstance(family.feed_forward, str) else family.feed_forward
+    norms = family.attention_norm, family.attention_output_norm, family.feed_forward_norm, family.feed_forward_output_norm
+    return [*inside, *feed_forward, *norms]
+
+
+def _find_all(parent: nn.Module, names: Iterable[str | None]) -> list[nn.Module]:
+    """Those of the modules that are there: what was put in a module's place may have no such parts."""
+    found = []
+    for name in names:
+        if name is not None:
+            with contextlib.suppress(AttributeError):
+                found.append(parent.get_submodule(name))
+    return found
 
 
 def running_device(base: PreTrainedModel) -> torch.device:

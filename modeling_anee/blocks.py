@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .attention import attention_function
+from .base_watch import is_untouched
 from .families import Family
-from .projections import GroupedLinear, JointLinear, is_plain
+from .projections import GroupedLinear, JointLinear, is_plain, out_features
 from .rotary import Rotation, rotate_function
 
 
@@ -39,7 +40,7 @@ class Block:
         self.heads = config.num_attention_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         projections = [attention.get_submodule(name) for name in family.qkv]
-        self.kv_heads = (JointLinear(projections).out_features // self.head_size - self.heads) // 2
+        self.kv_heads = (sum(map(out_features, projections)) // self.head_size - self.heads) // 2
         self.grouped = family.qkv_layout == "grouped"
         self.qkv = GroupedLinear(projections[0], self.kv_heads) if self.grouped else JointLinear(projections)
         # Outputs of `qkv` (of each group of them, when grouped) that are queries.
@@ -56,6 +57,11 @@ class Block:
         self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
         self.key_norms = _present(None if after else attention_norm, key_norm)
         self.mlp_norms = _present(mlp_norm, mlp_output_norm)
+        gated_parts = _gated_parts(mlp, family)
+        # Modules that are called or stood in for, and a feed-forward of which only the parts are.
+        self.parts = [*projections, output, *self.attention_norms, *self.mlp_norms]
+        self.parts += gated_parts or (mlp.children() if isinstance(family.feed_forward, tuple) else [mlp])
+        self.bypassed = [mlp] if gated_parts else []
 
         multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
         softcap = getattr(config, family.softcap_field) if family.softcap_field else None
@@ -67,7 +73,7 @@ class Block:
         self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
         self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
         self._output = branch_function(output, output_norm, multiplier)
-        self._feed_forward = branch_function(feed_forward_function(mlp, family), mlp_output_norm, multiplier)
+        self._feed_forward = branch_function(feed_forward_function(mlp, gated_parts), mlp_output_norm, multiplier)
 
     @property
     def keys_values_share(self) -> float:
@@ -143,7 +149,7 @@ def norm_function(norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
     """`norm` itself, or one fused kernel where torch has one with the same result; nothing without a norm."""
     if norm is None:
         return nn.Identity()
-    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and not hasattr(norm, "_hf_hook") else norm
+    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and is_untouched(norm) else norm
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
@@ -198,14 +204,20 @@ def feed_forward_module(layer: nn.Module, family: Family) -> nn.Module:
     return nn.Sequential(*(layer.get_submodule(name) for name in family.feed_forward))
 
 
-def feed_forward_function(mlp: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
-    """`mlp` itself, or the same with gate and up projections in one kernel."""
-    if family.gated is None:
+def _gated_parts(mlp: nn.Module, family: Family) -> list[nn.Module]:
+    """Gate, up and down projections and activation of a feed-forward that may be run by its parts; none of any other."""
+    names = () if family.gated is None else (*family.gated, family.activation)
+    children = dict(mlp.named_children())
+    parts = [children[name] for name in names if name in children]
+    return parts if len(parts) == 4 and is_untouched(mlp) and is_plain(parts[0]) and is_plain(parts[1]) else []
+
+
+def feed_forward_function(mlp: nn.Module, gated_parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """`mlp` itself or, by its parts, the same with gate and up projections in one kernel."""
+    if not gated_parts:
         return mlp
-    gate, up, down = (mlp.get_submodule(name) for name in family.gated)
-    if not (is_plain(gate) and is_plain(up)):
-        return mlp
-    return partial(gated, JointLinear([gate, up]), mlp.get_submodule(family.activation), down)
+    gate, up, down, activation = gated_parts
+    return partial(gated, JointLinear([gate, up]), activation, down)
 
 
 def gated(gate_up: JointLinear, activation: nn.Module, down: nn.Module, x: Tensor) -> Tensor:

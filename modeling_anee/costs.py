@@ -4,7 +4,8 @@ Two units: `"flops"` (of the linear maps, per token) and `"bytes"` (of weights r
 for). Attention scores are left out of both: they depend on the context length and are saved in the same proportion.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,14 +15,33 @@ from torch import Tensor, nn
 from .actions import DEFAULT_TABLE, FULL, NONE, PROCESS, Action, ActionTable
 from .blocks import Block
 from .bridges import Bridges
+from .packed import is_packed, shape, stored_bytes
 
 
 def work(modules: Iterable[nn.Module], unit: str) -> float:
-    """FLOPs per token of the linear maps in `modules`, or bytes of all their parameters."""
-    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
-    if unit == "bytes":
-        return float(sum(p.numel() * p.element_size() for p in parameters))
-    return float(sum(2 * p.numel() for p in parameters if p.dim() > 1))
+    """FLOPs per token of the linear maps in `modules`, or bytes of all their weights."""
+    parts = {id(part): part for module in modules for part in _parts(module)}.values()
+    return float(sum(map(_bytes if unit == "bytes" else _flops, parts)))
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Parameter | nn.Module]:
+    """Parameters, and the linear maps whose weights can't be read."""
+    if is_packed(module):
+        yield module
+        return
+    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
+    for child in module.children():
+        yield from _parts(child)
+
+
+def _bytes(part: nn.Parameter | nn.Module) -> int:
+    return stored_bytes(part) if isinstance(part, nn.Module) else part.numel() * part.element_size()
+
+
+def _flops(part: nn.Parameter | nn.Module) -> int:
+    if isinstance(part, nn.Module):
+        return 2 * math.prod(shape(part))
+    return 2 * part.numel() if part.dim() > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,29 @@ fingerprint, while a fine-tuned copy has not.
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .packed import is_ordinary, is_packed, shape
 
 
 SAMPLED_TENSORS = 96
 EQUAL_SHARE = 0.75  # of the samples; a cast by way of another dtype changes hardly any
 TOLERANCE = 2.0**-7  # one unit in the last place of bfloat16, relative
 UNDERFLOW = 2.0**-14  # smallest normal number of float16
-MISSING = "none"  # a weight that is not in memory, or not a floating-point number
+MISSING = "none"  # a weight that is not in memory, or can't be read as a number
 
 
 def fingerprint(base: nn.Module) -> str:
     """`"<hash of names and shapes>-<sampled weights, four hex digits each>"`."""
-    shapes = [(name, tuple(p.shape)) for name, p in base.named_parameters()]
+    weights = list(_weights(base))
+    shapes = [(name, size) for name, size, _ in weights]
     digest = hashlib.sha256(repr([type(base).__name__, shapes]).encode()).hexdigest()[:16]
-    samples = "".join(_sample(parameter, number) for number, parameter in enumerate(_sampled_tensors(base)))
+    count = min(SAMPLED_TENSORS, len(weights))
+    sampled = [weights[i * (len(weights) - 1) // max(count - 1, 1)][2] for i in range(count)]
+    samples = "".join(_sample(weight, number) for number, weight in enumerate(sampled))
     return f"{digest}-{samples}"
 
 
@@ -56,18 +62,37 @@ def difference(first: str, second: str) -> str:
     return f"{sum(a != b for a, b in words)} of {len(words)} sampled weights differ"
 
 
-def _sampled_tensors(base: nn.Module) -> list[torch.Tensor]:
-    tensors = [parameter for _, parameter in base.named_parameters()]
-    count = min(SAMPLED_TENSORS, len(tensors))
-    return [tensors[i * (len(tensors) - 1) // max(count - 1, 1)] for i in range(count)]
+def _weights(base: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor | None]]:
+    """Name and shape of every weight, and the weight, if it can be read; a packed linear map counts as what it was made of."""
+    seen: set[int] = set()
+    tied = getattr(base, "all_tied_weights_keys", {})  # a head that was packed is no longer the embeddings
+    for path, module in base.named_modules():
+        if id(module) in seen:
+            continue
+        if is_packed(module):
+            seen.update(map(id, module.modules()))
+            if f"{path}.weight" not in tied:
+                yield f"{path}.weight", shape(module), None
+            if _has_bias(module):
+                yield f"{path}.bias", shape(module)[:1], None
+            continue
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}".removeprefix("."), tuple(parameter.shape), parameter
 
 
-def _sample(parameter: torch.Tensor, number: int) -> str:
+def _has_bias(module: nn.Module) -> bool:
+    bias = getattr(module, "bias", None)  # torch's own quantised layers have a method of that name
+    return (bias() if callable(bias) else bias) is not None
+
+
+def _sample(weight: Tensor | None, number: int) -> str:
     """One weight, from a place that differs between tensors, as four hex digits of bfloat16."""
-    if parameter.is_meta or not parameter.is_floating_point():
+    if weight is None or weight.is_meta or not is_ordinary(weight):
         return MISSING
-    place = [(size * (2 * number + 1) // (2 * SAMPLED_TENSORS)) % size for size in parameter.shape]
-    value = parameter.detach()[tuple(place)].to("cpu", torch.bfloat16)
+    place = [(size * (2 * number + 1) // (2 * SAMPLED_TENSORS)) % size for size in weight.shape]
+    value = weight.detach()[tuple(place)].to("cpu", torch.bfloat16)
     return f"{int(value.view(torch.int16)) & 0xFFFF:04x}"
 
 

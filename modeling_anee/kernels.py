@@ -23,6 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or x.numel() > FEW_TOKENS * x.shape[-1]
         or not (x.is_cpu and x.dtype == weight.dtype == torch.float32 and weight.is_contiguous())
         or (torch.is_grad_enabled() and x.requires_grad)  # the kernel has no gradient
+        or torch.is_autocast_enabled("cpu")  # nor does it know autocast
     ):
         return F.linear(x, weight, bias)
     return _onednn_linear(x, weight, bias, "none", [], "")

@@ -27,6 +27,7 @@ from .controller import Controller
 from .controllers import build_controller
 from .execution_log import account_of, execution_log
 from .executor import Executor
+from .fingerprint import fingerprint, same_base
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation import AneeGenerationMixin
 from .generation_state import generation_of
@@ -237,9 +238,22 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
                 "the configuration names no base model, so what is saved could not be loaded: save the base, and pass "
                 "base_model_name_or_path=... (a folder or a Hub name) to from_base, or set it in the model's config"
             )
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone, in the base or not
+            state = kwargs.get("state_dict") or self._own_state()
+            kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("base.")}
+        if not same_base(self.config.base_fingerprint, fingerprint(self.base)):
+            logger.warning_once(
+                "the base is other than the one that the configuration names (changed weights, or adapters in it), and an "
+                "artifact holds nothing of it: save what was changed with the library that changed it"
+            )
         super().save_pretrained(save_directory, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The state without the base's, which is not made: that may unpack weights."""
+        own = ((name, module) for name, module in self.named_children() if name != "base")
+        return {f"{name}.{key}": value for name, module in own for key, value in module.state_dict().items()}
 
     def attach_base(self, base: PreTrainedModel) -> None:
         """Hold a base by reference, frozen and in eval mode.
@@ -249,23 +263,41 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         """
         check_base(base)
         check_device_map(base)
-        stack = BaseStack(base)
         for name in ("num_hidden_layers", "hidden_size"):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
             if expected != found:
                 raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
-        base.requires_grad_(False)
-        base.eval()
-        base.config._name_or_path = ""  # a local path would be written into our config.json
+        self.stack = _taken_apart(base)
         self.base = base
-        self.stack = stack
-        self.costs = stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
-        upgrade(self.config, self.costs.head)
-        self.controller.bind(self.costs)
         self.controller.to(self.device)
         self.bridges.to(self.device)
-        self.executor = Executor(stack, self.controller, self.bridges, self.costs, self.config.table)
-        self._adopt(base)
+        self._bind()
+        self._adopt_generation_config(base)
+
+    def prepare(self) -> None:
+        """Take the base apart again if it is no longer what it was; every forward asks first.
+
+        So these count from the next forward on: a base that was moved, cast or offloaded, other weights, biases, modules (LoRA
+        of PEFT, say), hooks, embeddings or heads, another attention implementation. The modules that hold those parts (layers,
+        attention, the decoder, the base itself) are never called, so hooks or forwards of others are refused there.
+
+        Raises:
+            ValueError: what can't be run as the base would; says what and where.
+        """
+        if self.base is not self.stack.base:
+            raise ValueError("the attribute base was set to another model, which has no effect: use attach_base(base)")
+        if self.stack.changed:
+            self.stack.prepare()
+            self._bind()
+
+    @torch.inference_mode(False)
+    def _bind(self) -> None:
+        """Tell everything of ours what the base's parts are and cost."""
+        self.costs = self.stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
+        upgrade(self.config, self.costs.head)
+        self.controller.bind(self.costs)
+        self.executor = Executor(self.stack, self.controller, self.bridges, self.costs, self.config.table)
+        self._adopt(self.base)
 
     def _adopt(self, base: Any) -> None:
         """Take over what transformers wants to know of the whole model from the base."""
@@ -273,13 +305,15 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
         self._no_split_modules = set(base._no_split_modules or ())
         self._skip_keys_device_placement = set(base._skip_keys_device_placement or ())
-        self._keys_to_ignore_on_save = {f"base.{key}" for key in base.state_dict()}
+        self._keys_to_ignore_on_save = {f"base.{name}" for name in _saved_names(base)}
         for plan in ("_tp_plan", "_pp_plan", "_ep_plan", "_fsdp_plan"):
             entries = getattr(base, plan, None) or {}
             setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
-        # An artifact's generation config stays, and the base's fills in what it leaves open; without one, all is the base's.
+
+    def _adopt_generation_config(self, base: Any) -> None:
+        """An artifact's generation config stays, the base's fills in what it leaves open; without one, all is the base's."""
         defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
         has_own = not self.generation_config._from_model_config
         self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
@@ -309,6 +343,28 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The base's head."""
         return self.base.get_output_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Give the base other token embeddings."""
+        self.base.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Give the base another head."""
+        self.base.set_output_embeddings(new_embeddings)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Give the base another attention implementation.
+
+        Raises:
+            ValueError: one that this base, or we, can't run; it then keeps what it has.
+        """
+        before = self.base.config._attn_implementation
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        try:
+            self.prepare()
+        except ValueError:
+            super().set_attn_implementation(before)
+            raise
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused: the base is not ours to change, and the change would not be saved."""
@@ -366,6 +422,7 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             TypeError: a keyword that nobody knows.
             ValueError: a bad value.
         """
+        self.prepare()
         for_loss = loss_keywords(kwargs, position_ids)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_attentions:
@@ -447,6 +504,31 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
         )
         return logits + logits.new_zeros((), requires_grad=True)
+
+
+def _taken_apart(base: PreTrainedModel) -> BaseStack:
+    """A base in its parts, frozen and in eval mode; one that is refused is left as it was."""
+    trained, path = [parameter for parameter in base.parameters() if parameter.requires_grad], base.config._name_or_path
+    base.requires_grad_(False)
+    base.config._name_or_path = ""  # a local path would be written into our config.json
+    try:
+        stack = BaseStack(base)
+    except ValueError:
+        base.config._name_or_path = path
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    base.eval()
+    return stack
+
+
+def _saved_names(base: nn.Module) -> Iterator[str]:
+    """Names of what a model's state has; the state itself is not made, since that may unpack weights."""
+    for path, module in base.named_modules(remove_duplicate=False):
+        buffers = {name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set}
+        for name, value in (module._parameters | buffers).items():
+            if value is not None:
+                yield f"{path}.{name}".removeprefix(".")
 
 
 def register() -> None:

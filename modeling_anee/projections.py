@@ -2,7 +2,7 @@
 
 Projections that share an input run as one: their weights are moved into one storage, of which the base's own
 parameters become views, so memory, values and `state_dict` stay the same. A module that must run itself
-(quantised, offloaded, hooked) is simply called.
+(quantised, offloaded, hooked, trained) is simply called. All this is settled when a map is made: calls check nothing.
 """
 
 from itertools import accumulate
@@ -12,14 +12,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .base_watch import is_untouched
 from .kernels import linear
+from .packed import is_ordinary
 
 
 def is_plain(module: Any) -> bool:
-    """Whether `module` is a linear map whose weights are present and unhooked, so they may be used directly."""
-    if not (type(module) in (nn.Linear, Conv1D) or _is_plain_falcon(module)) or not module.weight.is_floating_point():
+    """Whether `module` is a linear map whose frozen weights are present and unhooked, so they may be used directly."""
+    if not (type(module) in (nn.Linear, Conv1D) or _is_plain_falcon(module)) or not is_untouched(module):
         return False
-    return not (hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks or module.weight.is_meta)
+    present = [weight for weight in (module.weight, module.bias) if weight is not None]
+    return all(is_ordinary(weight) and not weight.is_meta and not weight.requires_grad for weight in present)
 
 
 def _is_plain_falcon(module: nn.Module) -> bool:
@@ -28,32 +31,42 @@ def _is_plain_falcon(module: nn.Module) -> bool:
 
 
 def out_features(module: Any) -> int:
-    """Output width of a linear-like module."""
-    return module.nf if isinstance(module, Conv1D) else module.out_features
+    """Output width of a linear-like module.
+
+    Raises:
+        ValueError: it has none.
+    """
+    width = module.nf if isinstance(module, Conv1D) else getattr(module, "out_features", None)
+    if width is None:
+        raise ValueError(f"a projection of the class {type(module).__name__} is not supported: it says no out_features")
+    return width
 
 
 class JointLinear:
     """Linear modules that share an input: [..., in] -> [..., sum of their outputs].
 
-    The weights are joined when first used, and again after the base was moved, cast or copied.
+    Made anew after the base was moved, cast or otherwise changed.
     """
 
     def __init__(self, modules: list[Any]) -> None:
         self.modules = modules
         self._ends = list(accumulate(out_features(module) for module in modules))
-        self._pointers: list[int] | None = None
         self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
         self._bias: torch.Tensor | None = None  # [out]
+        self._join()
 
     @property
     def out_features(self) -> int:
         """Width of all outputs."""
         return self._ends[-1]
 
+    @property
+    def runs_modules(self) -> bool:
+        """Whether the modules are called, not stood in for."""
+        return self._weight is None
+
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
-        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
-            self._join()
         if self._weight is None:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
@@ -64,9 +77,9 @@ class JointLinear:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
         stop = self._ends[-1] if stop is None else stop
         needed, begin = 0, 0
-        for module, end in zip(self.modules, self._ends, strict=True):
+        for end in self._ends:
             overlap = max(min(stop, end) - max(start, begin), 0)
-            needed += overlap if is_plain(module) else (end - begin) * (overlap > 0)
+            needed += (end - begin) * (overlap > 0) if self.runs_modules else overlap
             begin = end
         return needed / self._ends[-1]
 
@@ -78,10 +91,9 @@ class JointLinear:
             begin = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
-    @torch.inference_mode(False)  # else a first use in inference mode would make the base's parameters unfit for training
+    @torch.inference_mode(False)  # else joining in inference mode would make the base's parameters unfit for training
     @torch.no_grad()
     def _join(self) -> None:
-        self._weight = self._bias = None
         first = self.modules[0]
         if len(self.modules) == 1 and is_plain(first):
             self._weight = first.weight.t() if isinstance(first, Conv1D) else first.weight
@@ -90,7 +102,6 @@ class JointLinear:
             self._weight = _share_storage([module.weight for module in self.modules])
             if first.bias is not None:
                 self._bias = _share_storage([module.bias for module in self.modules])
-        self._pointers = [module.weight.data_ptr() for module in self.modules]
 
     def _can_join(self) -> bool:
         first = self.modules[0]
@@ -113,8 +124,6 @@ class GroupedLinear(JointLinear):
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
-        if self._pointers != [module.weight.data_ptr() for module in self.modules]:
-            self._join()
         if self._weight is None or (start == 0 and stop is None):
             return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
         # A strided view of the weight, one matrix per group: nothing is copied.
@@ -129,7 +138,7 @@ class GroupedLinear(JointLinear):
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` of every group need."""
         size = self.out_features // self.groups
-        return (min(size if stop is None else stop, size) - start) / size if is_plain(self.modules[0]) else 1.0
+        return 1.0 if self.runs_modules else (min(size if stop is None else stop, size) - start) / size
 
 
 def _share_storage(parameters: list[nn.Parameter]) -> torch.Tensor:

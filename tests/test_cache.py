@@ -32,7 +32,7 @@ program = st.lists(operations, min_size=1, max_size=14)
 
 @functools.cache
 def stack_of(family: str) -> BaseStack:
-    return BaseStack(tiny_base(family))
+    return BaseStack(tiny_base(family).requires_grad_(False))
 
 
 class CountingBlock:

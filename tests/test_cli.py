@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import modeling_anee
 from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
-from modeling_anee.evaluation import memory
 from modeling_anee.cli.model import check_device, load
 from modeling_anee.data import smollm2
+from modeling_anee.evaluation import memory
 
 from .tiny import BRIDGES, VOCABULARY, tiny_base, wrap
 

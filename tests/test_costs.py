@@ -35,7 +35,7 @@ def inputs(stack: BaseStack, tokens: int = 5):
 @pytest.mark.parametrize("unit", COST_UNITS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processing_everything_costs_one(family, unit):
-    costs = BaseStack(tiny_base(family)).measure_costs(unit)
+    costs = BaseStack(tiny_base(family).requires_grad_(False)).measure_costs(unit)
     assert float(costs.layers[:, PROCESS].sum()) + costs.head == pytest.approx(1.0, abs=1e-12)
     assert costs.layers.shape == (LAYERS, len(DEFAULT_TABLE)) and costs.layers.dtype == torch.float64
     assert (costs.layers > 0).all() and costs.unit == unit
@@ -45,7 +45,7 @@ def test_processing_everything_costs_one(family, unit):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
-    stack = BaseStack(tiny_base(family))
+    stack = BaseStack(tiny_base(family).requires_grad_(False))
     costs = stack.measure_costs("flops")
     hidden, rotation = inputs(stack)
     tokens = hidden.shape[0] * hidden.shape[1]
@@ -89,7 +89,7 @@ def test_the_trace_tells_the_flops_where_tokens_differ(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_are_those_of_the_parameters(family):
     base = tiny_base(family)
-    stack = BaseStack(base)
+    stack = BaseStack(base.requires_grad_(False))
     costs = stack.measure_costs("bytes")
     embeddings = [base.get_input_embeddings(), base.get_output_embeddings(), stack.final_norm]
     if family == "gpt2":
@@ -105,7 +105,7 @@ def test_bytes_are_those_of_the_parameters(family):
 @pytest.mark.parametrize("unit", COST_UNITS)
 def test_shares_do_not_depend_on_the_dtype(unit):
     base = tiny_base()
-    full = BaseStack(base).measure_costs(unit)
+    full = BaseStack(base.requires_grad_(False)).measure_costs(unit)
     half = BaseStack(base.to(torch.bfloat16)).measure_costs(unit)
     torch.testing.assert_close(half.layers, full.layers)
     assert half.head == pytest.approx(full.head)

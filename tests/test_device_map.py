@@ -36,10 +36,13 @@ def check_same(model: AneeForCausalLM, expected: AneeForCausalLM) -> None:
 
 @pytest.mark.parametrize("family, where", [*((family, "cpu") for family in CONFIGS), ("llama", "disk"), ("gpt2", "disk")])
 def test_a_base_offloaded_after_wrapping(family, where, tmp_path):
-    model = wrap(tiny_base(family), **PLANS)
-    model(token_ids())  # joins projections, which offloading must not leave behind
+    model, ids = wrap(tiny_base(family), **PLANS), token_ids()
+    exact = model(ids, energy_budget=1.0).logits
     offload(model.base, where, tmp_path / "offload")
-    check_same(model, wrap(tiny_base(family), **PLANS))
+    torch.testing.assert_close(model(ids, energy_budget=1.0).logits, exact)
+    other = tiny_base(family)
+    offload(other, where, tmp_path / "other")
+    check_same(model, wrap(other, **PLANS))  # costs as well: a fused projection now runs whole
     assert all(parameter.is_meta for parameter in model.base.parameters())
 
 

@@ -181,7 +181,7 @@ def flops(function, *args) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_are_what_blocks_run(name):
     base = tiny_base(name, "eager")
-    stack, tokens = BaseStack(base), 5
+    stack, tokens = BaseStack(base.requires_grad_(False)), 5
     costs = stack.measure_costs("flops")
     hidden = torch.randn(1, tokens, base.config.hidden_size)
     rotations = stack.rotations(hidden, torch.arange(tokens).unsqueeze(0))
@@ -203,7 +203,7 @@ def test_bytes_are_those_of_the_decoder_layers(name):
     base = tiny_base(name, "eager")
     family = family_of(base)
     layers = base.get_submodule(family.decoder).get_submodule(family.layers)
-    costs = BaseStack(base).measure_costs("bytes")
+    costs = BaseStack(base.requires_grad_(False)).measure_costs("bytes")
     own = sum(p.numel() * p.element_size() for p in layers.parameters())
     assert float(costs.layers[:, PROCESS].sum()) * costs.total == pytest.approx(own)
     assert len(costs.layers) == LAYERS and (costs.layers[:, SKIP] < costs.layers[:, PROCESS]).all()
@@ -213,7 +213,7 @@ def test_bytes_are_those_of_the_decoder_layers(name):
 def test_keys_and_values_of_a_grouped_projection_are_the_same_bits_of_weights(name):
     """They come from a view of the base's weight: nothing is copied, and a change of the weight is seen."""
     base = tiny_base(name)
-    block = BaseStack(base).blocks[0]
+    block = BaseStack(base.requires_grad_(False)).blocks[0]
     hidden = torch.randn(2, 3, 32)
     whole = block.queries_keys_values(hidden, None)
     torch.testing.assert_close((block.queries(hidden, None), *block.keys_values(hidden, None)), whole, **CLOSE)

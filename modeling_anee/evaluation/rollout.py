@@ -14,6 +14,7 @@ from ..positions import token_places
 
 def begin(model: AneeForCausalLM, ids: Tensor) -> tuple[Tensor, Step]:
     """Token ids int64 [B, T] -> hidden states [B, T, D] that enter the first layer, and the step to run them in."""
+    model.prepare()
     stack = model.stack
     rows, tokens = ids.shape
     positions = stack.positions(None, 0, tokens, ids.device)
