@@ -186,7 +186,7 @@ def test_6_translators_are_charged_once_where_they_run(family):
     bare = wrap(tiny_base(family), plans=["PSEE"]).costs.layers[:, SKIP]
     torch.testing.assert_close(skip, bare + bridge)
     torch.testing.assert_close(leave, bare + translator * torch.tensor([0.0, 0.0, 0.0, 1.0]))
-    expected = float(process[0] + bare[1:].sum()) + bridge + translator
+    expected = float(process[0] + bare[1:].sum()) + bridge + translator + model.costs.head
     assert trace.cost[0, 1:].tolist() == pytest.approx([expected] * 11)
 
 
