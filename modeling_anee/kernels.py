@@ -1,29 +1,175 @@
-"""Kernels that torch has twice: for each shape the one that was measured to be faster, with the same result.
+"""Kernels that torch has twice: for each shape the one that was measured to be faster here, with the same result.
 
-Measured with torch 2.13 on 2 CPU cores (AVX2), float32. `F.linear` goes to a matrix-vector routine that uses one core;
-oneDNN's uses all. For 3072 x 576 and one token that is 0.40 ms instead of 0.72, for a head of 49152 x 576 6.8 instead
-of 11.3; from about 100 tokens, and for less than 2048 outputs, they are the same.
+On a CPU `F.linear` in float32 goes to one library and oneDNN to another. Which wins depends on the machine, the shape and
+the number of rows: by 3 for every shape on one CPU, not at all on another. So it is measured when a base is prepared, once
+per machine, and kept in the cache folder, by CPU, torch and number of threads. `ANEE_KERNELS=default` measures nothing.
 """
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
+
+from .folders import cache_folder
 
 
-WIDE = 2048  # outputs from which oneDNN's kernel is faster
-FEW_TOKENS = 64  # tokens up to which it is
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
+
+KERNELS_VARIABLE = "ANEE_KERNELS"
+ROWS = (1, 4, 16, 64, 512)  # numbers of rows that are measured; one in between runs as the next of them
+LARGEST = 1 << 31  # multiplications of one measurement; shapes and rows with more run as the last measured
+SMALLEST = 1 << 16  # weights from which a shape is worth measuring
+REPEATS = 5
+PATIENCE = 0.5  # seconds for one shape
+WIDE, FEW_TOKENS = 2048, 64  # without a measurement: oneDNN for at least so many outputs and at most so many rows
+TORCH, ONEDNN = "torch", "onednn"
 _onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`: x [..., in], weight [out, in], bias [out] -> [..., out]."""
-    if (
-        _onednn_linear is None
-        or len(weight) < WIDE
-        or x.numel() > FEW_TOKENS * x.shape[-1]
-        or not (x.is_cpu and x.dtype == weight.dtype == torch.float32 and weight.is_contiguous())
-        or (torch.is_grad_enabled() and x.requires_grad)  # the kernel has no gradient
-        or torch.is_autocast_enabled("cpu")  # nor does it know autocast
-    ):
-        return F.linear(x, weight, bias)
-    return _onednn_linear(x, weight, bias, "none", [], "")
+class LinearKernel:
+    """`F.linear` with a fixed weight [out, in] and bias [out]: x [..., in] -> [..., out], by the kernel of its shape."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._limits = limits_of(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] for inputs [..., in]."""
+        low, high = self._limits
+        rows = x.numel() // x.shape[-1]
+        if (
+            not low <= rows <= high
+            or (torch.is_grad_enabled() and x.requires_grad)  # the kernel has no gradient
+            or torch.is_autocast_enabled("cpu")  # nor does it know autocast
+            or x.dtype != torch.float32
+        ):
+            return F.linear(x, self.weight, self.bias)
+        return _onednn_linear(x, self.weight, self.bias, "none", [], "")  # type: ignore[misc]
+
+
+def limits_of(weight: Tensor) -> tuple[int, int]:
+    """The fewest and the most rows for which oneDNN's kernel is the faster one; (1, 0) where it is not to be used."""
+    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
+    if _onednn_linear is None or not usable or weight.dim() != 2:
+        return 1, 0
+    outputs, inputs = weight.shape
+    if weight.numel() < SMALLEST or os.environ.get(KERNELS_VARIABLE) == "default":
+        return (1, FEW_TOKENS) if outputs >= WIDE else (1, 0)
+    return _table().limits(outputs, inputs)
+
+
+class KernelTable:
+    """What was measured on this machine: by shape, the kernel for each number of `ROWS`.
+
+    Args:
+        file: where it is kept; None for nowhere.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.fastest: dict[str, list[str]] = _read(file)
+
+    def limits(self, outputs: int, inputs: int) -> tuple[int, int]:
+        """The fewest and the most rows for which oneDNN's kernel is the faster one of a shape; measured if it is new."""
+        shape = f"{outputs}x{inputs}"
+        if shape not in self.fastest:
+            self.fastest[shape] = measure(outputs, inputs)
+            self._write()
+        return span(self.fastest[shape])
+
+    def _write(self) -> None:
+        """Keep what is known, together with what others have found meanwhile."""
+        if self.file is None:
+            return
+        part = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(_read(self.file) | self.fastest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(part, self.file)
+        except OSError as error:
+            logger.warning_once(f"which kernels are fastest can't be kept in {self.file}, and is measured anew: {error}")
+
+
+def span(fastest: list[str]) -> tuple[int, int]:
+    """The range of rows around the smallest ones in which oneDNN was faster: one switch on, one switch off."""
+    wins = [place for place, kernel in enumerate(fastest) if kernel == ONEDNN]
+    if not wins:
+        return 1, 0
+    first = last = wins[0]
+    while last + 1 in wins:
+        last += 1
+    low = 1 if first == 0 else ROWS[first - 1] + 1
+    return low, LARGEST if last == len(fastest) - 1 else ROWS[last]
+
+
+def measure(outputs: int, inputs: int) -> list[str]:
+    """The faster kernel of a shape for each number of rows; those that would take too long are as the last measured."""
+    assert _onednn_linear is not None
+    fastest: list[str] = []
+    weight, begin = torch.randn(outputs, inputs, device="cpu"), time.perf_counter()
+    for rows in ROWS:
+        too_long = rows * outputs * inputs > LARGEST or time.perf_counter() - begin > PATIENCE
+        if fastest and too_long:
+            break
+        x = torch.randn(rows, inputs, device="cpu")
+        own = best_time(lambda x=x: F.linear(x, weight))  # type: ignore[misc]
+        other = best_time(lambda x=x: _onednn_linear(x, weight, None, "none", [], ""))  # type: ignore[misc]
+        fastest.append(ONEDNN if other < own else TORCH)
+    return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
+
+
+@torch.inference_mode()
+def best_time(function: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of some calls: what disturbs a call only makes it slower."""
+    function()
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@cache
+def _table() -> KernelTable:
+    """The table of this machine."""
+    try:
+        folder = cache_folder()
+    except OSError:  # there is no place to keep anything
+        return KernelTable(None)
+    return KernelTable(folder / "kernels" / f"{machine()}.json")
+
+
+def machine() -> str:
+    """What kernels depend on, as a file name: CPU, its instructions, torch, threads."""
+    parts = [platform.machine(), cpu_name(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    text = "-".join([*parts, f"{torch.get_num_threads()}threads"])
+    return "".join(character if character.isalnum() or character in "-.+" else "_" for character in text)
+
+
+def cpu_name() -> str:
+    """The model of the CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _read(file: Path | None) -> dict[str, list[str]]:
+    """A table from a file; an empty one where there is none, or where it is no such file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {shape: kernels for shape, kernels in found.items() if isinstance(kernels, list) and len(kernels) == len(ROWS)}

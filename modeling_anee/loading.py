@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .checks import refuse_unknown
 from .configuration_anee import AneeConfig
 from .fingerprint import difference, fingerprint, same_base, short
+from .folders import cache_folder
 from .weight_files import readable_weights
 from .wrapping import check_base
 
@@ -20,7 +21,6 @@ from .wrapping import check_base
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 SEARCH_PATH_VARIABLE = "ANEE_BASE_PATH"
-CACHE_VARIABLE = "ANEE_CACHE"
 # The keyword arguments that `from_pretrained` of transformers takes (5.23 and 5.24), by whose they are.
 # About the base's weights, not about ours:
 BASE_KWARGS = (
@@ -71,22 +71,6 @@ OWN_KWARGS = (
     "from_flax",
 )
 LOADING_KWARGS = frozenset((*BASE_KWARGS, *HUB_KWARGS, *OWN_KWARGS))
-
-
-def cache_folder() -> Path:
-    """Where bases that `anee` converted are kept: `ANEE_CACHE`, by default `anee` in the user's cache folder.
-
-    Raises:
-        OSError: neither `ANEE_CACHE` nor `XDG_CACHE_HOME` is set, and the user has no home folder.
-    """
-    if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder)
-    if caches := os.environ.get("XDG_CACHE_HOME"):
-        return Path(caches) / "anee"
-    home = os.path.expanduser("~")
-    if home == "~":  # it stays as it is for a user without one
-        raise OSError(f"you have no home folder to keep a cache in: set {CACHE_VARIABLE} to a folder")
-    return Path(home) / ".cache" / "anee"
 
 
 def _folders_of_copies() -> list[str]:

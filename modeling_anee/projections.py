@@ -5,6 +5,7 @@ parameters become views, so memory, values and `state_dict` stay the same. A mod
 (quantised, offloaded, hooked, trained) is simply called. All this is settled when a map is made: calls check nothing.
 """
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .base_watch import is_untouched
-from .kernels import linear
+from .kernels import LinearKernel
 from .packed import is_ordinary
 
 
@@ -54,6 +55,8 @@ class JointLinear:
         self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
         self._bias: torch.Tensor | None = None  # [out]
         self._join()
+        self._whole = None if self._weight is None else LinearKernel(self._weight, self._bias)
+        self._parts: dict[tuple[int, int | None], LinearKernel] = {}
 
     @property
     def out_features(self) -> int:
@@ -67,11 +70,11 @@ class JointLinear:
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
-        if self._weight is None:
+        if self._whole is None:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
-            return linear(x, self._weight, self._bias)
-        return linear(x, self._weight[start:stop], None if self._bias is None else self._bias[start:stop])
+            return self._whole(x)
+        return self._part(start, stop)(x)
 
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
@@ -82,6 +85,14 @@ class JointLinear:
             needed += (end - begin) * (overlap > 0) if self.runs_modules else overlap
             begin = end
         return needed / self._ends[-1]
+
+    def _part(self, start: int, stop: int | None) -> LinearKernel:
+        """The map to outputs `start:stop`, on a view of the weight."""
+        if (start, stop) not in self._parts:
+            assert self._weight is not None
+            bias = None if self._bias is None else self._bias[start:stop]
+            self._parts[start, stop] = LinearKernel(self._weight[start:stop], bias)
+        return self._parts[start, stop]
 
     def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         outputs, begin = [], 0
@@ -113,6 +124,11 @@ class JointLinear:
             and (module.bias is None) == (first.bias is None)
             for module in self.modules
         )
+
+
+def linear_map(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear module by its weights where those may be used, else the module itself."""
+    return JointLinear([module]) if is_plain(module) else module
 
 
 class GroupedLinear(JointLinear):

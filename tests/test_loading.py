@@ -18,7 +18,8 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from modeling_anee import AneeConfig, AneeForCausalLM
 from modeling_anee.configuration_anee import FORMAT_VERSION
-from modeling_anee.loading import LOADING_KWARGS, cache_folder, find_base
+from modeling_anee.folders import cache_folder
+from modeling_anee.loading import LOADING_KWARGS, find_base
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap
 
