@@ -71,7 +71,8 @@ class Executor:
     def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
         """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
 
-        With `keep`, the hidden states that enter each layer are appended to it.
+        With `keep`, the hidden states that enter each layer are appended to it. Where any token has a limit, padding leaves as it
+        entered.
         """
         layers = len(self.stack.blocks)
         ledger = Ledger(
@@ -81,7 +82,7 @@ class Executor:
         )
         limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
         segments = self.controller.segments if limited.any() else []
-        done, previous = 0, hidden
+        entered, done, previous = hidden, 0, hidden
         for segment, (start, _) in enumerate(segments):
             hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
@@ -89,6 +90,8 @@ class Executor:
         hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
         if segments:
             hidden = self.translate(hidden, ledger.actions)
+            if step.real_tokens < step.valid.numel():  # what padding went through depends on the others in the batch
+                hidden = torch.where(_column(step.valid, hidden), hidden, entered)
         return hidden, ExecutionTrace(
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),

@@ -127,6 +127,21 @@ def test_fillers_and_padding_are_not_fed():
     assert fed == feeds.sum(dim=0).tolist() and 0 < feeds.sum() < feeds.numel()
 
 
+@pytest.mark.parametrize("gathering", [0.0, 1e30])
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_logits_at_padding_do_not_depend_on_the_batch(controller, gathering, monkeypatch):
+    """They mean nothing, but a row is what it is alone, all of it."""
+    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", gathering)
+    model, ids, others = wrap(tiny_base(), controller, **BRIDGES), token_ids(3), token_ids(3, seed=9)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[0, -2:] = 0
+    alone = model(ids[:1], attention_mask=mask[:1], energy_budget=0.6).logits
+    for mates in (ids[1:], others[1:]):
+        for budget in (0.6, [0.6, 0.9, 1.0]):
+            batch = model(torch.cat((ids[:1], mates)), attention_mask=mask, energy_budget=budget)
+            torch.testing.assert_close(batch.logits[:1], alone)
+
+
 def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
     monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(cost_unit="flops", plans=["PSSP"], keep_first_tokens=0), token_ids(2)
