@@ -72,9 +72,9 @@ def test_fields_of_a_stage_act_at_once_as_they_do_in_a_resumed_run(workshop, tmp
     run.finish("importance", {"plans": ["PSSP", "PSPP"]})
     assert run.model is not before and run.model.base is before.base
     again, ids = open_run(workshop, tmp_path, anee={"controller": "plan"}), token_ids()
-    here, there = (model(ids, energy_budget=0.6) for model in (run.model, again.model))
+    here, there = (model(ids, energy_budget=0.8) for model in (run.model, again.model))
     assert torch.equal(here.logits, there.logits) and torch.equal(here.execution.actions, there.execution.actions)
-    assert not torch.equal(here.execution.actions, before(ids, energy_budget=0.6).execution.actions)
+    assert not torch.equal(here.execution.actions, before(ids, energy_budget=0.8).execution.actions)
 
 
 def test_modules_that_new_fields_bring_are_seeded_and_others_keep_their_weights(workshop, tmp_path):
