@@ -27,7 +27,8 @@ KERNELS_VARIABLE = "ANEE_KERNELS"
 ROWS = (1, 4, 16, 64, 512)  # numbers of rows that are measured; one in between runs as the next of them
 LARGEST = 1 << 31  # multiplications of one measurement; shapes and rows with more run as the last measured
 SMALLEST = 1 << 16  # weights from which a shape is worth measuring
-REPEATS = 5
+REPEATS = 5  # of each kernel, at least, and for at least so many seconds:
+LEAST = 0.03
 PATIENCE = 0.5  # seconds for one shape
 WIDE, FEW_TOKENS = 2048, 64  # without a measurement: oneDNN for at least so many outputs and at most so many rows
 TORCH, ONEDNN = "torch", "onednn"
@@ -120,22 +121,26 @@ def measure(outputs: int, inputs: int) -> list[str]:
         if fastest and too_long:
             break
         x = torch.randn(rows, inputs, device="cpu")
-        own = best_time(lambda x=x: F.linear(x, weight))  # type: ignore[misc]
-        other = best_time(lambda x=x: _onednn_linear(x, weight, None, "none", [], ""))  # type: ignore[misc]
+        own, other = best_times(
+            lambda x=x: F.linear(x, weight),  # type: ignore[misc]
+            lambda x=x: _onednn_linear(x, weight, None, "none", [], ""),  # type: ignore[misc]
+        )
         fastest.append(ONEDNN if other < own else TORCH)
     return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
 
 
 @torch.inference_mode()
-def best_time(function: Callable[[], Tensor]) -> float:
-    """Seconds of the fastest of some calls: what disturbs a call only makes it slower."""
-    function()
-    times = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+def best_times(*functions: Callable[[], Tensor]) -> list[float]:
+    """Seconds of the fastest of some calls of each, in turn: what else runs on the machine only makes a call slower."""
+    times = [float("inf")] * len(functions)
+    begin, rounds = time.perf_counter(), 0
+    while rounds < REPEATS or time.perf_counter() - begin < LEAST:
+        for place, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            times[place] = min(times[place], time.perf_counter() - start)
+        rounds += 1
+    return times
 
 
 @cache
