@@ -25,6 +25,7 @@ from .families import Family, family_of
 from .positions import Mask
 from .projections import JointLinear, is_plain
 from .rotary import Rotation, prepare_rotation
+from .variants import variant_named
 
 
 class BaseStack:
@@ -39,6 +40,7 @@ class BaseStack:
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
         self.blocks: list[Block] = []
+        self._variants: dict[str, list[Block]] = {}
         self.prepare()
 
     @torch.inference_mode(False)
@@ -59,7 +61,8 @@ class BaseStack:
         bypassed = check_bypassed(base, called_modules(base, family))
         if self.blocks and len(layers) != len(self.blocks):
             raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
-        self.blocks = [Block(layer, family, base.config, index) for index, layer in enumerate(layers)]
+        self._layers, self._variants = list(layers), {}
+        self.blocks = self.blocks_of(FULL)
         self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
         self.final_norm = _in_turn(self._head_modules)
@@ -87,14 +90,15 @@ class BaseStack:
         return type(self), (self.base,)
 
     def blocks_of(self, variant: str) -> list[Block]:
-        """The layers in a variant.
+        """The layers in a variant; made when they are first asked for, and anew when the base is prepared again.
 
         Raises:
-            ValueError: nobody knows it.
+            ValueError: nobody knows it, or the base can't be run in it.
         """
-        if variant != FULL:
-            raise ValueError(f"variant {variant!r} is not allowed: it must be {FULL!r}")
-        return self.blocks
+        if variant not in self._variants:
+            row, config = variant_named(variant), self.base.config
+            self._variants[variant] = [Block(layer, self.family, config, n, row) for n, layer in enumerate(self._layers)]
+        return self._variants[variant]
 
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .actions import FULL
 from .attention import attention_function
 from .base_watch import is_untouched
 from .families import Family
-from .projections import GroupedLinear, JointLinear, is_plain, linear_map, out_features
+from .projections import GroupedLinear, JointLinear, is_plain, out_features
 from .rotary import Rotation, rotate_function
+from .variants import VARIANTS, Variant
 
 
 # Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.
@@ -25,9 +27,15 @@ RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qw
 
 
 class Block:
-    """Queries, keys, values, attention and feed-forward of one decoder layer."""
+    """Queries, keys, values, attention and feed-forward of one decoder layer, in one variant.
 
-    def __init__(self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int) -> None:
+    Raises:
+        ValueError: the layer can't be run in the variant.
+    """
+
+    def __init__(
+        self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int, variant: Variant = VARIANTS[FULL]
+    ) -> None:
         attention = layer.get_submodule(family.attention)
         layer_types = getattr(config, "layer_types", None)
         self.layer_type = layer_types[index] if layer_types else None
@@ -42,7 +50,7 @@ class Block:
         projections = [attention.get_submodule(name) for name in family.qkv]
         self.kv_heads = (sum(map(out_features, projections)) // self.head_size - self.heads) // 2
         self.grouped = family.qkv_layout == "grouped"
-        self.qkv = GroupedLinear(projections[0], self.kv_heads) if self.grouped else JointLinear(projections)
+        self.qkv = GroupedLinear(projections[0], self.kv_heads, variant) if self.grouped else JointLinear(projections, variant)
         # Outputs of `qkv` (of each group of them, when grouped) that are queries.
         self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
         self._rotate = rotate_function(family.rotary_interleaved)
@@ -53,7 +61,7 @@ class Block:
         mlp = feed_forward_module(layer, family)
         mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
         # What costs, beside `qkv`: output and feed-forward; norms of attention, of keys and values alone, of the feed-forward.
-        self.output, self.mlp = output, mlp
+        self.output, self.mlp = JointLinear([output], variant), mlp
         self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
         self.key_norms = _present(None if after else attention_norm, key_norm)
         self.mlp_norms = _present(mlp_norm, mlp_output_norm)
@@ -72,8 +80,15 @@ class Block:
         self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
         self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
         self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
-        self._output = branch_function(linear_map(output), output_norm, multiplier)
-        self._feed_forward = branch_function(feed_forward_function(mlp, gated_parts), mlp_output_norm, multiplier)
+        self._output = branch_function(self.output, output_norm, multiplier)
+        self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)] if gated_parts else []
+        if variant.name != FULL and not self.mlp_maps:
+            raise ValueError(
+                f"variant {variant.name!r} is not possible for the feed-forward of a {config.model_type} base as it is here: "
+                "its gate, up and down projections can't be run one by one"
+            )
+        feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3]) if gated_parts else mlp
+        self._feed_forward = branch_function(feed_forward, mlp_output_norm, multiplier)
 
     @property
     def keys_values_share(self) -> float:
@@ -221,15 +236,7 @@ def _gated_parts(mlp: nn.Module, family: Family) -> list[nn.Module]:
     return parts if len(parts) == 4 and is_untouched(mlp) and is_plain(parts[0]) and is_plain(parts[1]) else []
 
 
-def feed_forward_function(mlp: nn.Module, gated_parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """`mlp` itself or, by its parts, the same with gate and up projections in one kernel."""
-    if not gated_parts:
-        return mlp
-    gate, up, down, activation = gated_parts
-    return partial(gated, JointLinear([gate, up]), activation, linear_map(down))
-
-
-def gated(gate_up: JointLinear, activation: nn.Module, down: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def gated(gate_up: JointLinear, down: JointLinear, activation: nn.Module, x: Tensor) -> Tensor:
     """A gated feed-forward network, [..., D] -> [..., D]."""
     gate, up = gate_up(x).chunk(2, dim=-1)
     return down(activation(gate) * up)

@@ -16,6 +16,7 @@ from .actions import DEFAULT_TABLE, FULL, NONE, PROCESS, Action, ActionTable
 from .blocks import Block
 from .bridges import Bridges
 from .packed import is_packed, shape, stored_bytes
+from .projections import JointLinear
 
 
 def work(modules: Iterable[nn.Module], unit: str) -> float:
@@ -57,9 +58,9 @@ class LayerWork:
         """Count the work of a block."""
         own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
         return cls(
-            attention=work([*block.qkv.modules, block.output], unit) + _norm_work(block.attention_norms, unit),
-            keys_values=work(block.qkv.modules, unit) * block.keys_values_share + _norm_work(block.key_norms, unit),
-            feed_forward=work([block.mlp], unit) + _norm_work(own_norms, unit),
+            attention=_map_work([block.qkv, block.output], unit) + _norm_work(block.attention_norms, unit),
+            keys_values=_map_work([block.qkv], unit) * block.keys_values_share + _norm_work(block.key_norms, unit),
+            feed_forward=(_map_work(block.mlp_maps, unit) or work([block.mlp], unit)) + _norm_work(own_norms, unit),
         )
 
 
@@ -137,6 +138,13 @@ def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges:
     attention = here[action.attention].attention if attends else here[FULL].keys_values
     feed_forward = here[action.feed_forward].feed_forward if feeds else 0.0
     return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer), unit)
+
+
+def _map_work(maps: Iterable[JointLinear], unit: str) -> float:
+    """Work of linear maps in their variant: one with weights of its own reads those instead of the base's."""
+    own = {map_: map_.weight_bytes for map_ in maps}
+    read = {map_: size for map_, size in own.items() if unit == "bytes" and size is not None}
+    return sum(read.values()) + work((module for map_ in own if map_ not in read for module in map_.modules), unit)
 
 
 def _optional_work(module: nn.Module | None, unit: str) -> float:

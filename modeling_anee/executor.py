@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .actions import NONE, PROCESS, ActionTable
+from .actions import FULL, NONE, PROCESS, ActionTable
 from .base_model import BaseStack
 from .blocks import Block
 from .bridges import Bridge, Bridges
@@ -219,7 +219,8 @@ class Executor:
             return hidden
         if len(attends) == 1:
             (variant, mask), *_ = attends.items()
-            if dense or int(mask.sum()) == step.real_tokens:  # queries, keys and values in one kernel
+            same = variant == FULL or int(mask.sum()) == step.real_tokens  # keys and values of all in one variant
+            if same and (dense or int(mask.sum()) == step.real_tokens):  # queries, keys and values in one kernel
                 attended = self.attend(layer, hidden, step, variant)
                 return attended if int(mask.sum()) == step.real_tokens else torch.where(_column(mask, hidden), attended, hidden)
         keys, values = self._keys_values(layer, hidden, step, attends)
@@ -231,10 +232,13 @@ class Executor:
         return attended
 
     def _keys_values(self, layer: int, hidden: Tensor, step: Step, attends: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of every token so far, [B, G, S, E]: each in its own variant, the first for those that skip."""
-        rotation, (first, *others) = step.rotations[layer], attends.items()
-        keys, values = self._blocks[first[0]][layer].keys_values(hidden, rotation)
-        for variant, mask in others:
+        """Keys and values of every token so far, [B, G, S, E]: each in its own variant, in full where a token skips."""
+        rotation, skips = step.rotations[layer], int(sum(mask.sum() for mask in attends.values())) < step.real_tokens
+        first = FULL if skips else next(iter(attends))
+        keys, values = self._blocks[first][layer].keys_values(hidden, rotation)
+        for variant, mask in attends.items():
+            if variant == first:
+                continue
             more = self._blocks[variant][layer].keys_values(hidden, rotation)
             own = mask.to(hidden.device)[:, None, :, None]
             keys, values = torch.where(own, more[0], keys), torch.where(own, more[1], values)

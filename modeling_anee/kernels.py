@@ -42,6 +42,14 @@ class LinearKernel:
         self.weight, self.bias = weight, bias
         self._limits = limits_of(weight)
 
+    @property
+    def weight_bytes(self) -> None:
+        """Those of the base's own parameters."""
+
+    def rows(self, start: int, stop: int | None) -> "LinearKernel":
+        """The map to outputs `start:stop`, on a view of the weight."""
+        return LinearKernel(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
         low, high = self._limits

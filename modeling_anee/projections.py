@@ -5,7 +5,6 @@ parameters become views, so memory, values and `state_dict` stay the same. A mod
 (quantised, offloaded, hooked, trained) is simply called. All this is settled when a map is made: calls check nothing.
 """
 
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .actions import FULL
 from .base_watch import is_untouched
-from .kernels import LinearKernel
 from .packed import is_ordinary
+from .variants import VARIANTS, LinearMap, Variant
 
 
 def is_plain(module: Any) -> bool:
@@ -49,14 +49,14 @@ class JointLinear:
     Made anew after the base was moved, cast or otherwise changed.
     """
 
-    def __init__(self, modules: list[Any]) -> None:
-        self.modules = modules
+    def __init__(self, modules: list[Any], variant: Variant = VARIANTS[FULL]) -> None:
+        self.modules, self.variant = modules, variant
         self._ends = list(accumulate(out_features(module) for module in modules))
         self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
         self._bias: torch.Tensor | None = None  # [out]
         self._join()
-        self._whole = None if self._weight is None else LinearKernel(self._weight, self._bias)
-        self._parts: dict[tuple[int, int | None], LinearKernel] = {}
+        self._whole: LinearMap | None = None if self._weight is None else variant.make(self._weight, self._bias)
+        self._parts: dict[tuple[int, int | None], LinearMap] = {}
 
     @property
     def out_features(self) -> int:
@@ -74,7 +74,7 @@ class JointLinear:
             return self._call_modules(x, start, self._ends[-1] if stop is None else stop)
         if start == 0 and stop is None:
             return self._whole(x)
-        return self._part(start, stop)(x)
+        return self._part(self._whole, start, stop)(x)
 
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
@@ -86,12 +86,15 @@ class JointLinear:
             begin = end
         return needed / self._ends[-1]
 
-    def _part(self, start: int, stop: int | None) -> LinearKernel:
-        """The map to outputs `start:stop`, on a view of the weight."""
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that one call reads; None: those of the modules' own parameters."""
+        return None if self._whole is None else self._whole.weight_bytes
+
+    def _part(self, whole: LinearMap, start: int, stop: int | None) -> LinearMap:
+        """The map to outputs `start:stop`."""
         if (start, stop) not in self._parts:
-            assert self._weight is not None
-            bias = None if self._bias is None else self._bias[start:stop]
-            self._parts[start, stop] = LinearKernel(self._weight[start:stop], bias)
+            self._parts[start, stop] = whole.rows(start, stop)
         return self._parts[start, stop]
 
     def _call_modules(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -126,21 +129,16 @@ class JointLinear:
         )
 
 
-def linear_map(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear module by its weights where those may be used, else the module itself."""
-    return JointLinear([module]) if is_plain(module) else module
-
-
 class GroupedLinear(JointLinear):
     """One linear module whose outputs come in groups: [..., in] -> [..., groups, outputs of a group]."""
 
-    def __init__(self, module: nn.Module, groups: int) -> None:
-        super().__init__([module])
+    def __init__(self, module: nn.Module, groups: int, variant: Variant = VARIANTS[FULL]) -> None:
+        super().__init__([module], variant)
         self.groups = groups
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
-        if self._weight is None or (start == 0 and stop is None):
+        if self._weight is None or (start == 0 and stop is None) or self.variant.name != FULL:
             return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
         # A strided view of the weight, one matrix per group: nothing is copied.
         weight = self._weight.unflatten(0, (self.groups, -1))[:, start:stop].mT  # [groups, in, outputs]

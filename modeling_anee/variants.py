@@ -1,0 +1,68 @@
+"""Ways to run the linear maps of a sublayer: one row each, made from the frozen base when it is prepared.
+
+To add one, register it: costs, actions, plans, traces and pictures know it by its name. `full` is the base's own weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .actions import FULL, NONE
+from .kernels import LinearKernel
+
+
+class LinearMap(Protocol):
+    """A linear map with fixed weights, in some variant."""
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that one call reads; None: those of the base's own parameters."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] for inputs [..., in], in the dtype of the inputs."""
+
+    def rows(self, start: int, stop: int | None) -> "LinearMap":
+        """The map to outputs `start:stop`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run linear maps.
+
+    Args:
+        name: as it stands in actions.
+        make: weight [out, in] and bias [out] (or None) -> the map. What it keeps is its own; the weight is the base's.
+    """
+
+    name: str
+    make: Callable[[Tensor, Tensor | None], LinearMap]
+
+
+VARIANTS: dict[str, Variant] = {}
+
+
+def register_variant(variant: Variant) -> None:
+    """Make a variant known by its name.
+
+    Raises:
+        ValueError: the name is taken, or stands for what is left out.
+    """
+    if variant.name == NONE or variant.name in VARIANTS:
+        raise ValueError(f"variant name {variant.name!r} is not allowed: it is taken; known are {', '.join([NONE, *VARIANTS])}")
+    VARIANTS[variant.name] = variant
+
+
+def variant_named(name: str) -> Variant:
+    """The variant of a name.
+
+    Raises:
+        ValueError: nobody registered it.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} is not allowed: it must be one of {', '.join([*VARIANTS, NONE])}")
+    return VARIANTS[name]
+
+
+register_variant(Variant(FULL, LinearKernel))
