@@ -19,9 +19,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def attention_function(
-    attention: nn.Module, config: PreTrainedConfig, scaling: float, softcap: float | None
+    attention: nn.Module, config: PreTrainedConfig, scaling: float, softcap: float | None, folds: bool = True
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """The attention kernel of the base's implementation: q, k, v, mask -> [B, T, H, E].
+
+    Args:
+        attention: the base's module.
+        config: the base's configuration.
+        scaling: factor of the scores.
+        softcap: what bounds the scores, or None.
+        folds: see `scaled_dot_product`.
 
     Raises:
         ValueError: an implementation that cannot attend with a subset of the queries, or not as the base does.
@@ -33,7 +40,7 @@ def attention_function(
     if implementation == "sdpa":
         if softcap is not None:
             raise ValueError("attn_implementation='sdpa' can't cap attention scores, as this base does; allowed: 'eager'")
-        return partial(scaled_dot_product, scaling=scaling)
+        return partial(scaled_dot_product, scaling=scaling, folds=folds)
     if getattr(config, "reorder_and_upcast_attn", False):
         raise ValueError("reorder_and_upcast_attn=True is not supported with attn_implementation='eager'; use 'sdpa'")
     # falcon has no such function: its layers compute the plain formula themselves.
@@ -43,14 +50,19 @@ def attention_function(
     return partial(_first_result, kernel, attention, scaling=scaling, dropout=0.0, **extra)
 
 
-def scaled_dot_product(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Grouped-query attention, [B, H, T, E] on [B, G, S, E] -> [B, T, H, E]."""
+def scaled_dot_product(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, folds: bool = True
+) -> Tensor:
+    """Grouped-query attention, [B, H, T, E] on [B, G, S, E] -> [B, T, H, E].
+
+    With `folds`, a single token's heads of one group become the queries of one head, so no key or value is repeated. In half
+    precision, and where rounded activations follow, that would round otherwise than the base does, which shows where two tokens
+    are nearly equally likely; so there it is not done.
+    """
     rows, heads, tokens, size = queries.shape
     groups = keys.shape[1]
     causal = mask is None and tokens > 1
-    if tokens == 1 and heads != groups and queries.dtype not in HALF:
-        # The heads of a group become the queries of one head: no key or value is repeated. In half precision that would
-        # round otherwise than the base does, which shows where two tokens are nearly equally likely.
+    if folds and tokens == 1 and heads != groups and queries.dtype not in HALF:
         queries = queries.reshape(rows, groups, heads // groups, size)
     out = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=queries.shape[1] != groups

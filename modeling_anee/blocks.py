@@ -79,7 +79,8 @@ class Block:
         self._after_feed_forward = norm_function(mlp_norm if after else None)
         self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
         self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
-        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap)
+        folds = not self.qkv.runs_modules  # what runs itself may round what it is given
+        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap, folds)
         self._output = branch_function(self.output, output_norm, multiplier)
         self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)] if gated_parts else []
         if variant.name != FULL and not self.mlp_maps:

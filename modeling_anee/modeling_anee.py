@@ -353,17 +353,19 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         self.base.set_output_embeddings(new_embeddings)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """Give the base another attention implementation.
+        """Give the base another attention implementation: a name, or a dict with one for `"text_config"` (or `""`).
 
         Raises:
             ValueError: one that this base, or we, can't run; it then keeps what it has.
         """
         before = self.base.config._attn_implementation
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get("text_config", attn_implementation.get("", before))
+        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
         try:
             self.prepare()
         except ValueError:
-            super().set_attn_implementation(before)
+            self.base.set_attn_implementation(before)
             raise
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:

@@ -217,13 +217,15 @@ def test_a_decision_is_made_with_the_costs_of_the_base_as_it_is():
 
 
 @pytest.mark.parametrize("kinds", [("eager", "sdpa"), ("sdpa", "eager")])
-@pytest.mark.parametrize("on", ["wrapper", "base", "config"])
-def test_another_attention_implementation(kinds, on):
+@pytest.mark.parametrize("on", ["wrapper", "dict", "base", "config"])
+def test_another_attention_implementation(kinds, on, said):
     base = tiny_base("qwen2", kinds[0])
     model = wrap(base)
     model(token_ids())
     if on == "config":
         base.config._attn_implementation = kinds[1]
+    elif on == "dict":
+        model.set_attn_implementation({"text_config": kinds[1]})
     else:
         (model if on == "wrapper" else base).set_attn_implementation(kinds[1])
     ids = token_ids(1, 8)
@@ -231,6 +233,7 @@ def test_another_attention_implementation(kinds, on):
     torch.testing.assert_close(whole, tiny_base("qwen2", kinds[1])(ids).logits)
     torch.testing.assert_close(model(ids[:, :5], energy_budget=1.0).logits, whole[:, :5])  # causal
     assert model.config._attn_implementation == base.config._attn_implementation == kinds[1]
+    assert not said
     check_follows(model, base)
 
 

@@ -59,6 +59,15 @@ def test_full_budget_gives_the_tokens_of_transformers(base, model, tokenizer, pr
     assert torch.equal(model.generate(**inputs, energy_budget=1.0, **mode), base.generate(**inputs, **mode))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_full_budget_gives_the_tokens_of_transformers_in_half_precision(tokenizer, dtype):
+    base = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=dtype)
+    model, mode = AneeForCausalLM.from_base(base, controller="plan"), {"max_new_tokens": 64, "do_sample": False}
+    for prompt in PROMPTS[:3]:
+        inputs = chat(tokenizer, prompt)
+        assert torch.equal(model.generate(**inputs, energy_budget=1.0, **mode), base.generate(**inputs, **mode))
+
+
 @pytest.mark.parametrize("budget", [0.8, 0.6, 0.5, 0.3])
 def test_the_budget_is_kept(model, tokenizer, budget):
     inputs = chat(tokenizer, PROMPTS[0])
