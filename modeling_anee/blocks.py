@@ -17,6 +17,7 @@ from .actions import FULL
 from .attention import attention_function
 from .base_watch import is_untouched
 from .families import Family
+from .packed import is_packed
 from .projections import GroupedLinear, JointLinear, is_plain, out_features
 from .rotary import Rotation, rotate_function
 from .variants import VARIANTS, Variant
@@ -73,15 +74,17 @@ class Block:
 
         multiplier = getattr(config, family.residual_multiplier_field) if family.residual_multiplier_field else None
         softcap = getattr(config, family.softcap_field) if family.softcap_field else None
-        self._before_attention = norm_function(None if after else attention_norm)
-        self._before_feed_forward = norm_function(None if after else mlp_norm)
-        self._after_attention = norm_function(attention_norm if after else None)
-        self._after_feed_forward = norm_function(mlp_norm if after else None)
-        self._normalise_queries = head_norm_function(query_norm, family.head_norm_input)
-        self._normalise_keys = head_norm_function(key_norm, family.head_norm_input)
-        folds = not self.qkv.runs_modules  # what runs itself may round what it is given
-        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap, folds)
-        self._output = branch_function(self.output, output_norm, multiplier)
+        # What is packed may round what it is given, and makes much of the last bit: nothing else may round otherwise then.
+        exact = any(is_packed(part) for module in projections for part in module.modules())
+        run = partial(norm_function, exact=exact)
+        self._before_attention = run(None if after else attention_norm)
+        self._before_feed_forward = run(None if after else mlp_norm)
+        self._after_attention = run(attention_norm if after else None)
+        self._after_feed_forward = run(mlp_norm if after else None)
+        self._normalise_queries = head_norm_function(query_norm and run(query_norm), family.head_norm_input)
+        self._normalise_keys = head_norm_function(key_norm and run(key_norm), family.head_norm_input)
+        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap, folds=not exact)
+        self._output = branch_function(self.output, output_norm and run(output_norm), multiplier)
         self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)] if gated_parts else []
         if variant.name != FULL and not self.mlp_maps:
             raise ValueError(
@@ -89,7 +92,7 @@ class Block:
                 "its gate, up and down projections can't be run one by one"
             )
         feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3]) if gated_parts else mlp
-        self._feed_forward = branch_function(feed_forward, mlp_output_norm, multiplier)
+        self._feed_forward = branch_function(feed_forward, mlp_output_norm and run(mlp_output_norm), multiplier)
 
     @property
     def keys_values_share(self) -> float:
@@ -161,11 +164,11 @@ def _present(*modules: nn.Module | None) -> list[nn.Module]:
     return [module for module in modules if module is not None]
 
 
-def norm_function(norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    """`norm` itself, or one fused kernel where torch has one with the same result; nothing without a norm."""
+def norm_function(norm: nn.Module | None, exact: bool = False) -> Callable[[Tensor], Tensor]:
+    """`norm` itself, or one fused kernel where torch has one with the same result but for rounding; nothing without a norm."""
     if norm is None:
         return nn.Identity()
-    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and is_untouched(norm) else norm
+    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and is_untouched(norm) and not exact else norm
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
@@ -187,14 +190,13 @@ def rms_norm_of_one(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.addcmul(row.new_zeros(()), row, weight, value=scale).view_as(x)
 
 
-def head_norm_function(norm: nn.Module | None, layout: str) -> Callable[[Tensor], Tensor] | None:
+def head_norm_function(norm: Callable[[Tensor], Tensor] | None, layout: str) -> Callable[[Tensor], Tensor] | None:
     """A norm of queries or keys, [B, T, heads, E] -> the same, whatever layout the base's module takes."""
     if norm is None:
         return None
-    function = norm_function(norm)
     if layout == "heads":
-        return function
-    return partial(_norm_flat if layout == "flat" else _norm_tokens, function)
+        return norm
+    return partial(_norm_flat if layout == "flat" else _norm_tokens, norm)
 
 
 def _norm_flat(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -206,11 +208,11 @@ def _norm_tokens(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def branch_function(
-    function: Callable[[Tensor], Tensor], norm: nn.Module | None, multiplier: float | None
+    function: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor] | None, multiplier: float | None
 ) -> Callable[[Tensor], Tensor]:
     """A branch with what follows before it is added to the residual stream: a norm, or a factor."""
     if norm is not None:
-        return partial(_then, function, norm_function(norm))
+        return partial(_then, function, norm)
     return function if multiplier is None else partial(_times, function, multiplier)
 
 

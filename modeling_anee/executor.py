@@ -71,8 +71,8 @@ class Executor:
     def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
         """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
 
-        With `keep`, the hidden states that enter each layer are appended to it. Where any token has a limit, padding leaves as it
-        entered.
+        With `keep`, the hidden states that enter each layer are appended to it. Where any token has a limit, padding leaves as
+        it entered.
         """
         layers = len(self.stack.blocks)
         ledger = Ledger(

@@ -8,8 +8,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.utils._pytree import tree_map
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from modeling_anee.actions import PROCESS, SKIP_FFN
+from modeling_anee.cache import AneeCache
+from modeling_anee.compatibility import cache_argument
 from modeling_anee.costs import work
 from modeling_anee.fingerprint import fingerprint, same_base
 from modeling_anee.packed import is_ordinary, is_packed, stored_bytes
@@ -155,6 +158,20 @@ def test_a_quantised_base_is_run_as_it_runs(family, kind):
     low = model(ids, energy_budget=0.0)
     assert low.logits.isfinite().all() and low.execution.mean_cost < 1.0
     torch.testing.assert_close(copy.deepcopy(model)(ids, energy_budget=0.0).logits, low.logits)
+
+
+def test_nothing_rounds_otherwise_where_activations_are_rounded():
+    """The last bit of what enters a map that rounds it can decide a whole step of it: logits are the base's, bit by bit."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 384, "intermediate_size": 512, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=4, vocab_size=256, initializer_range=0.1, **sizes)
+    base, ids = dynamic(AutoModelForCausalLM.from_config(config).eval()), token_ids(1, 56)
+    model, logits = wrap(base), []
+    for run, cache in ((base, DynamicCache()), (model, AneeCache(model.stack.blocks))):
+        with torch.no_grad():
+            steps = [run(part, **cache_argument(cache)).logits for part in ids.split([24] + [1] * 32, dim=1)]
+        logits.append(torch.cat(steps, dim=1))
+    assert torch.equal(*logits)
 
 
 @every_kind
