@@ -28,9 +28,13 @@ EXCEPTIONS = {
     "test_from_pretrained_no_checkpoint": NO_FOLDER,
 }
 CAPTURED = {"test_capture_outputs_decorator": NO_ATTENTIONS}  # asked only where the base's code captures outputs
-FAMILY_EXCEPTIONS = dict.fromkeys(FAMILIES, CAPTURED) | {
+# Projections that share an input are views of one storage, where the base has not fused them itself: not tied, and saved apart.
+JOINED = {"test_tied_weights_keys": "Lists differ: [['base.model"}
+FAMILY_EXCEPTIONS = dict.fromkeys(FAMILIES, CAPTURED | JOINED) | {
     "falcon": {},
-    "gemma2": {**CAPTURED, "test_sdpa_can_dispatch_non_composite_models": ALWAYS_SDPA},
+    "gemma2": {**CAPTURED, **JOINED, "test_sdpa_can_dispatch_non_composite_models": ALWAYS_SDPA},
+    "gpt2": CAPTURED,
+    "gpt_neox": CAPTURED,
 }
 WITHOUT_ATTENTIONS = ("test_model_outputs_equivalence",)  # what else it tests is tested
 SKIPPING = {
@@ -72,7 +76,9 @@ def test_at_full_budget_a_wrapper_is_a_model_of_transformers(tests, family):
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_so_it_is_where_it_skips(tests, controller):
-    ran, wrong = unexpected(tests, wrapped("llama", energy_budget=0.6, **SKIPPING[controller]), EXCEPTIONS | CAPTURED)
+    ran, wrong = unexpected(
+        tests, wrapped("llama", energy_budget=0.6, **SKIPPING[controller]), EXCEPTIONS | FAMILY_EXCEPTIONS["llama"]
+    )
     assert ran > 90 and not wrong, wrong
 
 
