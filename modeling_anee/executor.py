@@ -68,27 +68,39 @@ class Executor:
         layers = range(len(stack.blocks))
         self._bridges = [[bridges.stand_in(action, layer) for action in table] for layer in layers]
 
-    def run(self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None) -> tuple[Tensor, ExecutionTrace]:
+    def run(
+        self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None, given: Tensor | None = None
+    ) -> tuple[Tensor, ExecutionTrace]:
         """Hidden states [B, T, D] that enter the first layer -> those that leave the last, and what was done.
 
-        With `keep`, the hidden states that enter each layer are appended to it. Where any token has a limit, padding leaves as
-        it entered.
+        Where anything was decided, padding leaves as it entered.
+
+        Args:
+            hidden: [B, T, D].
+            step: the tokens.
+            keep: the hidden states that enter each layer are appended to it.
+            given: actions uint8 [B, T, L], instead of what the controller decides.
+
+        Raises:
+            ValueError: given actions of another shape, or that the table does not have.
         """
         layers = len(self.stack.blocks)
+        if given is not None:
+            self._check_given(given, (*hidden.shape[:2], layers))
         ledger = Ledger(
-            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu"),
+            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu") if given is None else given,
             spent=torch.full(hidden.shape[:2], self.costs.head, dtype=torch.float64, device="cpu"),
-            decided=False,
+            decided=given is not None,
         )
         limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
-        segments = self.controller.segments if limited.any() else []
+        segments = self.controller.segments if given is None and limited.any() else []
         entered, done, previous = hidden, 0, hidden
         for segment, (start, _) in enumerate(segments):
             hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
         hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
-        if segments:
+        if ledger.decided:
             hidden = self.translate(hidden, ledger.actions)
             if step.real_tokens < step.valid.numel():  # what padding went through depends on the others in the batch
                 hidden = torch.where(_column(step.valid, hidden), hidden, entered)
@@ -102,6 +114,12 @@ class Executor:
             account=_account(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
             table=self.table,
         )
+
+    def _check_given(self, given: Tensor, shape: tuple[int, ...]) -> None:
+        if given.shape != shape or given.dtype != torch.uint8 or given.device.type != "cpu":
+            raise ValueError(f"actions of shape {tuple(given.shape)}, {given.dtype} is not allowed: uint8 {shape} on the CPU")
+        if given.numel() and int(given.max()) >= len(self.table):
+            raise ValueError(f"actions has {int(given.max())}, which is not allowed: the table has {len(self.table)} actions")
 
     def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
         """Ask the controller about every token that has a limit and has not left; write its answer down."""

@@ -1,70 +1,40 @@
-"""`AneeForCausalLM`: a frozen causal LM, held by reference, with a compute dial.
+"""The models: a frozen causal LM whose layers are processed, skipped or left early, token by token, under a budget.
 
-What runs is in `execution.py`; this file is about being a transformers model: build, load, save, forward.
+`AneeModel` is the core that all heads share: what enters the stack, the executor, what leaves it. What runs is in
+`executor.py`; building, loading and saving in `pretrained.py`.
 """
 
-import contextlib
-import contextvars
-import copy
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
-from .base_model import BaseStack, running_device
-from .bridges import Bridges
 from .budgets import budget_tensor
 from .cache import AneeCache
-from .compatibility import BothCacheNames, cache_argument, take_cache
+from .compatibility import BothCacheNames, cache_argument, cache_of, take_cache
 from .configuration_anee import AneeConfig
-from .controller import Controller
-from .controllers import build_controller
 from .execution_log import account_of, execution_log
-from .executor import Executor
-from .fingerprint import fingerprint, same_base
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation import AneeGenerationMixin
 from .generation_state import generation_of
-from .loading import (
-    BASE_KWARGS,
-    HUB_KWARGS,
-    absolute_name,
-    check_device_map,
-    check_fingerprint,
-    gguf_file_of,
-    load_base,
-    load_to_wrap,
-    refuse_loading,
-    refuse_unknown_kwargs,
-)
 from .positions import Mask, token_places
+from .pretrained import AneePreTrainedModel
 from .step import Step
 from .trace import ExecutionTrace
-from .upgrade import upgrade
-from .weight_files import readable_weights
-from .wrapping import check_base
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
-# While our own modules load, no base may be attached: transformers would overwrite its buffers.
-_without_base: contextvars.ContextVar[bool] = contextvars.ContextVar("anee_without_base", default=False)
 
+@dataclass
+class AneeModelOutput(BothCacheNames, BaseModelOutputWithPast):
+    """What leaves the final norm; `execution` says what was done with every token and what it cost."""
 
-@contextlib.contextmanager
-def without_base() -> Iterator[None]:
-    """Models built inside have no base yet."""
-    token = _without_base.set(True)
-    try:
-        yield
-    finally:
-        _without_base.reset(token)
+    execution: ExecutionTrace | None = None
 
 
 @dataclass
@@ -74,310 +44,8 @@ class AneeCausalLMOutput(BothCacheNames, CausalLMOutputWithPast):
     execution: ExecutionTrace | None = None
 
 
-class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
-    """A frozen base causal LM whose layers are processed, skipped or left early, token by token, under a budget.
-
-    Build it with `from_base`, load it with `from_pretrained`.
-    """
-
-    config_class = AneeConfig
-    base_model_prefix = "base"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = False
-    config: AneeConfig
-    base: Any  # the causal LM, whose attributes differ between families
-    _supports_sdpa = True
-    _auto_class = "AutoModelForCausalLM"
-
-    def __init__(self, config: AneeConfig) -> None:
-        config.check()
-        super().__init__(config)
-        self.bridges = Bridges(config)
-        self.controller: Controller = build_controller(config)
-        if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
-            self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
-        self.post_init()
-        if not _without_base.get():
-            self.attach_base(AutoModelForCausalLM.from_config(config.text_config))
-
-    # Build, load and save
-
-    @classmethod
-    def from_base(
-        cls,
-        base: str | os.PathLike | PreTrainedModel,
-        *,
-        controller: str = "budget",
-        energy_budget: float = 1.0,
-        gguf_file: str | None = None,
-        revision: str | None = None,
-        dtype: str | torch.dtype | None = None,
-        device_map: Any = None,
-        **kwargs: Any,
-    ) -> "AneeForCausalLM":
-        """Wrap a base that is not an artifact yet; the controllers are untrained.
-
-        Args:
-            base: Hub name or folder, or a loaded causal LM, which is wrapped as it is.
-            controller: kind of controller, see `AneeConfig`.
-            energy_budget: default budget in [0, 1].
-            gguf_file: GGUF file of the base in its repository or folder.
-            revision: revision of the base on the Hub.
-            dtype: dtype of the base; default: that of its checkpoint.
-            device_map: where the base's layers go.
-            kwargs: fields of `AneeConfig`, and further arguments of the base's `from_pretrained`.
-
-        Raises:
-            ValueError: a base of an unknown family (the known ones are listed), what is no causal LM (an artifact, a wrapper, a
-                classifier, ...; the message says what to do), a keyword that nobody knows, or a bad configuration field.
-            OSError: the base can't be found.
-        """
-        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
-        fields |= {"controller": controller, "energy_budget": energy_budget}
-        given = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
-        kwargs |= {name: value for name, value in given.items() if value is not None}
-        if isinstance(base, str | os.PathLike):
-            names = {"base_model_name_or_path": absolute_name(base), "base_model_revision": revision}
-            fields = names | {"base_gguf_file": gguf_file} | fields
-            wrapped = load_to_wrap(base, **kwargs)
-        else:
-            check_base(base)
-            refuse_loading(kwargs)
-            names = {"base_model_name_or_path": absolute_name(base.name_or_path or "")}
-            fields = names | {"base_gguf_file": gguf_file_of(base)} | fields
-            wrapped = base
-        text_config = wrapped.config.to_dict()
-        for name in ("quantization_config", "_name_or_path"):
-            text_config.pop(name, None)
-        with without_base():
-            model = cls(AneeConfig(text_config=text_config, **fields))
-        check_fingerprint(model.config, wrapped)
-        model.attach_base(wrapped)
-        return model.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *model_args: Any,
-        config: Any = None,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load an artifact: our modules from its safetensors, the base by the name in its config.
-
-        Arguments about weights (`dtype`, `device_map`, `quantization_config`, `attn_implementation`, `gguf_file`, ...) go
-        to the base; our modules are small and stay in float32. Fields of `AneeConfig` override the artifact's:
-        `base_model_name_or_path=` points to another copy of the base.
-
-        Raises:
-            ValueError: a plain model instead of an artifact, weights that don't belong to this model, a newer format, a keyword
-                that nobody knows, or another base with `strict_base=True`.
-            OSError: the artifact or its base can't be found or read.
-        """
-        if pretrained_model_name_or_path is None:
-            raise ValueError("pretrained_model_name_or_path=None is not allowed: it must be an artifact's folder or Hub name")
-        base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
-        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        files: dict[str, Any] = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
-        if not isinstance(config, PreTrainedConfig):  # also of another AneeConfig class: that of shipped code
-            source = pretrained_model_name_or_path if config is None else config
-            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
-            kwargs |= hub_kwargs | files
-        elif fields := {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}:
-            config = copy.deepcopy(config)
-            config.update(fields)
-        refuse_unknown_kwargs(kwargs)
-        if config._attn_implementation is not None:  # AutoModel moves the argument into the config
-            base_kwargs.setdefault("attn_implementation", config._attn_implementation)
-            config._attn_implementation = None
-        for name in ("trust_remote_code", "code_revision"):  # for whoever finds the class
-            kwargs.pop(name, None)
-        with without_base():
-            model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        base = load_base(model.config, pretrained_model_name_or_path, files, **hub_kwargs, **base_kwargs)
-        check_fingerprint(model.config, base, pretrained_model_name_or_path, **hub_kwargs, **files)
-        model.attach_base(base)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _load_own(cls, artifact: str | os.PathLike, *model_args: Any, **kwargs: Any) -> tuple["AneeForCausalLM", dict]:
-        with readable_weights(os.path.join(artifact, kwargs.get("subfolder") or "")):
-            loaded: Any = super().from_pretrained(
-                artifact,
-                *model_args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the other keys that are wrong
-                dtype=torch.float32,
-                use_safetensors=True,
-                **kwargs,
-            )
-        model, info = loaded
-        wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-        if any(wrong.values()):
-            details = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in wrong.items() if keys)
-            raise ValueError(
-                f"the weights in {str(artifact)!r} don't belong to a {kwargs['config'].controller!r} controller of this "
-                f"base: {details}"
-            )
-        return model, info
-
-    def save_pretrained(self, save_directory: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
-        """Write an artifact: config, our modules (no base weight), the code, generation config and the tokenizer, if given.
-
-        Args:
-            save_directory: folder to write to.
-            tokenizer: saved into the same folder.
-            kwargs: as in `PreTrainedModel.save_pretrained`.
-
-        Raises:
-            ValueError: the configuration names no base, so what is saved could not be loaded.
-        """
-        if not self.config.base_model_name_or_path:
-            raise ValueError(
-                "the configuration names no base model, so what is saved could not be loaded: save the base, and pass "
-                "base_model_name_or_path=... (a folder or a Hub name) to from_base, or set it in the model's config"
-            )
-        if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone, in the base or not
-            state = kwargs.get("state_dict") or self._own_state()
-            kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("base.")}
-        if not same_base(self.config.base_fingerprint, fingerprint(self.base)):
-            logger.warning_once(
-                "the base is other than the one that the configuration names (changed weights, or adapters in it), and an "
-                "artifact holds nothing of it: save what was changed with the library that changed it"
-            )
-        super().save_pretrained(save_directory, **kwargs)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(save_directory)
-
-    def _own_state(self) -> dict[str, Tensor]:
-        """The state without the base's, which is not made: that may unpack weights."""
-        own = ((name, module) for name, module in self.named_children() if name != "base")
-        return {f"{name}.{key}": value for name, module in own for key, value in module.state_dict().items()}
-
-    def attach_base(self, base: PreTrainedModel) -> None:
-        """Hold a base by reference, frozen and in eval mode.
-
-        Raises:
-            ValueError: an unknown family, a shape other than the configuration's, or layers on several accelerators.
-        """
-        check_base(base)
-        check_device_map(base)
-        for name in ("num_hidden_layers", "hidden_size"):
-            expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
-            if expected != found:
-                raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
-        self.stack = _taken_apart(base)
-        self.base = base
-        self.controller.to(self.device)
-        self.bridges.to(self.device)
-        self._bind()
-        self._adopt_generation_config(base)
-
-    def prepare(self) -> None:
-        """Take the base apart again if it is no longer what it was; every forward asks first.
-
-        So these count from the next forward on: a base that was moved, cast or offloaded, other weights, biases, modules (LoRA
-        of PEFT, say), hooks, embeddings or heads, another attention implementation. The modules that hold those parts (layers,
-        attention, the decoder, the base itself) are never called, so hooks or forwards of others are refused there.
-
-        Raises:
-            ValueError: what can't be run as the base would; says what and where.
-        """
-        if self.base is not self.stack.base:
-            raise ValueError("the attribute base was set to another model, which has no effect: use attach_base(base)")
-        if self.stack.changed:
-            self.stack.prepare()
-            self._bind()
-
-    @torch.inference_mode(False)
-    def _bind(self) -> None:
-        """Tell everything of ours what the base's parts are and cost."""
-        self.costs = self.stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
-        upgrade(self.config, self.costs.head)
-        self.controller.bind(self.costs)
-        self.executor = Executor(self.stack, self.controller, self.bridges, self.costs, self.config.table)
-        self._adopt(self.base)
-
-    def _adopt(self, base: Any) -> None:
-        """Take over what transformers wants to know of the whole model from the base."""
-        self.config._attn_implementation_internal = base.config._attn_implementation
-        self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
-        self._no_split_modules = set(base._no_split_modules or ())
-        self._skip_keys_device_placement = set(base._skip_keys_device_placement or ())
-        self._keys_to_ignore_on_save = {f"base.{name}" for name in _saved_names(base)}
-        for plan in ("_tp_plan", "_pp_plan", "_ep_plan", "_fsdp_plan"):
-            entries = getattr(base, plan, None) or {}
-            setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
-        if hasattr(base, "hf_device_map"):
-            self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
-
-    def _adopt_generation_config(self, base: Any) -> None:
-        """An artifact's generation config stays, the base's fills in what it leaves open; without one, all is the base's."""
-        defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
-        has_own = not self.generation_config._from_model_config
-        self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
-        self.generation_config._from_model_config = None
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # transformers asks only about modules that have tensors of their own: of a bridge about its two maps.
-        if isinstance(module, Controller | nn.Linear):
-            module.reset_parameters()
-
-    # What a transformers model answers
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The base's dtype."""
-        return self.base.dtype if "base" in self._modules else super().dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The base's device: the one where it runs, if its weights are offloaded."""
-        return running_device(self.base) if "base" in self._modules else super().device
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The base's token embeddings."""
-        return self.base.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The base's head."""
-        return self.base.get_output_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Give the base other token embeddings."""
-        self.base.set_input_embeddings(value)
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Give the base another head."""
-        self.base.set_output_embeddings(new_embeddings)
-
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """Give the base another attention implementation: a name, or a dict with one for `"text_config"` (or `""`).
-
-        Raises:
-            ValueError: one that this base, or we, can't run; it then keeps what it has.
-        """
-        before = self.base.config._attn_implementation
-        if isinstance(attn_implementation, dict):
-            attn_implementation = attn_implementation.get("text_config", attn_implementation.get("", before))
-        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
-        try:
-            self.prepare()
-        except ValueError:
-            self.base.set_attn_implementation(before)
-            raise
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refused: the base is not ours to change, and the change would not be saved."""
-        raise ValueError("resize_token_embeddings is not possible: the base is frozen and not saved; resize it before wrapping")
-
-    def train(self, mode: bool = True) -> "AneeForCausalLM":
-        """Training mode of our own modules; the base stays in eval mode."""
-        super().train(mode)
-        if "base" in self._modules:
-            self.base.eval()
-        return self
+class AneeModel(AneePreTrainedModel):
+    """The stack of a frozen base under a budget, without a head."""
 
     @torch.compiler.disable  # what is run depends on the data
     def forward(
@@ -387,17 +55,16 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
         energy_budget: float | Tensor | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
+        actions: Tensor | None = None,
         **kwargs: Any,
-    ) -> AneeCausalLMOutput | tuple:
-        """Run B rows of T tokens, as the base's forward would, under a budget.
+    ) -> Any:
+        """Run B rows of T tokens through the stack and the final norm.
 
         Args:
             input_ids: int64 [B, T].
@@ -406,71 +73,61 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             position_ids: int64 [B or 1, T]; where they begin anew, without a mask and a cache, so does a sequence.
             past_key_values: any transformers cache; default: an `AneeCache`.
             inputs_embeds: token embeddings [B, T, D] instead of `input_ids`.
-            labels: int64 [B, T], -100 where there is nothing to predict.
             use_cache: keep keys and values; default: the base's config.
-            logits_to_keep: compute only the last so many logits (0: all), or those at these indices.
             energy_budget: share of the whole model's work to spend, in [0, 1]: a number, one per row, or one per
                 token [B, T]; default: that of the running `generate`, else `config.energy_budget`.
             output_hidden_states: return what enters each layer, and what the head reads; or those at one or some indices.
             output_attentions: refused, since skipped layers have none.
             return_dict: return an output object (default) or a tuple.
             cache: the same as `past_key_values`.
-            kwargs: what the loss takes, and what transformers passes to every model; see `forward_arguments.py`.
+            actions: what to do with every token at every layer, uint8 [B, T, L], instead of what the controller decides.
+            kwargs: what transformers passes to every model; see `forward_arguments.py`.
 
         Returns:
-            logits [B, T, V] with `execution`, an `ExecutionTrace`.
+            hidden states [B, T, D] with `execution`, an `ExecutionTrace`.
 
         Raises:
             TypeError: a keyword that nobody knows.
             ValueError: a bad value.
         """
         self.prepare()
-        for_loss = loss_keywords(kwargs, position_ids)
+        loss_keywords(kwargs, position_ids)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_attentions:
             raise ValueError("output_attentions=True is not supported: skipped layers compute no attention")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         cache = take_cache({"past_key_values": past_key_values, "cache": cache})
         if use_cache is None:  # `Trainer` writes its answer into our config
             use_cache = getattr(self.config, "use_cache", self.stack.config.use_cache)
         if use_cache and cache is None:
             cache = AneeCache(self.stack.blocks)
-        hidden, step = self._begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)
+        hidden, step = self.begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)
         kept: list[Tensor] | None = [] if output_hidden_states else None
-        hidden, trace = self.executor.run(hidden, step, kept)
+        hidden, trace = self.executor.run(hidden, step, kept, actions)
         if cache is not None:
             execution_log(cache).append(trace, step.past)
         hidden = self.stack.final_norm(hidden)
-        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        logits = self.stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
-        if self.training and torch.is_grad_enabled() and not logits.requires_grad:
-            logits = self._with_gradient(logits, step.budget)
-        loss = None
-        if labels is not None:
-            vocabulary = self.stack.config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **for_loss)
-        output = AneeCausalLMOutput(
-            loss=loss,
-            logits=logits,
+        output = AneeModelOutput(
+            last_hidden_state=hidden,
             hidden_states=None if kept is None else hidden_states_selected((*kept, hidden), output_hidden_states),
             execution=trace,
             **cache_argument(cache),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _begin(
+    def begin(
         self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Mask,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        energy_budget: float | Tensor | None,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Mask = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        energy_budget: float | Tensor | None = None,
     ) -> tuple[Tensor, Step]:
-        """What enters the first layer [B, T, D], and the step to run it in."""
+        """What enters the first layer [B, T, D], and the step to run it in; `forward` has the arguments."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         stack = self.stack
         if isinstance(cache, AneeCache):
             cache.bind(stack.blocks)
@@ -499,38 +156,98 @@ class AneeForCausalLM(PreTrainedModel, AneeGenerationMixin):
             return state.budgets(rows, tokens, past, cache)
         return budget_tensor(self.config.energy_budget if given is None else given, rows)
 
-    def _with_gradient(self, logits: Tensor, budget: Tensor) -> Tensor:
+
+class AneeForCausalLM(AneeModel, AneeGenerationMixin):
+    """A frozen base causal LM whose layers are processed, skipped or left early, token by token, under a budget.
+
+    Build it with `from_base`, load it with `from_pretrained`.
+    """
+
+    _auto_class = "AutoModelForCausalLM"
+
+    @torch.compiler.disable  # what is run depends on the data
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Mask = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        energy_budget: float | Tensor | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+        actions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> AneeCausalLMOutput | tuple:
+        """Run B rows of T tokens, as the base's forward would, under a budget.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, S], 0 for padding, S counting the cached tokens too; or a ready mask [B or 1, 1, T, S], or a
+                dict of ready masks by layer type.
+            position_ids: int64 [B or 1, T]; where they begin anew, without a mask and a cache, so does a sequence.
+            past_key_values: any transformers cache; default: an `AneeCache`.
+            inputs_embeds: token embeddings [B, T, D] instead of `input_ids`.
+            labels: int64 [B, T], -100 where there is nothing to predict.
+            use_cache: keep keys and values; default: the base's config.
+            logits_to_keep: compute only the last so many logits (0: all), or those at these indices.
+            energy_budget: share of the whole model's work to spend, in [0, 1]: a number, one per row, or one per
+                token [B, T]; default: that of the running `generate`, else `config.energy_budget`.
+            output_hidden_states: return what enters each layer, and what the head reads; or those at one or some indices.
+            output_attentions: refused, since skipped layers have none.
+            return_dict: return an output object (default) or a tuple.
+            cache: the same as `past_key_values`.
+            actions: what to do with every token at every layer, uint8 [B, T, L], instead of what the controller decides.
+            kwargs: what the loss takes, and what transformers passes to every model; see `forward_arguments.py`.
+
+        Returns:
+            logits [B, T, V] with `execution`, an `ExecutionTrace`.
+
+        Raises:
+            TypeError: a keyword that nobody knows.
+            ValueError: a bad value.
+        """
+        for_loss = loss_keywords(kwargs, position_ids)
+        found: AneeModelOutput = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            energy_budget=energy_budget,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            cache=take_cache({"past_key_values": past_key_values, "cache": cache}),
+            actions=actions,
+        )
+        hidden, trace = found.last_hidden_state, found.execution
+        assert hidden is not None and trace is not None
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        logits = self.stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
+        if self.training and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = self._with_gradient(logits, trace)
+        loss = None
+        if labels is not None:
+            vocabulary = self.stack.config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **for_loss)
+        output = AneeCausalLMOutput(
+            loss=loss, logits=logits, hidden_states=found.hidden_states, execution=trace, **cache_argument(cache_of(found))
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _with_gradient(self, logits: Tensor, trace: ExecutionTrace) -> Tensor:
         """Logits that a backward may start from: a batch that teaches nothing must not end a training."""
         logger.warning_once(
-            f"nothing that can be trained was run at energy_budget={float(budget.min()):.3g}: train at a budget that "
+            f"nothing that can be trained was run, at a mean cost of {trace.mean_cost:.3g}: train at an energy_budget that "
             "skips layers which have bridges (config.energy_budget, or a column energy_budget of the data)"
         )
         return logits + logits.new_zeros((), requires_grad=True)
-
-
-def _taken_apart(base: PreTrainedModel) -> BaseStack:
-    """A base in its parts, frozen and in eval mode; one that is refused is left as it was."""
-    trained, path = [parameter for parameter in base.parameters() if parameter.requires_grad], base.config._name_or_path
-    base.requires_grad_(False)
-    base.config._name_or_path = ""  # a local path would be written into our config.json
-    try:
-        stack = BaseStack(base)
-    except ValueError:
-        base.config._name_or_path = path
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
-    base.eval()
-    return stack
-
-
-def _saved_names(base: nn.Module) -> Iterator[str]:
-    """Names of what a model's state has; the state itself is not made, since that may unpack weights."""
-    for path, module in base.named_modules(remove_duplicate=False):
-        buffers = {name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set}
-        for name, value in (module._parameters | buffers).items():
-            if value is not None:
-                yield f"{path}.{name}".removeprefix(".")
 
 
 def register() -> None:

@@ -71,9 +71,9 @@ def test_every_step_of_generate_sees_the_tokens_before(monkeypatch):
     model, ids, lengths = wrap(), token_ids(1), []
     run = model.executor.run
 
-    def counting(hidden, step, keep=None):
+    def counting(hidden, step, *others):
         lengths.append((step.past, hidden.shape[1]))
-        return run(hidden, step, keep)
+        return run(hidden, step, *others)
 
     monkeypatch.setattr(model.executor, "run", counting)
     model.generate(ids, energy_budget=0.6, min_new_tokens=4, max_new_tokens=4, do_sample=False)

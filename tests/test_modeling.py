@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from modeling_anee import AneeConfig, ExecutionTrace, executor
+from modeling_anee import AneeConfig, AneeModel, ExecutionTrace, executor
 from modeling_anee.actions import SKIP, SKIP_FFN
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
@@ -202,3 +202,30 @@ def test_a_compiled_model_gives_the_same(budget):
     model, ids = wrap(), token_ids()
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(ids, energy_budget=budget).logits, model(ids, energy_budget=budget).logits)
+
+
+@pytest.mark.parametrize("controller", ["plan", "learned", "routed"])
+def test_given_actions_do_what_the_controller_s_do(controller):
+    model, ids = wrap(controller=controller), token_ids()
+    decided = model(ids, energy_budget=0.6)
+    given = model(ids, energy_budget=0.6, actions=decided.execution.actions)
+    assert torch.equal(given.logits, decided.logits) and torch.equal(given.execution.actions, decided.execution.actions)
+    torch.testing.assert_close(given.execution.cost, model.costs.of_plans(given.execution.actions).float())
+
+
+@pytest.mark.parametrize(
+    "actions", [torch.zeros(2, 12, 3, dtype=torch.uint8), torch.zeros(2, 12, 4), torch.full((2, 12, 4), 9)]
+)
+def test_bad_given_actions_are_refused(actions):
+    actions = actions.to(torch.uint8) if actions.any() else actions
+    with pytest.raises(ValueError, match="actions (of shape|has 9)"):
+        wrap()(token_ids(), actions=actions)
+
+
+def test_the_core_gives_what_the_head_reads():
+    model, ids = wrap(), token_ids()
+    core = AneeModel.from_base(model.base, controller="plan")
+    found = core(ids, energy_budget=0.6)
+    whole = wrap()(ids, energy_budget=0.6)
+    torch.testing.assert_close(model.base.lm_head(found.last_hidden_state), whole.logits)
+    assert torch.equal(found.execution.actions, whole.execution.actions) and found.cache.get_seq_length() == ids.shape[1]

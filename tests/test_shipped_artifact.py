@@ -13,7 +13,8 @@ from modeling_anee.data.encoding import encode_text
 from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
 from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.perplexity import ratio, score
-from modeling_anee.modeling_anee import AneeForCausalLM, without_base
+from modeling_anee.modeling_anee import AneeForCausalLM
+from modeling_anee.pretrained import without_base
 from modeling_anee.publishing.artifact import problems
 from modeling_anee.publishing.export import export
 from modeling_anee.training.recipe import read_recipe

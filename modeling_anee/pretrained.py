@@ -1,0 +1,386 @@
+"""`AneePreTrainedModel`: a frozen base, held by reference, with our modules beside it: build, load, save, attach.
+
+What it computes is up to the models that inherit it, see `modeling_anee.py`.
+"""
+
+import contextlib
+import contextvars
+import copy
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .base_model import BaseStack, running_device
+from .bridges import Bridges
+from .configuration_anee import AneeConfig
+from .controller import Controller
+from .controllers import build_controller
+from .executor import Executor
+from .fingerprint import fingerprint, same_base
+from .loading import (
+    BASE_KWARGS,
+    HUB_KWARGS,
+    absolute_name,
+    check_device_map,
+    check_fingerprint,
+    gguf_file_of,
+    load_base,
+    load_to_wrap,
+    refuse_loading,
+    refuse_unknown_kwargs,
+)
+from .upgrade import upgrade
+from .weight_files import readable_weights
+from .wrapping import check_base
+
+
+logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
+
+# While our own modules load, no base may be attached: transformers would overwrite its buffers.
+_without_base: contextvars.ContextVar[bool] = contextvars.ContextVar("anee_without_base", default=False)
+
+
+@contextlib.contextmanager
+def without_base() -> Iterator[None]:
+    """Models built inside have no base yet."""
+    token = _without_base.set(True)
+    try:
+        yield
+    finally:
+        _without_base.reset(token)
+
+
+class AneePreTrainedModel(PreTrainedModel):
+    """A frozen base causal LM with our modules: a controller, and bridges for what it leaves out.
+
+    Build it with `from_base`, load it with `from_pretrained`. Models with other heads keep the names of these weights.
+    """
+
+    config_class = AneeConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = False
+    config: AneeConfig
+    base: Any  # the causal LM, whose attributes differ between families
+    _supports_sdpa = True
+
+    def __init__(self, config: AneeConfig) -> None:
+        config.check()
+        super().__init__(config)
+        self.bridges = Bridges(config)
+        self.controller: Controller = build_controller(config)
+        if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
+            self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
+        self.post_init()
+        if not _without_base.get():
+            self.attach_base(AutoModelForCausalLM.from_config(config.text_config))
+
+    # Build, load and save
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | os.PathLike | PreTrainedModel,
+        *,
+        controller: str = "budget",
+        energy_budget: float = 1.0,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Wrap a base that is not an artifact yet; the controllers are untrained.
+
+        Args:
+            base: Hub name or folder, or a loaded causal LM, which is wrapped as it is.
+            controller: kind of controller, see `AneeConfig`.
+            energy_budget: default budget in [0, 1].
+            gguf_file: GGUF file of the base in its repository or folder.
+            revision: revision of the base on the Hub.
+            dtype: dtype of the base; default: that of its checkpoint.
+            device_map: where the base's layers go.
+            kwargs: fields of `AneeConfig`, and further arguments of the base's `from_pretrained`.
+
+        Raises:
+            ValueError: a base of an unknown family (the known ones are listed), what is no causal LM (an artifact, a wrapper, a
+                classifier, ...; the message says what to do), a keyword that nobody knows, or a bad configuration field.
+            OSError: the base can't be found.
+        """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
+        fields |= {"controller": controller, "energy_budget": energy_budget}
+        given = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        if isinstance(base, str | os.PathLike):
+            names = {"base_model_name_or_path": absolute_name(base), "base_model_revision": revision}
+            fields = names | {"base_gguf_file": gguf_file} | fields
+            wrapped = load_to_wrap(base, **kwargs)
+        else:
+            check_base(base)
+            refuse_loading(kwargs)
+            names = {"base_model_name_or_path": absolute_name(base.name_or_path or "")}
+            fields = names | {"base_gguf_file": gguf_file_of(base)} | fields
+            wrapped = base
+        text_config = wrapped.config.to_dict()
+        for name in ("quantization_config", "_name_or_path"):
+            text_config.pop(name, None)
+        with without_base():
+            model = cls(AneeConfig(text_config=text_config, **fields))
+        check_fingerprint(model.config, wrapped)
+        model.attach_base(wrapped)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: Any = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load an artifact: our modules from its safetensors, the base by the name in its config.
+
+        Arguments about weights (`dtype`, `device_map`, `quantization_config`, `attn_implementation`, `gguf_file`, ...) go
+        to the base; our modules are small and stay in float32. Fields of `AneeConfig` override the artifact's:
+        `base_model_name_or_path=` points to another copy of the base.
+
+        Raises:
+            ValueError: a plain model instead of an artifact, weights that don't belong to this model, a newer format, a keyword
+                that nobody knows, or another base with `strict_base=True`.
+            OSError: the artifact or its base can't be found or read.
+        """
+        if pretrained_model_name_or_path is None:
+            raise ValueError("pretrained_model_name_or_path=None is not allowed: it must be an artifact's folder or Hub name")
+        base_kwargs = {name: kwargs.pop(name) for name in BASE_KWARGS if name in kwargs}
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        files: dict[str, Any] = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):  # also of another AneeConfig class: that of shipped code
+            source = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+            kwargs |= hub_kwargs | files
+        elif fields := {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}:
+            config = copy.deepcopy(config)
+            config.update(fields)
+        refuse_unknown_kwargs(kwargs)
+        if config._attn_implementation is not None:  # AutoModel moves the argument into the config
+            base_kwargs.setdefault("attn_implementation", config._attn_implementation)
+            config._attn_implementation = None
+        for name in ("trust_remote_code", "code_revision"):  # for whoever finds the class
+            kwargs.pop(name, None)
+        with without_base():
+            model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        base = load_base(model.config, pretrained_model_name_or_path, files, **hub_kwargs, **base_kwargs)
+        check_fingerprint(model.config, base, pretrained_model_name_or_path, **hub_kwargs, **files)
+        model.attach_base(base)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _load_own(cls, artifact: str | os.PathLike, *model_args: Any, **kwargs: Any) -> tuple[Any, dict]:
+        with readable_weights(os.path.join(artifact, kwargs.get("subfolder") or "")):
+            loaded: Any = super().from_pretrained(
+                artifact,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the other keys that are wrong
+                dtype=torch.float32,
+                use_safetensors=True,
+                **kwargs,
+            )
+        model, info = loaded
+        wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if any(wrong.values()):
+            details = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in wrong.items() if keys)
+            raise ValueError(
+                f"the weights in {str(artifact)!r} don't belong to a {kwargs['config'].controller!r} controller of this "
+                f"base: {details}"
+            )
+        return model, info
+
+    def save_pretrained(self, save_directory: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Write an artifact: config, our modules (no base weight), the code, generation config and the tokenizer, if given.
+
+        Args:
+            save_directory: folder to write to.
+            tokenizer: saved into the same folder.
+            kwargs: as in `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: the configuration names no base, so what is saved could not be loaded.
+        """
+        if not self.config.base_model_name_or_path:
+            raise ValueError(
+                "the configuration names no base model, so what is saved could not be loaded: save the base, and pass "
+                "base_model_name_or_path=... (a folder or a Hub name) to from_base, or set it in the model's config"
+            )
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then transformers saves adapters alone, in the base or not
+            state = kwargs.get("state_dict") or self._own_state()
+            kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith("base.")}
+        if not same_base(self.config.base_fingerprint, fingerprint(self.base)):
+            logger.warning_once(
+                "the base is other than the one that the configuration names (changed weights, or adapters in it), and an "
+                "artifact holds nothing of it: save what was changed with the library that changed it"
+            )
+        super().save_pretrained(save_directory, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The state without the base's, which is not made: that may unpack weights."""
+        own = ((name, module) for name, module in self.named_children() if name != "base")
+        return {f"{name}.{key}": value for name, module in own for key, value in module.state_dict().items()}
+
+    def attach_base(self, base: PreTrainedModel) -> None:
+        """Hold a base by reference, frozen and in eval mode.
+
+        Raises:
+            ValueError: an unknown family, a shape other than the configuration's, or layers on several accelerators.
+        """
+        check_base(base)
+        check_device_map(base)
+        for name in ("num_hidden_layers", "hidden_size"):
+            expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
+            if expected != found:
+                raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
+        self.stack = _taken_apart(base)
+        self.base = base
+        self.controller.to(self.device)
+        self.bridges.to(self.device)
+        self._bind()
+        if self.can_generate():
+            self._adopt_generation_config(base)
+
+    def prepare(self) -> None:
+        """Take the base apart again if it is no longer what it was; every forward asks first.
+
+        So these count from the next forward on: a base that was moved, cast or offloaded, other weights, biases, modules (LoRA
+        of PEFT, say), hooks, embeddings or heads, another attention implementation. The modules that hold those parts (layers,
+        attention, the decoder, the base itself) are never called, so hooks or forwards of others are refused there.
+
+        Raises:
+            ValueError: what can't be run as the base would; says what and where.
+        """
+        if self.base is not self.stack.base:
+            raise ValueError("the attribute base was set to another model, which has no effect: use attach_base(base)")
+        if self.stack.changed:
+            self.stack.prepare()
+            self._bind()
+
+    @torch.inference_mode(False)
+    def _bind(self) -> None:
+        """Tell everything of ours what the base's parts are and cost."""
+        self.costs = self.stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
+        upgrade(self.config, self.costs.head)
+        self.controller.bind(self.costs)
+        self.executor = Executor(self.stack, self.controller, self.bridges, self.costs, self.config.table)
+        self._adopt(self.base)
+
+    def _adopt(self, base: Any) -> None:
+        """Take over what transformers wants to know of the whole model from the base."""
+        self.config._attn_implementation_internal = base.config._attn_implementation
+        self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
+        self._no_split_modules = set(base._no_split_modules or ())
+        self._skip_keys_device_placement = set(base._skip_keys_device_placement or ())
+        self._keys_to_ignore_on_save = {f"base.{name}" for name in _saved_names(base)}
+        for plan in ("_tp_plan", "_pp_plan", "_ep_plan", "_fsdp_plan"):
+            entries = getattr(base, plan, None) or {}
+            setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
+        if hasattr(base, "hf_device_map"):
+            self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
+
+    def _adopt_generation_config(self, base: Any) -> None:
+        """An artifact's generation config stays, the base's fills in what it leaves open; without one, all is the base's."""
+        defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
+        has_own = not self.generation_config._from_model_config
+        self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
+        self.generation_config._from_model_config = None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers asks only about modules that have tensors of their own: of a bridge about its two maps.
+        if isinstance(module, Controller | nn.Linear):
+            module.reset_parameters()
+
+    # What a transformers model answers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's dtype."""
+        return self.base.dtype if "base" in self._modules else super().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The base's device: the one where it runs, if its weights are offloaded."""
+        return running_device(self.base) if "base" in self._modules else super().device
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's token embeddings."""
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The base's head."""
+        return self.base.get_output_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Give the base other token embeddings."""
+        self.base.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Give the base another head."""
+        self.base.set_output_embeddings(new_embeddings)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Give the base another attention implementation: a name, or a dict with one for `"text_config"` (or `""`).
+
+        Raises:
+            ValueError: one that this base, or we, can't run; it then keeps what it has.
+        """
+        before = self.base.config._attn_implementation
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get("text_config", attn_implementation.get("", before))
+        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
+        try:
+            self.prepare()
+        except ValueError:
+            self.base.set_attn_implementation(before)
+            raise
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refused: the base is not ours to change, and the change would not be saved."""
+        raise ValueError("resize_token_embeddings is not possible: the base is frozen and not saved; resize it before wrapping")
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode of our own modules; the base stays in eval mode."""
+        super().train(mode)
+        if "base" in self._modules:
+            self.base.eval()
+        return self
+
+
+def _taken_apart(base: PreTrainedModel) -> BaseStack:
+    """A base in its parts, frozen and in eval mode; one that is refused is left as it was."""
+    trained, path = [parameter for parameter in base.parameters() if parameter.requires_grad], base.config._name_or_path
+    base.requires_grad_(False)
+    base.config._name_or_path = ""  # a local path would be written into our config.json
+    try:
+        stack = BaseStack(base)
+    except ValueError:
+        base.config._name_or_path = path
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    base.eval()
+    return stack
+
+
+def _saved_names(base: nn.Module) -> Iterator[str]:
+    """Names of what a model's state has; the state itself is not made, since that may unpack weights."""
+    for path, module in base.named_modules(remove_duplicate=False):
+        buffers = {name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set}
+        for name, value in (module._parameters | buffers).items():
+            if value is not None:
+                yield f"{path}.{name}".removeprefix(".")
