@@ -22,6 +22,7 @@ from .cache import AneeCache
 from .compatibility import cache_argument
 from .costs import CostTable
 from .families import Family, family_of
+from .hardware import HARDWARE
 from .positions import Mask
 from .projections import JointLinear, is_plain
 from .rotary import Rotation, prepare_rotation
@@ -103,7 +104,7 @@ class BaseStack:
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""
         blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
-        return CostTable.measure(blocks, self._head_modules, unit, bridges, table)
+        return CostTable.measure(blocks, self._head_modules, HARDWARE[unit], bridges, table)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head, [..., D] -> [..., V]."""

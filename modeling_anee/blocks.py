@@ -95,6 +95,12 @@ class Block:
         self._feed_forward = branch_function(feed_forward, mlp_output_norm and run(mlp_output_norm), multiplier)
 
     @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values of one token, in the dtype of the norms and projections."""
+        weights = (weight for part in self.parts for weight in part.parameters() if weight.is_floating_point())
+        return 2 * self.kv_heads * self.head_size * next((weight.element_size() for weight in weights), 4)
+
+    @property
     def keys_values_share(self) -> float:
         """Share of the work of `qkv` that keys and values alone need."""
         return self.qkv.share(self._end_of_queries)

@@ -1,12 +1,7 @@
-"""What an action costs, as a share of the whole model run in full, head included; counted once, from what the variants run.
+"""What an action costs, as a share of the whole model run in full, head included: work, counted once, at hardware's prices."""
 
-Two units: `"flops"` (of the linear maps, per token) and `"bytes"` (of weights read, what decoding at batch 1 pays
-for). Attention scores are left out of both: they depend on the context length and are saved in the same proportion.
-"""
-
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,52 +10,28 @@ from torch import Tensor, nn
 from .actions import DEFAULT_TABLE, FULL, NONE, PROCESS, Action, ActionTable
 from .blocks import Block
 from .bridges import Bridges
-from .packed import is_packed, shape, stored_bytes
+from .hardware import Hardware
 from .projections import JointLinear
-
-
-def work(modules: Iterable[nn.Module], unit: str) -> float:
-    """FLOPs per token of the linear maps in `modules`, or bytes of all their weights."""
-    parts = {id(part): part for module in modules for part in _parts(module)}.values()
-    return float(sum(map(_bytes if unit == "bytes" else _flops, parts)))
-
-
-def _parts(module: nn.Module) -> Iterator[nn.Parameter | nn.Module]:
-    """Parameters, and the linear maps whose weights can't be read."""
-    if is_packed(module):
-        yield module
-        return
-    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
-    for child in module.children():
-        yield from _parts(child)
-
-
-def _bytes(part: nn.Parameter | nn.Module) -> int:
-    return stored_bytes(part) if isinstance(part, nn.Module) else part.numel() * part.element_size()
-
-
-def _flops(part: nn.Parameter | nn.Module) -> int:
-    if isinstance(part, nn.Module):
-        return 2 * math.prod(shape(part))
-    return 2 * part.numel() if part.dim() > 1 else 0
+from .work import NOTHING, Work, norm_work, work_of
 
 
 @dataclass(frozen=True)
 class LayerWork:
     """Work of one layer in one variant, per token: the attention, its keys and values alone, the feed-forward."""
 
-    attention: float
-    keys_values: float
-    feed_forward: float
+    attention: Work
+    keys_values: Work
+    feed_forward: Work
 
     @classmethod
-    def of(cls, block: Block, unit: str) -> "LayerWork":
+    def of(cls, block: Block) -> "LayerWork":
         """Count the work of a block."""
         own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
+        written = Work(kv_bytes=block.kv_bytes)
         return cls(
-            attention=_map_work([block.qkv, block.output], unit) + _norm_work(block.attention_norms, unit),
-            keys_values=_map_work([block.qkv], unit) * block.keys_values_share + _norm_work(block.key_norms, unit),
-            feed_forward=(_map_work(block.mlp_maps, unit) or work([block.mlp], unit)) + _norm_work(own_norms, unit),
+            attention=_map_work([block.qkv, block.output]) + norm_work(block.attention_norms) + written,
+            keys_values=_map_work([block.qkv]).part(block.keys_values_share) + norm_work(block.key_norms) + written,
+            feed_forward=(_map_work(block.mlp_maps) if block.mlp_maps else work_of([block.mlp])) + norm_work(own_norms),
         )
 
 
@@ -71,15 +42,15 @@ class CostTable:
     Args:
         layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers and `head` sum to 1.
         head: cost of one call of the final norm and the head, which every token is charged once.
-        total: work of the whole model in `unit`, by which everything is divided.
-        unit: `"flops"` or `"bytes"`.
+        total: price of the whole model, by which everything is divided.
+        hardware: whose prices these are.
         translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
     """
 
     layers: Tensor
     head: float
     total: float
-    unit: str
+    hardware: Hardware
     translator: float = 0.0
 
     @classmethod
@@ -87,7 +58,7 @@ class CostTable:
         cls,
         blocks: Mapping[str, Sequence[Block]],
         head_modules: list[nn.Module],
-        unit: str,
+        hardware: Hardware,
         bridges: Bridges | None = None,
         table: ActionTable = DEFAULT_TABLE,
     ) -> "CostTable":
@@ -98,21 +69,26 @@ class CostTable:
         Args:
             blocks: the layers by variant, the full one among them.
             head_modules: final norm and head.
-            unit: `"flops"` or `"bytes"`.
+            hardware: what prices it.
             bridges: what stands in, if anything.
             table: the actions.
         """
-        counted = {variant: [LayerWork.of(block, unit) for block in own] for variant, own in blocks.items()}
-        translator = _optional_work(next(iter(bridges.exit.values()), None) if bridges else None, unit)
+        counted = {variant: [LayerWork.of(block) for block in own] for variant, own in blocks.items()}
+        translator = hardware.price(_optional_work(next(iter(bridges.exit.values()), None) if bridges else None))
         rows = []
         for layer in range(len(blocks[FULL])):
             here = {variant: own[layer] for variant, own in counted.items()}
-            rows.append([_work_of(action, layer, here, bridges, unit) for action in table])
+            rows.append([hardware.price(_work_of(action, layer, here, bridges)) for action in table])
         rows[-1] = [cost + translator * action.leaves for cost, action in zip(rows[-1], table, strict=True)]
-        head = work(head_modules, unit)
+        head = hardware.price(work_of(head_modules))
         total = sum(row[PROCESS] for row in rows) + head
         layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        return cls(layers / total, head / total, total, unit, translator / total)
+        return cls(layers / total, head / total, total, hardware, translator / total)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the prices."""
+        return self.hardware.unit
 
     def of_plans(self, plans: Tensor) -> Tensor:
         """Cost of a token that takes actions [..., L] and then the head, float64 [...]."""
@@ -129,28 +105,26 @@ class CostTable:
 
     def of_module(self, module: nn.Module) -> float:
         """Cost of one call of a module of ours (a controller, a bridge)."""
-        return work([module], self.unit) / self.total
+        return self.hardware.price(work_of([module])) / self.total
 
 
-def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None, unit: str) -> float:
+def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None) -> Work:
     """Work of an action at a layer, for the layer's work in each variant; keys and values are computed in any case."""
     attends, feeds = action.attention != NONE, action.feed_forward != NONE
     attention = here[action.attention].attention if attends else here[FULL].keys_values
-    feed_forward = here[action.feed_forward].feed_forward if feeds else 0.0
-    return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer), unit)
+    feed_forward = here[action.feed_forward].feed_forward if feeds else NOTHING
+    return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer))
 
 
-def _map_work(maps: Iterable[JointLinear], unit: str) -> float:
+def _map_work(maps: Iterable[JointLinear]) -> Work:
     """Work of linear maps in their variant: one with weights of its own reads those instead of the base's."""
-    own = {map_: map_.weight_bytes for map_ in maps}
-    read = {map_: size for map_, size in own.items() if unit == "bytes" and size is not None}
-    return sum(read.values()) + work((module for map_ in own if map_ not in read for module in map_.modules), unit)
+    total = NOTHING
+    for one in maps:
+        base = work_of(one.modules)
+        read = base.weight_bytes if one.weight_bytes is None else one.weight_bytes
+        total += replace(base, weight_bytes=read, launches=float(len(one.modules) if one.runs_modules else 1))
+    return total
 
 
-def _optional_work(module: nn.Module | None, unit: str) -> float:
-    return 0.0 if module is None else work([module], unit)
-
-
-def _norm_work(norms: Iterable[nn.Module], unit: str) -> float:
-    """Norms are no linear maps, whatever the shape of their weights."""
-    return work(norms, unit) if unit == "bytes" else 0.0
+def _optional_work(module: nn.Module | None) -> Work:
+    return NOTHING if module is None else work_of([module])

@@ -20,13 +20,9 @@ from .bridges import Bridge, Bridges
 from .cache import AneeCache
 from .controller import Controller, Observation
 from .costs import CostTable, LayerWork
+from .hardware import gathering_pays
 from .step import Step, Subset, flat_indices
 from .trace import ExecutionTrace
-
-
-# Arithmetic that a device does in the time that gathering and scattering a subset takes: on 2 CPU cores a layer of
-# SmolLM2-135M (7 MFLOP a token) broke even at 12 to 16 tokens left out; accelerators are limited by kernel launches.
-GATHERING_FLOPS = {"cpu": 1e8, "cuda": 2e10}
 
 
 @dataclass
@@ -62,9 +58,9 @@ class Executor:
         self.costs = costs
         self.table = table
         self._blocks = {variant: stack.blocks_of(variant) for variant in sorted(table.variants)}
-        flops = [LayerWork.of(block, "flops") for block in stack.blocks]
-        self._attention_flops = [work.attention for work in flops]  # of each layer, per token
-        self._feed_forward_flops = [work.feed_forward for work in flops]
+        works = [LayerWork.of(block) for block in stack.blocks]
+        self._attention_flops = [work.attention.flops for work in works]  # of each layer, per token
+        self._feed_forward_flops = [work.feed_forward.flops for work in works]
         layers = range(len(stack.blocks))
         self._bridges = [[bridges.stand_in(action, layer) for action in table] for layer in layers]
 
@@ -327,7 +323,7 @@ class Executor:
             return True
         attending, feeding = (sum(int(mask.sum()) for mask in group.values()) for group in (attends, feeds))
         saved = (tokens - attending) * self._attention_flops[layer] + (tokens - feeding) * self._feed_forward_flops[layer]
-        return saved >= GATHERING_FLOPS.get(device.type, GATHERING_FLOPS["cuda"])
+        return gathering_pays(saved, device)
 
 
 def _account(step: Step, spent: Tensor, floor: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.utils.logging import warning_once
 
-from modeling_anee import executor
+from modeling_anee import hardware
 
 from .children import Forks
 
@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that they 
 
 os.environ.setdefault("ANEE_KERNELS", "default")  # results that don't depend on what else runs here
 
-AS_SHIPPED = executor.GATHERING_FLOPS["cpu"]
+AS_SHIPPED = hardware.GATHERING_FLOPS["cpu"]
 SLOW_LIMIT = 1500  # seconds
 
 
@@ -40,14 +40,14 @@ def pytest_collection_modifyitems(items):
 def gathering(request, monkeypatch):
     """Most tests gather always, since tiny models never would. A quarter, chosen by name, gather where it pays, as shipped."""
     always = zlib.crc32(request.node.nodeid.encode()) % 4 > 0
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 0.0 if always else AS_SHIPPED)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 0.0 if always else AS_SHIPPED)
     request.node.add_report_section("setup", "gathering", "always" if always else "where it pays")
 
 
 @pytest.fixture
 def always_gather(gathering, monkeypatch):
     """For tests of what is run and what is not: where gathering does not pay, some runs for nobody."""
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 0.0)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 0.0)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.controller import Controller, Observation
 from modeling_anee.controllers import build_controller
 from modeling_anee.costs import CostTable
+from modeling_anee.hardware import HARDWARE
 from modeling_anee.learned import LearnedController
 from modeling_anee.routed import RoutedController
 
@@ -45,7 +46,7 @@ def random_costs(layers: int, seed: int = 0, head: float = 0.05) -> CostTable:
     by_action = {PROCESS: process, SKIP: skip, EXIT: leave, SKIP_FFN: skip_ffn}
     table = torch.stack([by_action[action] for action in range(len(DEFAULT_TABLE))], dim=1)
     total = float(process.sum()) * (1.0 + head)
-    return CostTable(table / total, head / (1.0 + head), 1e5, "flops", translator / total)
+    return CostTable(table / total, head / (1.0 + head), 1e5, HARDWARE["flops"], translator / total)
 
 
 def configuration(kind: str, layers: int, **fields) -> AneeConfig:

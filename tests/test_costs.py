@@ -10,7 +10,9 @@ from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.base_model import BaseStack
 from modeling_anee.configuration_anee import COST_UNITS
 from modeling_anee.controller import Observation
-from modeling_anee.costs import CostTable, work
+from modeling_anee.costs import CostTable
+from modeling_anee.hardware import HARDWARE
+from modeling_anee.work import work_of
 
 from .tiny import FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
@@ -122,7 +124,7 @@ def test_shares_do_not_depend_on_whether_projections_are_joined(unit):
 
 def test_costs_of_actions_are_sums_over_layers():
     torch.manual_seed(0)
-    costs = CostTable(torch.rand(5, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 100.0, "flops")
+    costs = CostTable(torch.rand(5, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 100.0, HARDWARE["flops"])
     actions = torch.randint(0, len(DEFAULT_TABLE), (3, 7, 2), dtype=torch.uint8)
     found = costs.of_actions(actions, first=2)
     for b in range(3):
@@ -134,11 +136,11 @@ def test_costs_of_actions_are_sums_over_layers():
 
 @pytest.mark.parametrize("unit", COST_UNITS)
 def test_cost_of_a_module_of_ours(unit):
-    costs = CostTable(torch.ones(1, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 1000.0, unit)
+    costs = CostTable(torch.ones(1, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 1000.0, HARDWARE[unit])
     module = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))
     x = torch.randn(1, 3)
     expected = measured(module, x) if unit == "flops" else 4 * (3 * 5 + 5 + 5 * 2 + 2)
-    assert costs.of_module(module) * 1000.0 == pytest.approx(expected) and work([module], unit) == expected
+    assert costs.of_module(module) * 1000.0 == pytest.approx(expected) and HARDWARE[unit].price(work_of([module])) == expected
 
 
 def test_a_learned_controller_is_charged_what_it_runs():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_anee import executor
+from modeling_anee import hardware
 from modeling_anee.actions import PROCESS, SKIP_FFN
 from modeling_anee.step import Subset
 
@@ -41,7 +41,7 @@ def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
     mask[0, :4] = 0
     call = {"attention_mask": mask, "energy_budget": [0.5, 0.7, 0.9]}
     gathered = model(ids, **call)
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 1e30)
     dense = model(ids, **call)
     real = mask.bool()
     torch.testing.assert_close(dense.logits[real], gathered.logits[real], atol=2e-5, rtol=1e-4)
@@ -51,7 +51,7 @@ def test_gathering_or_not_gives_the_same(family, controller, monkeypatch):
 
 
 def test_the_trace_says_what_was_run_anyway(monkeypatch):
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(cost_unit="flops", plans=["PSSP", "PPSP"]), token_ids(1, 20)
     trace = model(ids, energy_budget=0.75).execution
     mixed = (trace.actions[0] != 0).float().mean(dim=0)
@@ -104,7 +104,7 @@ def test_what_is_left_out_is_not_called(plans, budget, cached):
 
 @pytest.mark.parametrize("plans, budget", MIXTURES.values(), ids=MIXTURES)
 def test_even_where_gathering_does_not_pay_nothing_runs_for_nobody(plans, budget, monkeypatch):
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(plans=plans, keep_first_tokens=0, **BRIDGES), token_ids(1, 20)
     attended, fed, actions = runs(model, ids, energy_budget=budget)
     feeds = actions == PROCESS
@@ -131,7 +131,7 @@ def test_fillers_and_padding_are_not_fed():
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_logits_at_padding_do_not_depend_on_the_batch(controller, gathering, monkeypatch):
     """They mean nothing, but a row is what it is alone, all of it."""
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", gathering)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", gathering)
     model, ids, others = wrap(tiny_base(), controller, **BRIDGES), token_ids(3), token_ids(3, seed=9)
     mask = torch.ones_like(ids)
     mask[0, :5] = mask[0, -2:] = 0
@@ -143,7 +143,7 @@ def test_logits_at_padding_do_not_depend_on_the_batch(controller, gathering, mon
 
 
 def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
-    monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", 1e30)
+    monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 1e30)
     model, ids = wrap(cost_unit="flops", plans=["PSSP"], keep_first_tokens=0), token_ids(2)
     with FlopCounterMode(display=False) as counter:
         trace = model(ids, energy_budget=0.0).execution

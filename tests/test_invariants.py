@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from modeling_anee import AneeForCausalLM, executor
+from modeling_anee import AneeForCausalLM, hardware
 from modeling_anee.actions import EXIT, PROCESS, SKIP
 
 from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
@@ -24,7 +24,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 ALL_FAMILIES = sorted(CONFIGS)
 FAMILIES = ("gemma3_text", "gpt2", "gpt_neox", "llama")  # four anatomies; `test_families` has them all
 few = settings(max_examples=60, deadline=None, derandomize=True)
-flops = st.sampled_from([0.0, executor.GATHERING_FLOPS["cpu"]])  # for tiny models: gather always, and never
+flops = st.sampled_from([0.0, hardware.GATHERING_FLOPS["cpu"]])  # for tiny models: gather always, and never
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller)
 @given(data=st.data())
 def test_3_scoring_is_decoding(data):
     """Any cut of a sequence into steps gives the logits, actions and costs of one forward, with any cache."""
-    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    hardware.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
     ids = token_ids(2, 10, seed=data.draw(st.integers(0, 50)))
@@ -96,7 +96,7 @@ def test_3_scoring_is_decoding(data):
 @few
 @given(data=st.data())
 def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
-    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    hardware.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     lengths = data.draw(st.lists(st.integers(1, 8), min_size=2, max_size=4))
     budgets = [data.draw(st.sampled_from(BUDGETS)) for _ in lengths]
@@ -119,7 +119,7 @@ def test_4_rows_do_not_depend_on_their_batch_or_padding(data):
 @given(data=st.data())
 def test_5_cache_operations_keep_everything_true(data):
     """After any program of cache operations, going on equals scoring the rows that the cache then holds."""
-    executor.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
+    hardware.GATHERING_FLOPS["cpu"] = data.draw(flops)  # the fixture puts it back
     model = model_of(data.draw(st.sampled_from(ALL_FAMILIES)), data.draw(st.sampled_from(CONTROLLERS)))
     budget = data.draw(st.sampled_from(BUDGETS))
     # Without a config: transformers' sliding layers can't be cropped once their window is full.

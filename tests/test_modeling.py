@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from modeling_anee import AneeConfig, AneeModel, ExecutionTrace, executor
+from modeling_anee import AneeConfig, AneeModel, ExecutionTrace, hardware
 from modeling_anee.actions import SKIP, SKIP_FFN
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
@@ -146,7 +146,7 @@ def test_gradients_reach_what_is_ours_and_nothing_else():
 def test_bridges_have_the_same_gradients_gathered_or_not(monkeypatch):
     gradients, ids = [], token_ids()
     for flops in (0.0, 1e30):
-        monkeypatch.setitem(executor.GATHERING_FLOPS, "cpu", flops)
+        monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", flops)
         model = wrap(plans=["PSFE", "FPSE", "SFPF"], **BRIDGES)
         output = model(ids, energy_budget=0.5, labels=ids)
         output.loss.backward()

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from modeling_anee.actions import PROCESS, SKIP_FFN
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
-from modeling_anee.costs import work
 from modeling_anee.fingerprint import fingerprint, same_base
+from modeling_anee.hardware import HARDWARE
 from modeling_anee.packed import is_ordinary, is_packed, stored_bytes
 from modeling_anee.projections import JointLinear
+from modeling_anee.work import work_of
 
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 
@@ -248,17 +249,17 @@ def test_an_adapter_around_a_packed_map_costs_both():
 
     module = Adapted()
     assert not is_packed(module) and is_packed(module.base_layer)
-    assert work([module], "bytes") == 8 * 4 + 4 * 4 + 4 * 8 * 2
-    assert work([module], "flops") == 2 * 8 * 4 + 2 * 8 * 2
+    assert work_of([module]).weight_bytes == 8 * 4 + 4 * 4 + 4 * 8 * 2
+    assert work_of([module]).flops == 2 * 8 * 4 + 2 * 8 * 2
 
 
 def test_what_keeps_nothing_has_no_bytes():
     class Hidden(nn.Module):
         in_features = out_features = 8
 
-    assert work([Hidden()], "flops") == 128
+    assert HARDWARE["flops"].price(work_of([Hidden()])) == 128
     with pytest.raises(ValueError, match="bytes of a Hidden can't be counted.*cost_unit='flops'"):
-        work([Hidden()], "bytes")
+        HARDWARE["bytes"].price(work_of([Hidden()]))
 
 
 def test_what_is_ordinary():

@@ -16,7 +16,7 @@ from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.perplexity import score
 from modeling_anee.evaluation.processes import ALONE, Processes, joined_processes
-from modeling_anee.executor import GATHERING_FLOPS
+from modeling_anee.hardware import GATHERING_FLOPS
 from modeling_anee.training.checkpoint import read_tensors
 
 from . import children

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import PROCESS, SKIP, SKIP_FFN
-from modeling_anee.executor import GATHERING_FLOPS
+from modeling_anee.hardware import GATHERING_FLOPS
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 from modeling_anee.training.stages.bridges import sample_actions

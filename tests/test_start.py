@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from modeling_anee.executor import GATHERING_FLOPS
+from modeling_anee.hardware import GATHERING_FLOPS
 from modeling_anee.training.fit import fit, in_half
 from modeling_anee.training.recipe import read_recipe
 from modeling_anee.training.run import Run
