@@ -3,17 +3,16 @@
 import contextlib
 import os
 import posixpath
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .checks import refuse_unknown
 from .configuration_anee import AneeConfig
 from .fingerprint import difference, fingerprint, same_base, short
 from .folders import cache_folder
+from .loading_arguments import HUB_KWARGS, LOADING_KWARGS, refuse_loading, refuse_unknown_kwargs
 from .weight_files import readable_weights
 from .wrapping import check_base
 
@@ -21,56 +20,6 @@ from .wrapping import check_base
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 SEARCH_PATH_VARIABLE = "ANEE_BASE_PATH"
-# The keyword arguments that `from_pretrained` of transformers takes (5.23 and 5.24), by whose they are.
-# About the base's weights, not about ours:
-BASE_KWARGS = (
-    "dtype",
-    "torch_dtype",
-    "device_map",
-    "max_memory",
-    "quantization_config",
-    "attn_implementation",
-    "experts_implementation",
-    "tp_plan",
-    "tp_size",
-    "device_mesh",
-    "distributed_config",
-    "offload_folder",
-    "offload_buffers",
-    "offload_state_dict",
-    "low_cpu_mem_usage",
-    "gguf_file",
-    "use_safetensors",
-    "weights_only",
-    "ignore_mismatched_sizes",
-    "key_mapping",
-    "fusion_config",
-    "use_kernels",
-    "kernel_config",
-    "allow_all_kernels",
-)
-# What both need to reach the Hub; a revision or subfolder of the artifact is not the base's.
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "disable_mmap", "tqdm_class")
-# About the files that are asked for: those of an artifact in `from_pretrained`, of the base in `from_base`.
-OWN_KWARGS = (
-    "revision",
-    "code_revision",
-    "subfolder",
-    "variant",
-    "trust_remote_code",
-    "state_dict",
-    "generation_config",
-    "adapter_kwargs",
-    "adapter_name",
-    "_from_auto",
-    "_from_pipeline",
-    "_commit_hash",
-    "_fast_init",
-    "mirror",
-    "from_tf",
-    "from_flax",
-)
-LOADING_KWARGS = frozenset((*BASE_KWARGS, *HUB_KWARGS, *OWN_KWARGS))
 
 
 def _folders_of_copies() -> list[str]:
@@ -154,24 +103,26 @@ def gguf_file_of(base: PreTrainedModel) -> str | None:
     return getattr(getattr(base.config, "quantization_config", None), "gguf_file", None)
 
 
-def refuse_unknown_kwargs(names: Iterable[str], or_what: str = "") -> None:
-    """Refuse keyword arguments that `from_pretrained` of transformers does not take, with the nearest that it or we take."""
-    known = AneeConfig.known_fields() | LOADING_KWARGS
-    unknown = sorted(set(names) - LOADING_KWARGS)
-    refuse_unknown(unknown, known, f"a field of AneeConfig{or_what} or an argument of from_pretrained")
+def base_to_wrap(base: str | os.PathLike | PreTrainedModel, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A base that is to be wrapped, loaded if it is a name, and the fields by which an artifact finds it again.
+
+    Args:
+        base: folder or Hub name, or the base itself.
+        kwargs: how to load it; none where there is nothing to load.
+
+    Raises:
+        ValueError: what can't be wrapped, with what to do; a keyword that nobody knows or that does not apply.
+        OSError: it can't be found.
+    """
+    if isinstance(base, str | os.PathLike):
+        names = {"base_model_revision": kwargs.get("revision"), "base_gguf_file": kwargs.get("gguf_file")}
+        return _load_to_wrap(base, **kwargs), names | {"base_model_name_or_path": absolute_name(base)}
+    check_base(base)
+    refuse_loading(kwargs)
+    return base, {"base_gguf_file": gguf_file_of(base), "base_model_name_or_path": absolute_name(base.name_or_path or "")}
 
 
-def refuse_loading(kwargs: dict[str, Any]) -> None:
-    """Refuse arguments about loading where there is nothing to load."""
-    refuse_unknown_kwargs(kwargs)
-    if kwargs:
-        raise ValueError(
-            "the base is a model already: gguf_file, revision, dtype, device_map and other loading arguments "
-            f"({', '.join(kwargs)}) do not apply"
-        )
-
-
-def load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+def _load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """Load a base that is to be wrapped, from a folder or the Hub.
 
     Args:

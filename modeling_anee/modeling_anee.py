@@ -98,8 +98,8 @@ class AneeModel(AneePreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         cache = take_cache({"past_key_values": past_key_values, "cache": cache})
-        if use_cache is None:  # `Trainer` writes its answer into our config
-            use_cache = getattr(self.config, "use_cache", self.stack.config.use_cache)
+        if use_cache is None:
+            use_cache = self.config.use_cache
         if use_cache and cache is None:
             cache = AneeCache(self.stack.blocks)
         hidden, step = self.begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)

@@ -15,25 +15,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .base_model import BaseStack, running_device
+from .adoption import adopt, adopt_generation_config, take_apart
+from .base_model import running_device
 from .bridges import Bridges
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controllers import build_controller
 from .executor import Executor
 from .fingerprint import fingerprint, same_base
-from .loading import (
-    BASE_KWARGS,
-    HUB_KWARGS,
-    absolute_name,
-    check_device_map,
-    check_fingerprint,
-    gguf_file_of,
-    load_base,
-    load_to_wrap,
-    refuse_loading,
-    refuse_unknown_kwargs,
-)
+from .loading import base_to_wrap, check_device_map, check_fingerprint, load_base
+from .loading_arguments import BASE_KWARGS, HUB_KWARGS, refuse_unknown_kwargs
 from .upgrade import upgrade
 from .weight_files import readable_weights
 from .wrapping import check_base
@@ -116,21 +107,12 @@ class AneePreTrainedModel(PreTrainedModel):
         fields |= {"controller": controller, "energy_budget": energy_budget}
         given = {"revision": revision, "gguf_file": gguf_file, "dtype": dtype, "device_map": device_map}
         kwargs |= {name: value for name, value in given.items() if value is not None}
-        if isinstance(base, str | os.PathLike):
-            names = {"base_model_name_or_path": absolute_name(base), "base_model_revision": revision}
-            fields = names | {"base_gguf_file": gguf_file} | fields
-            wrapped = load_to_wrap(base, **kwargs)
-        else:
-            check_base(base)
-            refuse_loading(kwargs)
-            names = {"base_model_name_or_path": absolute_name(base.name_or_path or "")}
-            fields = names | {"base_gguf_file": gguf_file_of(base)} | fields
-            wrapped = base
+        wrapped, names = base_to_wrap(base, kwargs)
         text_config = wrapped.config.to_dict()
         for name in ("quantization_config", "_name_or_path"):
             text_config.pop(name, None)
         with without_base():
-            model = cls(AneeConfig(text_config=text_config, **fields))
+            model = cls(AneeConfig(text_config=text_config, **(names | fields)))
         check_fingerprint(model.config, wrapped)
         model.attach_base(wrapped)
         return model.eval()
@@ -247,13 +229,13 @@ class AneePreTrainedModel(PreTrainedModel):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
             if expected != found:
                 raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
-        self.stack = _taken_apart(base)
+        self.stack = take_apart(base)
         self.base = base
         self.controller.to(self.device)
         self.bridges.to(self.device)
         self._bind()
         if self.can_generate():
-            self._adopt_generation_config(base)
+            adopt_generation_config(self, base)
 
     def prepare(self) -> None:
         """Take the base apart again if it is no longer what it was; every forward asks first.
@@ -278,27 +260,7 @@ class AneePreTrainedModel(PreTrainedModel):
         upgrade(self.config, self.costs.head)
         self.controller.bind(self.costs)
         self.executor = Executor(self.stack, self.controller, self.bridges, self.costs, self.config.table)
-        self._adopt(self.base)
-
-    def _adopt(self, base: Any) -> None:
-        """Take over what transformers wants to know of the whole model from the base."""
-        self.config._attn_implementation_internal = base.config._attn_implementation
-        self.all_tied_weights_keys = {f"base.{key}": f"base.{tied}" for key, tied in base.all_tied_weights_keys.items()}
-        self._no_split_modules = set(base._no_split_modules or ())
-        self._skip_keys_device_placement = set(base._skip_keys_device_placement or ())
-        self._keys_to_ignore_on_save = {f"base.{name}" for name in _saved_names(base)}
-        for plan in ("_tp_plan", "_pp_plan", "_ep_plan", "_fsdp_plan"):
-            entries = getattr(base, plan, None) or {}
-            setattr(self, plan, {f"base.{key}": value for key, value in entries.items()})
-        if hasattr(base, "hf_device_map"):
-            self.hf_device_map = {f"base.{key}" if key else "": device for key, device in base.hf_device_map.items()}
-
-    def _adopt_generation_config(self, base: Any) -> None:
-        """An artifact's generation config stays, the base's fills in what it leaves open; without one, all is the base's."""
-        defaults = {name: value for name, value in base.generation_config.to_dict().items() if not name.startswith("_")}
-        has_own = not self.generation_config._from_model_config
-        self.generation_config.update(**defaults, defaults_only=has_own, allow_custom_entries=True)
-        self.generation_config._from_model_config = None
+        adopt(self, self.base)
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers asks only about modules that have tensors of their own: of a bridge about its two maps.
@@ -359,28 +321,3 @@ class AneePreTrainedModel(PreTrainedModel):
         if "base" in self._modules:
             self.base.eval()
         return self
-
-
-def _taken_apart(base: PreTrainedModel) -> BaseStack:
-    """A base in its parts, frozen and in eval mode; one that is refused is left as it was."""
-    trained, path = [parameter for parameter in base.parameters() if parameter.requires_grad], base.config._name_or_path
-    base.requires_grad_(False)
-    base.config._name_or_path = ""  # a local path would be written into our config.json
-    try:
-        stack = BaseStack(base)
-    except ValueError:
-        base.config._name_or_path = path
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
-    base.eval()
-    return stack
-
-
-def _saved_names(base: nn.Module) -> Iterator[str]:
-    """Names of what a model's state has; the state itself is not made, since that may unpack weights."""
-    for path, module in base.named_modules(remove_duplicate=False):
-        buffers = {name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set}
-        for name, value in (module._parameters | buffers).items():
-            if value is not None:
-                yield f"{path}.{name}".removeprefix(".")
