@@ -23,7 +23,6 @@ from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, r
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see `upgrade.py`
-CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
@@ -269,7 +268,9 @@ class AneeConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
 
     def _check_choices(self) -> None:
-        one_of("controller", self.controller, CONTROLLERS)
+        from .controllers import CONTROLLER_CLASSES  # their files read this one
+
+        one_of("controller", self.controller, tuple(CONTROLLER_CLASSES))
         one_of("cost_unit", self.cost_unit, COST_UNITS)
         one_of("budget_mode", self.budget_mode, BUDGET_MODES)
         one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)

@@ -17,13 +17,12 @@ from modeling_anee.configuration_anee import (
     BUDGET_MODES,
     CALIBRATION_COLUMNS,
     CONFIDENCE_METRICS,
-    CONTROLLERS,
     COST_UNITS,
     FORMAT_VERSION,
     check_budget,
 )
 
-from .tiny import CONFIGS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
+from .tiny import CONFIGS, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
 
 TEXT_CONFIGS = {family: CONFIGS[family]().to_dict() for family in FAMILIES}

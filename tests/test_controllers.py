@@ -5,12 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee.configuration_anee import CONTROLLERS
-from modeling_anee.controller import Controller
+from modeling_anee import AneeForCausalLM, controllers
+from modeling_anee.actions import PROCESS, SKIP
+from modeling_anee.controller import Controller, Decision
 from modeling_anee.controllers import CONTROLLER_CLASSES
 from modeling_anee.plans import PlanController
 
 from .fakes import EXACT, build, configuration, fewer, random_costs, random_head, run, seeds, states
+from .tiny import CONTROLLERS, tiny_base, token_ids
 
 
 every_kind = pytest.mark.parametrize("kind", sorted(CONTROLLER_CLASSES))
@@ -66,3 +68,32 @@ def test_an_interface_alone_binds_nothing():
     with pytest.raises(NotImplementedError):
         controller.decide(0, None)
     assert PlanController.reset_parameters is Controller.reset_parameters
+
+
+class EveryOther(Controller):
+    """Skips every other layer, whatever the budget."""
+
+    needs_hidden = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.segments, self._skip = [(0, self.num_layers)], config.table.skip
+
+    def bind(self, costs):
+        self._plan = torch.tensor([self._skip * (layer % 2) for layer in range(self.num_layers)], dtype=torch.uint8)
+        self.floor = float(costs.of_plans(self._plan))
+
+    def decide(self, segment, seen):
+        return Decision(self._plan.expand(len(seen.budget), -1))
+
+
+def test_a_controller_is_added_by_one_row(monkeypatch, tmp_path):
+    monkeypatch.setitem(controllers.CONTROLLER_CLASSES, "every other", EveryOther)
+    tiny_base().save_pretrained(tmp_path / "base")
+    model = AneeForCausalLM.from_base(tmp_path / "base", controller="every other")
+    trace = model.generate(token_ids(1), energy_budget=0.5, max_new_tokens=4, return_dict_in_generate=True).execution
+    assert (trace.actions[:, 1:] == torch.tensor([PROCESS, SKIP, PROCESS, SKIP], dtype=torch.uint8)).all()
+    assert trace.cost[0, 1] == pytest.approx(model.controller.floor)
+    model.save_pretrained(tmp_path / "artifact")
+    loaded = AneeForCausalLM.from_pretrained(tmp_path / "artifact")
+    assert torch.equal(loaded(token_ids(), energy_budget=0.5).logits, model(token_ids(), energy_budget=0.5).logits)

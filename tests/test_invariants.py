@@ -1,6 +1,6 @@
 """What must always hold, for every family and controller, with bridges and translators of random weights.
 
-Numbers are those of DESIGN's invariants; 8 is in `test_loading`.
+Numbers are those of `docs/design.md`; 8 is in `test_loading`.
 """
 
 import functools

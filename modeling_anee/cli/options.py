@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..configuration_anee import CONTROLLERS
+from ..controllers import CONTROLLER_CLASSES
 
 
 ModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)]
@@ -18,7 +18,7 @@ ModelOption = Annotated[
     ),
 ]
 ControllerOption = Annotated[
-    str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLERS)}. Default: plan.")
+    str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLER_CLASSES)}. Default: plan.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, ...")]
 DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
