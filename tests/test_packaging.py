@@ -122,7 +122,7 @@ def test_the_wheel_works_without_extras_and_says_which_one_a_verb_needs(wheel, b
     model.save_pretrained(tmp_path / "artifact", tokenizer=tiny_tokenizer())
     calls = {
         "fit recipe.yaml --output run": "[train]",
-        f"compare --text {__file__}": "[train]",
+        f"compare --text {__file__}": "[demo]",
         "generate --prompt w5": "[demo]",
         "demo": "[plots]",
     }
