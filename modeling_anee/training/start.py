@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from ..configuration_anee import AneeConfig
+from ..configuration_anee import FORMAT_VERSION, AneeConfig
 from ..weight_files import readable_weights
 from .recipe import ANEE_FIELDS, Recipe
 
@@ -33,7 +33,7 @@ class Start:
 
         Raises:
             OSError: there is no such artifact.
-            ValueError: it is a model of another kind.
+            ValueError: it is a model of another kind, or of an older format.
         """
         name = recipe.start
         if name is None:
@@ -41,6 +41,11 @@ class Start:
         values, _ = PreTrainedConfig.get_config_dict(name)
         if values.get("model_type") != AneeConfig.model_type:
             raise ValueError(f"start={name!r} is not allowed: it is a {values.get('model_type')!r} model, not an artifact")
+        if (version := values.get("format_version", FORMAT_VERSION)) < FORMAT_VERSION:
+            raise ValueError(
+                f"start={name!r} is not allowed: it is of format version {version}, whose budgets mean something else; "
+                "AneeForCausalLM.from_pretrained(...).save_pretrained(...) writes it anew"
+            )
         open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
         fields = {field: value for field, value in values.items() if field in open_fields}
         weights = cached_file(name, SAFE_WEIGHTS_NAME)
