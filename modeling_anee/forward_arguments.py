@@ -1,9 +1,10 @@
 """What `forward` takes beside its named arguments: nothing is swallowed, a keyword that nobody knows is an error."""
 
-import difflib
 from typing import Any
 
 from torch import Tensor
+
+from .checks import nearest
 
 
 FOR_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels", "label_smoothing")
@@ -13,7 +14,7 @@ PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "se
 NEUTRAL = {"is_causal": True, "output_router_logits": False, "return_legacy_cache": False, "head_mask": None}
 NAMED = (
     "input_ids attention_mask position_ids past_key_values cache inputs_embeds labels use_cache logits_to_keep energy_budget "
-    "output_hidden_states output_attentions return_dict"
+    "output_hidden_states output_attentions return_dict actions"
 ).split()
 
 
@@ -31,9 +32,7 @@ def loss_keywords(keywords: dict[str, Any], position_ids: Tensor | None) -> dict
         if name in PACKING and position_ids is None:
             raise ValueError(f"{name} is not supported without position_ids, which tell where packed sequences begin")
         if name not in (*FOR_LOSS, *PACKING, *NEUTRAL):
-            near = difflib.get_close_matches(name, [*NAMED, *FOR_LOSS], n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"forward() got an unexpected keyword argument {name!r}{hint}")
+            raise TypeError(f"forward() got an unexpected keyword argument {nearest(name, [*NAMED, *FOR_LOSS])}")
     return {name: value for name, value in given.items() if name in FOR_LOSS}
 
 
