@@ -31,10 +31,10 @@ class GrowingTensor:
 
     def append(self, length: int, new: Tensor) -> Tensor:
         """Put `new` [B, G, T, E] after the first `length`; return the first length + T."""
-        old, end = self.first(length), length + new.shape[2]
+        end, old = length + new.shape[2], self._storage
         if torch.is_grad_enabled() and (new.requires_grad or (old is not None and old.requires_grad)):
             # A later backward needs what was there before: nothing is written over.
-            self._storage = new if old is None or length == 0 else torch.cat((old, new), dim=2)
+            self._storage = new if old is None or length == 0 else torch.cat((old[:, :, :length], new), dim=2)
             return self._storage
         storage = self._reserve(length, new)
         storage[:, :, length:end] = new
