@@ -27,10 +27,7 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     size = cos.shape[-1]
     turned, kept = x[..., :size], x[..., size:]
     swapped = turned.roll(size // 2, dims=-1)
-    if x.dtype == cos.dtype == torch.float32:
-        turned = torch.addcmul(turned * cos, swapped, sin)  # in half precision it would round once where the base does twice
-    else:
-        turned = (turned * cos + swapped * sin).to(x.dtype)  # olmo2's cos and sin are float32
+    turned = (turned * cos + swapped * sin).to(x.dtype)  # olmo2's cos and sin are float32
     return turned if size == x.shape[-1] else torch.cat((turned, kept), dim=-1)
 
 

@@ -180,4 +180,6 @@ def test_recipes_that_come_with_the_project_are_recipes(file):
     kind = recipe.anee["controller"] if recipe.start is None else AneeConfig.from_pretrained(recipe.located().start).controller
     assert kind == ("learned" if "learned" in file.stem else "routed")
     assert set(recipe.planned) <= set(STAGE_NAMES)
+    if recipe.planned == ["calibration"]:  # of an artifact that has learned already
+        return
     assert ("supervised" in recipe.planned) == (kind == "learned") and ("routing" in recipe.planned) == (kind == "routed")
