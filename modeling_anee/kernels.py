@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ LARGEST = 1 << 31  # multiplications of one measurement; shapes and rows with mo
 SMALLEST = 1 << 16  # weights from which a shape is worth measuring
 REPEATS = 5  # of each kernel, at least, and for at least so many seconds:
 LEAST = 0.1
+COLD = 1 << 26  # bytes that no cache holds
 PATIENCE = 2.0  # seconds for one shape
 WIDE, FEW_TOKENS = 2048, 64  # without a measurement: oneDNN for at least so many outputs and at most so many rows
 TORCH, ONEDNN = "torch", "onednn"
@@ -123,15 +125,16 @@ def measure(outputs: int, inputs: int) -> list[str]:
     """The faster kernel of a shape for each number of rows; those that would take too long are as the last measured."""
     assert _onednn_linear is not None
     fastest: list[str] = []
-    weight, begin = torch.randn(outputs, inputs, device="cpu"), time.perf_counter()
+    copies = max(2, COLD // (4 * outputs * inputs))  # so many that each is read from memory, as the layers of a model are
+    weights, begin = cycle(torch.randn(copies, outputs, inputs, device="cpu")), time.perf_counter()
     for rows in ROWS:
         too_long = rows * outputs * inputs > LARGEST or time.perf_counter() - begin > PATIENCE
         if fastest and too_long:
             break
         x = torch.randn(rows, inputs, device="cpu")
         own, other = best_times(
-            lambda x=x: F.linear(x, weight),  # type: ignore[misc]
-            lambda x=x: _onednn_linear(x, weight, None, "none", [], ""),  # type: ignore[misc]
+            lambda x=x: F.linear(x, next(weights)),  # type: ignore[misc]
+            lambda x=x: _onednn_linear(x, next(weights), None, "none", [], ""),  # type: ignore[misc]
         )
         fastest.append(ONEDNN if other < own else TORCH)
     return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
