@@ -13,6 +13,7 @@ from ..modeling_anee import AneeModel
 
 def begin(model: AneeModel, ids: Tensor) -> tuple[Tensor, Step]:
     """Token ids int64 [B, T] -> hidden states [B, T, D] that enter the first layer, and the step to run them in."""
+    model.prepare()  # the base may have been changed since it was wrapped
     return model.begin(input_ids=ids, energy_budget=0.0)
 
 
