@@ -2,7 +2,7 @@
 
 An action says which variant its attention and its feed-forward run in, and whether the token leaves here. Nothing switches
 on an action's name: whoever wants to know what one does reads its row. To add one, add a row to the configuration's
-`actions`; to add a way to run a sublayer, register a variant (`variants.py`).
+`actions`; to add a way to run a sublayer, register a variant (`base_variants.py`).
 """
 
 import re

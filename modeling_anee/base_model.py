@@ -1,6 +1,6 @@
 """A frozen base causal LM, taken apart: embeddings, blocks, final norm and head.
 
-This is the only file that knows where a base keeps its parts; `families.py` has the names.
+This is the only file that knows where a base keeps its parts; `base_families.py` has the names.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from .actions import DEFAULT_TABLE, FULL, ActionTable
+from .base_block import Block
+from .base_families import Family, family_of
+from .base_linear import JointLinear, is_plain
+from .base_rotary import Rotation, prepare_rotation
+from .base_variants import variant_named
 from .base_watch import Watch, check_bypassed
-from .blocks import Block
 from .bridges import Bridges
 from .cache import AneeCache
 from .compatibility import cache_argument
 from .costs import CostTable
-from .families import Family, family_of
 from .hardware import HARDWARE
 from .positions import Mask
-from .projections import JointLinear, is_plain
-from .rotary import Rotation, prepare_rotation
-from .variants import variant_named
 
 
 class BaseStack:

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from .blocks import Block
+from .base_block import Block
+from .base_rotary import Rotation
 from .execution_log import ExecutionLog, LoggedCache
-from .rotary import Rotation
 
 
 MIN_CAPACITY = 64

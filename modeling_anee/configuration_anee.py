@@ -268,7 +268,7 @@ class AneeConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
 
     def _check_choices(self) -> None:
-        from .controllers import CONTROLLER_CLASSES  # their files read this one
+        from .controller_kinds import CONTROLLER_CLASSES  # their files read this one
 
         one_of("controller", self.controller, tuple(CONTROLLER_CLASSES))
         one_of("cost_unit", self.cost_unit, COST_UNITS)

@@ -14,9 +14,6 @@ from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
 
 
-TOLERANCE = 1e-9  # of budgets and costs, which are sums of float64 shares
-
-
 @dataclass(frozen=True)
 class Observation:
     """What a controller may know of N tokens that enter a decision layer.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .actions import DEFAULT_TABLE, FULL, NONE, PROCESS, Action, ActionTable
-from .blocks import Block
+from .base_block import Block
+from .base_linear import JointLinear
 from .bridges import Bridges
 from .hardware import Hardware
-from .projections import JointLinear
 from .work import NOTHING, Work, norm_work, work_of
 
 

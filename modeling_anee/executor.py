@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .actions import FULL, NONE, PROCESS, ActionTable
+from .base_block import Block
 from .base_model import BaseStack
-from .blocks import Block
 from .bridges import Bridge, Bridges
+from .budget import account_after, account_without
 from .cache import AneeCache
 from .controller import Controller, Observation
 from .costs import CostTable, LayerWork
@@ -107,7 +108,7 @@ class Executor:
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,
-            account=_account(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
+            account=account_after(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
             table=self.table,
         )
 
@@ -133,7 +134,7 @@ class Executor:
         row = account = None
         if self.controller.keeps_account:
             row = _pick(step.places.sequence, who)
-            account = _pick(_account_without(step, asked, self.controller.floor), who)
+            account = _pick(account_without(step, asked, self.controller.floor), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen, leaves = decision.actions, leaving[decision.actions.long()]
         if leaves.any():
@@ -324,17 +325,6 @@ class Executor:
         attending, feeding = (sum(int(mask.sum()) for mask in group.values()) for group in (attends, feeds))
         saved = (tokens - attending) * self._attention_flops[layer] + (tokens - feeding) * self._feed_forward_flops[layer]
         return gathering_pays(saved, device)
-
-
-def _account(step: Step, spent: Tensor, floor: float) -> Tensor:
-    """What every sequence has spent above its budgets, or the floor, up to and with each token, float64 [B, T]."""
-    return step.account + step.places.running_sum((spent - step.budget.clamp(min=floor)) * step.valid)
-
-
-def _account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
-    """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
-    above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
-    return step.account + step.places.running_sum(above) - above
 
 
 def _column(mask: Tensor, hidden: Tensor) -> Tensor:

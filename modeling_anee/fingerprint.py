@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .packed import is_ordinary, is_packed, shape
+from .base_packed import is_ordinary, is_packed, shape
 
 
 SAMPLED_TENSORS = 96

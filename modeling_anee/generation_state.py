@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, StoppingCriteriaList
 
-from .budgets import moved_budget
+from .budget import moved_budget
 from .execution_log import execution_log
 from .trace import ExecutionTrace
 

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
-from .budgets import budget_tensor
+from .budget import budget_tensor
 from .cache import AneeCache
 from .compatibility import BothCacheNames, cache_argument, cache_of, take_cache
 from .configuration_anee import AneeConfig
 from .execution_log import account_of, execution_log
 from .forward_arguments import hidden_states_selected, loss_keywords
-from .generation import AneeGenerationMixin
+from .generation_anee import AneeGenerationMixin
 from .generation_state import generation_of
 from .positions import Mask, token_places
 from .pretrained import AneePreTrainedModel

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .adoption import adopt, adopt_generation_config, take_apart
+from .base_loading import base_to_wrap, check_device_map, check_fingerprint, load_base
 from .base_model import running_device
 from .bridges import Bridges
 from .configuration_anee import AneeConfig
 from .controller import Controller
-from .controllers import build_controller
+from .controller_kinds import build_controller
 from .executor import Executor
 from .fingerprint import fingerprint, same_base
-from .loading import base_to_wrap, check_device_map, check_fingerprint, load_base
 from .loading_arguments import BASE_KWARGS, HUB_KWARGS, refuse_unknown_kwargs
 from .upgrade import upgrade
 from .weight_files import readable_weights

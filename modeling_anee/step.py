@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from .base_rotary import Rotation
 from .positions import Places
-from .rotary import Rotation
 
 
 @dataclass(frozen=True)

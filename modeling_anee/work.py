@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .packed import is_packed, shape, stored_bytes
+from .base_packed import is_packed, shape, stored_bytes
 
 
 @dataclass(frozen=True)

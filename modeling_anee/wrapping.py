@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .families import family_of
+from .base_families import family_of
 
 
 _ADAPTERS = "merge its adapters (base.merge_and_unload()), or wrap the model that they are in (base.get_base_model())"

@@ -11,11 +11,11 @@ from transformers import LlamaConfig
 from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.controller import Controller, Observation
-from modeling_anee.controllers import build_controller
+from modeling_anee.controller_kinds import build_controller
+from modeling_anee.controller_learned import LearnedController
+from modeling_anee.controller_routed import RoutedController
 from modeling_anee.costs import CostTable
 from modeling_anee.hardware import HARDWARE
-from modeling_anee.learned import LearnedController
-from modeling_anee.routed import RoutedController
 
 
 HIDDEN, VOCABULARY = 8, 16

@@ -13,7 +13,7 @@ from modeling_anee.cli import making
 from modeling_anee.cli.main import app
 from modeling_anee.publishing.export import AUTO_MAP, AUTO_MAP_WITHOUT_CODE, composed
 
-from .test_loading import lay_out
+from .test_base_loading import lay_out
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 from .workshop import tiny_tokenizer
 

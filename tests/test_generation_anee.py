@@ -8,15 +8,15 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import PROCESS
-from modeling_anee.budgets import budget_tensor, moved_budget
-from modeling_anee.generation import AneeGenerateBeamOutput, AneeGenerateOutput
+from modeling_anee.budget import budget_tensor, moved_budget
+from modeling_anee.generation_anee import AneeGenerateBeamOutput, AneeGenerateOutput
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
 
 NEW = 8
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-# More of both together are in `test_invariants`, every family in `test_families`.
+# More of both together are in `test_invariants`, every family in `test_base_families`.
 few_models = pytest.mark.parametrize(
     "family, controller", [*(("llama", kind) for kind in CONTROLLERS), ("gpt2", "plan"), ("gpt_neox", "learned")]
 )

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_anee import AneeForCausalLM, variants
+from modeling_anee import AneeForCausalLM
+from modeling_anee import base_variants as variants
 from modeling_anee.actions import DEFAULT_TABLE, FULL, NONE, PROCESS, ActionTable
+from modeling_anee.base_variants import Variant, register_variant, variant_named
 from modeling_anee.pictures.depth import draw_depth
 from modeling_anee.pictures.heatmap import draw_heatmap
 from modeling_anee.pictures.page import page
-from modeling_anee.variants import Variant, register_variant, variant_named
 
 from .tiny import BRIDGES, LAYERS, tiny_base, token_ids, wrap
 

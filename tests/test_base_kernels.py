@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee import kernels
-from modeling_anee.kernels import FEW_TOKENS, LARGEST, ONEDNN, ROWS, TORCH, WIDE, KernelTable, LinearKernel, machine, span
+from modeling_anee import base_kernels as kernels
+from modeling_anee.base_kernels import FEW_TOKENS, LARGEST, ONEDNN, ROWS, TORCH, WIDE, KernelTable, LinearKernel, machine, span
 
 
 needs_onednn = pytest.mark.skipif(kernels._onednn_linear is None, reason="this build of torch has no oneDNN")

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from modeling_anee import AneeConfig, AneeForCausalLM
+from modeling_anee.base_loading import find_base
 from modeling_anee.configuration_anee import FORMAT_VERSION
 from modeling_anee.folders import cache_folder
-from modeling_anee.loading import find_base
 from modeling_anee.loading_arguments import LOADING_KWARGS
 
 from .tiny import BRIDGES, CONTROLLERS, FAMILIES, tiny_base, token_ids, wrap

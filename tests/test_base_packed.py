@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from modeling_anee.actions import PROCESS, SKIP_FFN
+from modeling_anee.base_linear import JointLinear
+from modeling_anee.base_packed import is_ordinary, is_packed, stored_bytes
 from modeling_anee.cache import AneeCache
 from modeling_anee.compatibility import cache_argument
 from modeling_anee.fingerprint import fingerprint, same_base
 from modeling_anee.hardware import HARDWARE
-from modeling_anee.packed import is_ordinary, is_packed, stored_bytes
-from modeling_anee.projections import JointLinear
 from modeling_anee.work import work_of
 
 from .tiny import BRIDGES, tiny_base, token_ids, wrap

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .actions import FULL, NONE
-from .kernels import LinearKernel
+from .base_kernels import LinearKernel
 
 
 class LinearMap(Protocol):

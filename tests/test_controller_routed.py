@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_anee.actions import PROCESS
+from modeling_anee.budget import Dial
 from modeling_anee.controller import Observation
-from modeling_anee.dial import Dial
-from modeling_anee.routed import FEEDBACK
+from modeling_anee.controller_routed import FEEDBACK
 
 from .fakes import EXACT, build, fewer, random_costs, randomise, run, seeds, states, unsure
 from .tiny import token_ids, wrap

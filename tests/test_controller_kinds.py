@@ -1,15 +1,16 @@
-"""What every kind of controller has in common; `test_plans`, `test_confidence` and `test_learned` have the rest."""
+"""Controllers: those of plans, and what all kinds share; the other kinds have tests of their own."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee import AneeForCausalLM, controllers
+from modeling_anee import AneeForCausalLM
+from modeling_anee import controller_kinds as controllers
 from modeling_anee.actions import PROCESS, SKIP
 from modeling_anee.controller import Controller, Decision
-from modeling_anee.controllers import CONTROLLER_CLASSES
-from modeling_anee.plans import PlanController
+from modeling_anee.controller_kinds import CONTROLLER_CLASSES
+from modeling_anee.controller_plan import PlanController
 
 from .fakes import EXACT, build, configuration, fewer, random_costs, random_head, run, seeds, states
 from .tiny import CONTROLLERS, tiny_base, token_ids

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee.dial import Dial
+from modeling_anee.budget import Dial
 
 from .fakes import relaxed
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from modeling_anee.projections import GroupedLinear, JointLinear, is_plain, out_features
+from modeling_anee.base_linear import GroupedLinear, JointLinear, is_plain, out_features
 
 from .tiny import FAMILIES, tiny_base, token_ids, wrap
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .actions import FULL
-from .attention import attention_function
+from .base_attention import attention_function
+from .base_families import Family
+from .base_linear import GroupedLinear, JointLinear, is_plain, out_features
+from .base_packed import is_packed
+from .base_rotary import Rotation, rotate_function
+from .base_variants import VARIANTS, Variant
 from .base_watch import is_untouched
-from .families import Family
-from .packed import is_packed
-from .projections import GroupedLinear, JointLinear, is_plain, out_features
-from .rotary import Rotation, rotate_function
-from .variants import VARIANTS, Variant
 
 
 # Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.

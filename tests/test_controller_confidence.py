@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_anee.actions import EXIT, PROCESS
+from modeling_anee.budget import Dial
 from modeling_anee.configuration_anee import CONFIDENCE_METRICS
-from modeling_anee.dial import Dial
 
 from .fakes import (
     EXACT,

@@ -13,9 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .actions import FULL
+from .base_packed import is_ordinary
+from .base_variants import VARIANTS, LinearMap, Variant
 from .base_watch import is_untouched
-from .packed import is_ordinary
-from .variants import VARIANTS, LinearMap, Variant
 
 
 def is_plain(module: Any) -> bool:

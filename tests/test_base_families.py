@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
+from modeling_anee.base_families import FAMILIES, family_of
 from modeling_anee.base_model import BaseStack
-from modeling_anee.families import FAMILIES, family_of
 
 from .tiny import BRIDGES, CONFIGS, LAYERS, VARIANTS, tiny_base, token_ids, wrap
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .actions import NONE, PROCESS, Action
+from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
-from .controller import TOLERANCE, Controller, Decision, Observation
+from .controller import Controller, Decision, Observation
 from .costs import CostTable
-from .dial import Dial
 from .signals import SIGNALS, SignalProbe, state_vector
 
 

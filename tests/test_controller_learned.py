@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.controller import Observation
-from modeling_anee.controllers import build_controller
-from modeling_anee.learned import allowed_actions, cap
+from modeling_anee.controller_kinds import build_controller
+from modeling_anee.controller_learned import allowed_actions, cap
 
 from .fakes import (
     EXACT,

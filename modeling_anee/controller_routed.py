@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .actions import PROCESS
 from .bridges import normalised
+from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
-from .controller import TOLERANCE, Controller, Decision, Observation
+from .controller import Controller, Decision, Observation
 from .costs import CostTable
-from .dial import Dial
 from .plans import plan_table
 
 

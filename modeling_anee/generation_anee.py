@@ -9,10 +9,9 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput, logging
 
-from .budgets import budget_tensor
+from .budget import TOLERANCE, budget_tensor
 from .cache import AneeCache
 from .compatibility import CACHE, BothCacheNames, cache_argument, cache_of, rename_cache
-from .controller import TOLERANCE
 from .execution_log import execution_log
 from .generation_state import GenerationState, NotingCriteria, generation_of, running
 from .trace import ExecutionTrace

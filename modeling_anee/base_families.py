@@ -1,6 +1,6 @@
 """The one table of supported base families: what each is called and where its parts are.
 
-A family is data only; `blocks.py` and `base_model.py` read it. To add one, add an entry to `FAMILIES` (and to `VARIANTS`
+A family is data only; `base_block.py` and `base_model.py` read it. To add one, add an entry to `FAMILIES` (and to `VARIANTS`
 or `ALLOWED`, when its configuration changes its anatomy or can ask for what we don't do) and a config to the tests.
 """
 

@@ -1,11 +1,12 @@
 """Every kind of controller, by the name that a configuration gives it."""
 
-from .confidence import ConfidenceController
 from .configuration_anee import AneeConfig
 from .controller import Controller
-from .learned import LearnedController
-from .plans import BudgetController, PlanController
-from .routed import RoutedController
+from .controller_budget import BudgetController
+from .controller_confidence import ConfidenceController
+from .controller_learned import LearnedController
+from .controller_plan import PlanController
+from .controller_routed import RoutedController
 
 
 CONTROLLER_CLASSES: dict[str, type[Controller]] = {

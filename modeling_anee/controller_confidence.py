@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .actions import PROCESS
+from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
-from .controller import TOLERANCE, Controller, Decision, Observation
+from .controller import Controller, Decision, Observation
 from .costs import CostTable
-from .dial import Dial
 
 
 class ConfidenceController(Controller):
