@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md are true: commands parse, cheap ones and all Python snippets run, named files exist.
+"""README.md, CONTRIBUTING.md and docs/ are true: commands parse, cheap ones and all Python snippets run, files and links exist.
 
 Commands and snippets run on tiny models. A command that this file does not know fails: add it to `CHECKS`. A snippet that
 can't run here has a comment before it that names the test which does it: `<!-- tested by tests/test_x.py -->`.
@@ -25,7 +25,20 @@ from .workshop import make_workshop, recipe_fields
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md")
+# In the order of a reader who tries everything: a page's commands and snippets go on from those of the pages before it.
+PAGES = (
+    "README.md",
+    "docs/using.md",
+    "docs/training.md",
+    "docs/measuring.md",
+    "docs/publishing.md",
+    "docs/measurements.md",
+    "docs/limits.md",
+    "docs/design.md",
+    "CONTRIBUTING.md",
+)
+README_LINES = 150
+WIDTH = 128
 VERBS = typer.main.get_command(app)
 
 
@@ -49,6 +62,11 @@ def blocks(*languages):
     return [block for block in found if block.language in languages]
 
 
+def prose(page):
+    """A page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+
+
 def lines_of(block):
     """The commands of a shell block, a continued line as one, without comments."""
     return [line for line in block.text.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)]
@@ -56,8 +74,7 @@ def lines_of(block):
 
 def inline_code(page):
     """What is in `backquotes` in a page's prose; line ends are spaces there."""
-    prose = re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
-    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
 def commands():
@@ -243,6 +260,7 @@ def stand_in(word, option, place):
         ("ARTIFACT", None): place / "run" / "artifact",
         ("NAME=ARTIFACT", None): f"NAME={place / 'shipped'}",
         ("FILE", None): place / "data" / "text.txt",
+        ("wiki.test.raw", None): place / "data" / "text.txt",
         ("...", None): "w5 w6",
     }
     if word.startswith("configuration/") and word.endswith(".yaml"):
@@ -300,9 +318,9 @@ def test_snippets_that_are_tested_elsewhere_are_python_and_name_a_test():
 # Names
 
 
-def listed_files():
-    """Paths of the README's list of files: folders end with "/"."""
-    (block,) = (block for block in blocks("") if "the import package" in block.text)
+def listed_files(page):
+    """Paths of a page's tree of files: folders end with "/"."""
+    (block,) = (block for block in blocks("") if block.page == page and "the import package" in block.text)
     found, folders = set(), []
     for line in block.text.splitlines():
         indent = (len(line) - len(line.lstrip())) // 2
@@ -316,21 +334,27 @@ def listed_files():
     return found
 
 
-def test_the_list_of_files_is_true_and_complete():
-    listed = listed_files()
-    missing = sorted(path for path in listed if not (ROOT / path).exists())
-    assert missing == [], "the README lists what does not exist"
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_the_trees_of_files_are_true(page):
+    listed = listed_files(page)
+    assert sorted(path for path in listed if not (ROOT / path).exists()) == [], f"{page} lists what does not exist"
+    packages = {file.parent.relative_to(ROOT).as_posix() + "/" for file in (ROOT / "modeling_anee").glob("*/__init__.py")}
+    assert sorted(packages - listed) == [], f"{page} lacks folders"
+
+
+def test_the_tree_of_files_is_complete():
+    listed = listed_files("docs/design.md")
     in_detail = {path.rpartition("/")[0] + "/" for path in listed if not path.endswith("/")}
     for folder in ("modeling_anee", "hub_scripts"):
         for file in (ROOT / folder).rglob("*.py"):
             name = file.relative_to(ROOT).as_posix()
             parent = name.rpartition("/")[0] + "/"
             known = name in listed or (parent in listed and parent not in in_detail)
-            assert known or file.name == "__init__.py", f"the README's list of files lacks {name}"
+            assert known or file.name == "__init__.py", f"the tree of files in docs/design.md lacks {name}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_named_files_and_links_exist(page):
+def test_named_files_exist(page):
     folders = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]  # environments are
     files = [*ROOT.glob("*.*"), *(file for folder in folders for file in folder.rglob("*.*"))]
     here = [file.relative_to(ROOT).as_posix() for file in files]
@@ -339,11 +363,80 @@ def test_named_files_and_links_exist(page):
             assert any(f"/{path}".endswith(f"/{code}") for path in here), f"{page} names {code}, which does not exist"
         elif code.startswith(("configuration/", "tests/", "docs/", "hub_scripts/", "modeling_anee/")) and " " not in code:
             assert (ROOT / code).exists(), f"{page} names {code}, which does not exist"
-    for target in re.findall(r"\]\(([^)#]+)\)", read(page)):
-        assert "://" in target or (ROOT / target).exists(), f"{page} links to {target}, which does not exist"
 
 
 def test_the_table_of_stages_is_in_the_order_of_the_code():
-    table = read("README.md").partition("| stage | makes |")[2].partition("\n\n")[0]
+    table = read("docs/training.md").partition("| stage | makes |")[2].partition("\n\n")[0]
     first_cells = "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
     assert re.findall(r"`(\w+)`", first_cells) == list(STAGE_NAMES)
+
+
+# Links and form
+
+
+def anchors(text):
+    """What "#" can lead to in a page, as GitHub names its headings: one that is there again ends with -1, -2, ..."""
+    found = []
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        name = re.sub(r"[^\w -]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)).lower().replace(" ", "-")
+        again = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{name}-{again}" if again else name)
+    return found
+
+
+def broken_links(page, text):
+    """Relative links and pictures of a page that lead nowhere."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        file = (ROOT / page).parent / target if target else ROOT / page
+        inside = file.resolve().is_relative_to(ROOT)
+        if not inside or not file.exists():
+            broken.append(link)
+        elif anchor and anchor not in anchors(prose(file.resolve().relative_to(ROOT).as_posix())):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    assert broken_links(page, prose(page)) == []
+
+
+def test_a_broken_link_is_found():
+    good = "[a](using.md), [b](using.md#save-share-and-load), [c](#design), [d](../README.md#ten-lines), ![e](page.png)"
+    assert broken_links("docs/design.md", f"{good} [f](https://example.org/#x)") == []
+    wrong = ["nothing.md", "using.md#nothing", "#nothing", "docs/using.md", "../../README.md"]
+    assert broken_links("docs/design.md", "".join(f"[x]({link}) " for link in wrong)) == wrong
+
+
+def test_headings_that_are_there_twice_have_different_anchors():
+    assert anchors("# A `b_c`, d\n## With [a link](x.md)\n## Same\n### Same") == ["a-b_c-d", "with-a-link", "same", "same-1"]
+
+
+def test_every_page_is_checked_and_linked_from_the_readme():
+    pages = {file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("**/*.md")}
+    assert pages <= set(PAGES), "add the page to PAGES"
+    linked = set(re.findall(r"\]\(([^)#]+)", prose("README.md")))
+    assert pages <= linked, f"the README has no link to {', '.join(sorted(pages - linked))}"
+
+
+def test_every_picture_is_shown():
+    pictures = {file.resolve() for file in (ROOT / "docs").glob("*.png")}
+    shown = {
+        ((ROOT / page).parent / target).resolve() for page in PAGES for target in re.findall(r"!\[.*?\]\((.+?)\)", prose(page))
+    }
+    assert pictures <= shown
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    """Rows of tables can't be broken."""
+    long = [line for line in read(page).splitlines() if len(line) > WIDTH and not line.startswith("|")]
+    assert long == []
