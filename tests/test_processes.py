@@ -41,7 +41,7 @@ ANEE = "from modeling_anee.cli.main import app; app()"
 
 
 def two_processes(folder, *arguments):
-    """Run `anee` in two processes that work together, as the README starts them."""
+    """Run `anee` in two processes that work together, as docs/measuring.md starts them."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     return children.run([*launch, "modeling_anee.cli.main", *arguments], folder, env=variables)
