@@ -18,7 +18,7 @@ from .base_attention import attention_function
 from .base_families import Family
 from .base_linear import GroupedLinear, JointLinear, is_plain, out_features
 from .base_packed import is_packed
-from .base_rotary import Rotation, rotate_function
+from .base_rotary import Rotation, rotate_function, rotate_in_place
 from .base_variants import VARIANTS, Variant
 from .base_watch import is_untouched
 
@@ -54,7 +54,7 @@ class Block:
         self.qkv = GroupedLinear(projections[0], self.kv_heads, variant) if self.grouped else JointLinear(projections, variant)
         # Outputs of `qkv` (of each group of them, when grouped) that are queries.
         self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
-        self._rotate = rotate_function(family.rotary_interleaved)
+        self._interleaved, self._rotate = family.rotary_interleaved, rotate_function(family.rotary_interleaved)
 
         attention_norm = _find(layer, family.attention_norm)
         query_norm, key_norm = _find(attention, family.query_norm), _find(attention, family.key_norm)
@@ -105,23 +105,14 @@ class Block:
         """Share of the work of `qkv` that keys and values alone need."""
         return self.qkv.share(self._end_of_queries)
 
-    def queries_keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, E], keys and values [B, G, T, E] of hidden states [B, T, D]."""
-        heads = self._project(hidden, True, True)
-        rotated = heads[:, :, : self.heads + self.kv_heads]
-        if self._normalise_queries is not None and self._normalise_keys is not None:
-            queries, keys = rotated.split((self.heads, self.kv_heads), dim=2)
-            rotated = torch.cat((self._normalise_queries(queries), self._normalise_keys(keys)), dim=2)
-        rotated = self._rotate(rotated, rotation).transpose(1, 2)
-        values = heads[:, :, self.heads + self.kv_heads :].transpose(1, 2)
-        return rotated[:, : self.heads], rotated[:, self.heads :], values
+    def queries_keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, T, E], keys and values together [B, 2 G, T, E] of hidden states [B, T, D]."""
+        heads = self._rotated(self._project(hidden, True, True), self.heads, rotation).transpose(1, 2)
+        return heads[:, : self.heads], heads[:, self.heads :]
 
-    def keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, T, E] of hidden states [B, T, D]; queries are not computed."""
-        keys, values = self._project(hidden, False, True).split(self.kv_heads, dim=2)
-        if self._normalise_keys is not None:
-            keys = self._normalise_keys(keys)
-        return self._rotate(keys, rotation).transpose(1, 2), values.transpose(1, 2)
+    def keys_values(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
+        """Keys and values together [B, 2 G, T, E] of hidden states [B, T, D]; queries are not computed."""
+        return self._rotated(self._project(hidden, False, True), 0, rotation).transpose(1, 2)
 
     def queries(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries [B, H, T, E] of hidden states [B, T, D]."""
@@ -148,6 +139,20 @@ class Block:
     def add_feed_forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The second half: hidden states that entered the layer, and attended, [..., D] -> [..., D]."""
         return self._after_feed_forward(attended + self.feed_forward(hidden if self.parallel else attended))
+
+    def _rotated(self, heads: Tensor, queries: int, rotation: Rotation | None) -> Tensor:
+        """Heads [B, T, heads, E] of so many queries, keys and values; queries and keys normalised and rotated."""
+        keys, values = heads.shape[2] - 2 * self.kv_heads, heads.shape[2] - self.kv_heads
+        if self._normalise_queries is not None and self._normalise_keys is not None:
+            normalised = [self._normalise_queries(heads[:, :, :keys])] if queries else []
+            heads = torch.cat((*normalised, self._normalise_keys(heads[:, :, keys:values]), heads[:, :, values:]), dim=2)
+        if rotation is None:
+            return heads
+        turned = heads[:, :, :values]
+        if self._interleaved or torch.is_grad_enabled() or rotation[0].dtype != heads.dtype:
+            return torch.cat((self._rotate(turned, rotation), heads[:, :, values:]), dim=2)
+        rotate_in_place(turned, rotation)
+        return heads
 
     def _project(self, hidden: Tensor, queries: bool, keys_values: bool) -> Tensor:
         """Heads of queries, keys and values in this order, or only the former or the latter, [B, T, heads, E]."""
@@ -192,8 +197,8 @@ def rms_norm(norm: Any, x: Tensor) -> Tensor:
 def rms_norm_of_one(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The same of a single row [..., D] on a CPU, where torch's kernel is fourteen small ones: two."""
     row = x.flatten()
-    scale = (float(torch.dot(row, row)) / row.numel() + epsilon) ** -0.5
-    return torch.addcmul(row.new_zeros(()), row, weight, value=scale).view_as(x)
+    scale = (torch.dot(row, row).item() / row.numel() + epsilon) ** -0.5
+    return torch.mul(row, weight).mul_(scale).view_as(x)
 
 
 def head_norm_function(norm: Callable[[Tensor], Tensor] | None, layout: str) -> Callable[[Tensor], Tensor] | None:

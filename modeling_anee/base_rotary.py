@@ -31,6 +31,17 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     return turned if size == x.shape[-1] else torch.cat((turned, kept), dim=-1)
 
 
+def rotate_in_place(x: Tensor, rotation: Rotation | None) -> None:
+    """`rotate`, written over x [B, T, heads, E], which has the dtype of cos and sin; rounded alike."""
+    if rotation is None:
+        return
+    cos, sin = rotation
+    size = cos.shape[-1]
+    turned = x if size == x.shape[-1] else x[..., :size]
+    swapped = turned.roll(size // 2, dims=-1).mul_(sin)
+    turned.mul_(cos).add_(swapped)
+
+
 def rotate_interleaved(x: Tensor, rotation: Rotation | None) -> Tensor:
     """Rotate all channels of x [B, T, heads, E] in float32, as cohere does; channel 2i is paired with 2i + 1."""
     if rotation is None:

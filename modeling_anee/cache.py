@@ -109,7 +109,7 @@ def _cat_in_time(parts: list[Tensor]) -> Tensor:
 
 
 class AneeCacheLayer(CacheLayerMixin):
-    """Keys and values [B, G, S, E] of one layer: a written part, then pending tokens."""
+    """Keys and values [B, G, S, E] of one layer, in one storage [B, 2 G, S, E]: a written part, then pending tokens."""
 
     is_sliding = False
     is_croppable = True
@@ -131,7 +131,7 @@ class AneeCacheLayer(CacheLayerMixin):
         self.reset()
         keys, values = state["keys"], state["values"]
         if keys is not None and values is not None:
-            self._append(keys, values)
+            self._append(torch.cat((keys, values), dim=1))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AneeCacheLayer":
         """A copy that shares the block; not by way of the state: what is pending stays pending."""
@@ -141,7 +141,7 @@ class AneeCacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget every token; the storage is released."""
-        self._keys, self._values = GrowingTensor(), GrowingTensor()
+        self._storage = GrowingTensor()  # keys, then values
         self._written = 0
         self._pending: list[Pending] = []
         self._pending_length = 0
@@ -154,24 +154,26 @@ class AneeCacheLayer(CacheLayerMixin):
     @property
     def keys(self) -> Tensor | None:
         """Keys of every token, [B, G, S, E]."""
-        self._align()
-        return self._keys.first(self._written)
+        return self._half(0)
 
     @property
     def values(self) -> Tensor | None:
         """Values of every token, [B, G, S, E]."""
-        self._align()
-        return self._values.first(self._written)
+        return self._half(1)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the shape of the first keys and values."""
-        self._keys.append(0, key_states[:, :, :0])
-        self._values.append(0, value_states[:, :, :0])
+        self._storage.append(0, torch.cat((key_states[:, :, :0], value_states[:, :, :0]), dim=1))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, G, T, E]; return those of every token."""
-        self._align()
-        return self._append(key_states, value_states)
+        return self.append(torch.cat((key_states, value_states), dim=1))
+
+    def append(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values together [B, 2 G, T, E]; return the keys and the values of every token."""
+        if self._pending:
+            self._align()
+        return self._append(keys_values)
 
     def defer(self, hidden: Tensor, rotation: Rotation | None) -> None:
         """Note tokens with hidden states [B, T, D] as pending."""
@@ -221,22 +223,28 @@ class AneeCacheLayer(CacheLayerMixin):
         raise NotImplementedError("AneeCache does not offload; use cache_implementation='offloaded' in generate")
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        self._keys.map_rows(change)
-        self._values.map_rows(change)
+        self._storage.map_rows(change)
         if self._pending:
             self._pending = [Pending.concatenate(self._pending).map_rows(change)]
+
+    def _half(self, half: int) -> Tensor | None:
+        """Keys (0) or values (1) of every token."""
+        self._align()
+        both = self._storage.first(self._written)
+        return None if both is None else both.chunk(2, dim=1)[half]
 
     def _align(self) -> None:
         """Write the keys and values of all pending tokens."""
         if self._pending:
             pending = Pending.concatenate(self._pending)
-            self._append(*self.block.value.keys_values(pending.hidden, pending.rotation))
+            self._append(self.block.value.keys_values(pending.hidden, pending.rotation))
             self._pending, self._pending_length = [], 0
 
-    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        appended = self._keys.append(self._written, keys), self._values.append(self._written, values)
-        self._written += keys.shape[2]
-        return appended
+    def _append(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        both = self._storage.append(self._written, keys_values)
+        self._written += keys_values.shape[2]
+        groups = both.shape[1] // 2
+        return both[:, :groups], both[:, groups:]
 
 
 class _Shared:

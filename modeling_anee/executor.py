@@ -190,9 +190,8 @@ class Executor:
     def attend(self, layer: int, hidden: Tensor, step: Step, variant: str) -> Tensor:
         """Attention of every token in a variant, [B, T, D] -> [B, T, D]."""
         block = self._blocks[variant][layer]
-        queries, keys, values = block.queries_keys_values(hidden, step.rotations[layer])
-        if step.cache is not None:
-            keys, values = step.cache.update(keys, values, layer)
+        queries, keys_values = block.queries_keys_values(hidden, step.rotations[layer])
+        keys, values = step.store(keys_values, layer)
         return block.add_attention(hidden, queries, keys, values, step.masks[layer])
 
     def _note(self, layer: int, hidden: Tensor, step: Step) -> None:
@@ -201,7 +200,7 @@ class Executor:
         if isinstance(step.cache, AneeCache):
             step.cache.defer(hidden, rotation, layer)
         elif step.cache is not None:
-            step.cache.update(*self.stack.blocks[layer].keys_values(hidden, rotation), layer)
+            step.store(self.stack.blocks[layer].keys_values(hidden, rotation), layer)
 
     def _mixed(self, layer: int, hidden: Tensor, step: Step, ledger: Ledger) -> Tensor:
         """One layer for tokens with different actions: gathered where that pays, else selected from a dense run."""
@@ -250,14 +249,13 @@ class Executor:
         """Keys and values of every token so far, [B, G, S, E]: each in its own variant, in full where a token skips."""
         rotation, skips = step.rotations[layer], int(sum(mask.sum() for mask in attends.values())) < step.real_tokens
         first = FULL if skips else next(iter(attends))
-        keys, values = self._blocks[first][layer].keys_values(hidden, rotation)
+        keys_values = self._blocks[first][layer].keys_values(hidden, rotation)
         for variant, mask in attends.items():
             if variant == first:
                 continue
             more = self._blocks[variant][layer].keys_values(hidden, rotation)
-            own = mask.to(hidden.device)[:, None, :, None]
-            keys, values = torch.where(own, more[0], keys), torch.where(own, more[1], values)
-        return (keys, values) if step.cache is None else step.cache.update(keys, values, layer)
+            keys_values = torch.where(mask.to(hidden.device)[:, None, :, None], more, keys_values)
+        return step.store(keys_values, layer)
 
     @staticmethod
     def _attend_some(

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from .base_rotary import Rotation
+from .cache import AneeCache
 from .positions import Places
 
 
@@ -36,6 +37,13 @@ class Step:
     cache: Cache | None
     past: int
     account: Tensor | float = 0.0
+
+    def store(self, keys_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Put a layer's new keys and values [B, 2 G, T, E] into the cache; the keys and values of all tokens so far."""
+        if isinstance(self.cache, AneeCache):
+            return self.cache.layers[layer].append(keys_values)
+        keys, values = keys_values.chunk(2, dim=1)
+        return (keys, values) if self.cache is None else self.cache.update(keys, values, layer)
 
     @property
     def valid(self) -> Tensor:

@@ -43,7 +43,7 @@ class CountingBlock:
 
     def keys_values(self, hidden, rotation):
         self.asked.append(hidden.shape[1])
-        return hidden.unsqueeze(1), 2 * hidden.unsqueeze(1)
+        return torch.stack((hidden, 2 * hidden), dim=1)
 
     def __deepcopy__(self, memo):
         raise AssertionError("a copy of a cache must share the model's weights")
@@ -67,13 +67,13 @@ class Twins:
 
     def update(self, tokens: int) -> None:
         hidden, rotation = self.tokens(tokens)
-        found = self.layer.update(*self.block.keys_values(hidden, rotation))
-        same(found, self.reference.update(*self.block.keys_values(hidden, rotation)))
+        found = self.layer.update(*self.block.keys_values(hidden, rotation).chunk(2, dim=1))
+        same(found, self.reference.update(*self.block.keys_values(hidden, rotation).chunk(2, dim=1)))
 
     def defer(self, tokens: int) -> None:
         hidden, rotation = self.tokens(tokens)
         self.layer.defer(hidden, rotation)
-        self.reference.update(*self.block.keys_values(hidden, rotation))
+        self.reference.update(*self.block.keys_values(hidden, rotation).chunk(2, dim=1))
 
     def crop(self, tokens: int) -> None:
         self.layer.crop(-tokens)
@@ -196,7 +196,7 @@ def test_storage_grows_by_doubling(tokens):
         if not places or places[-1] != (keys.data_ptr(), values.data_ptr()):
             places.append((keys.data_ptr(), values.data_ptr()))
         length = layer.get_seq_length()
-        assert keys.untyped_storage().nbytes() <= 2 * 4 * 4 * max(2 * length, MIN_CAPACITY)
+        assert keys.untyped_storage().nbytes() <= 2 * 2 * 4 * 4 * max(2 * length, MIN_CAPACITY)
     assert len(places) <= 1 + math.ceil(math.log2(steps * tokens / MIN_CAPACITY))
 
 
@@ -276,14 +276,14 @@ def test_a_cache_has_a_layer_per_block_and_passes_everything_on():
             if index % 2:
                 cache.layers[index].defer(hidden, rotation)
             else:
-                cache.update(*block.keys_values(hidden, rotation), index)
+                cache.update(*block.keys_values(hidden, rotation).chunk(2, dim=1), index)
         cache.crop(-2)
         cache.batch_repeat_interleave(2)
         cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
         cache.batch_select_indices(torch.tensor([0]))
         for index, block in enumerate(stack.blocks):
             assert cache.get_seq_length(index) == 3 and cache.get_mask_sizes(2, index) == (5, 0)
-            keys, values = block.keys_values(hidden, rotation)
+            keys, values = block.keys_values(hidden, rotation).chunk(2, dim=1)
             same((cache.layers[index].keys, cache.layers[index].values), (keys[1:, :, :3], values[1:, :, :3]))
     cache.reset()
     assert [layer.get_seq_length() for layer in cache.layers] == [0] * LAYERS

@@ -56,9 +56,9 @@ def test_flops_are_those_that_the_pieces_of_a_layer_run(family):
         assert measured(block.keys_values, hidden, rotation) == pytest.approx(float(share[SKIP]))
 
         def whole_layer(block=block):
-            return block.add_feed_forward(
-                hidden, block.add_attention(hidden, *block.queries_keys_values(hidden, rotation), None)
-            )
+            queries, keys_values = block.queries_keys_values(hidden, rotation)
+            attended = block.add_attention(hidden, queries, *keys_values.chunk(2, dim=1), None)
+            return block.add_feed_forward(hidden, attended)
 
         assert measured(whole_layer) == pytest.approx(float(share[PROCESS]))
     assert measured(stack.logits, hidden) == pytest.approx(costs.head * costs.total * tokens)

@@ -66,7 +66,7 @@ def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller)
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     for layer, block in enumerate(model.stack.blocks):
         entering = output.hidden_states[layer]
-        keys, values = block.keys_values(entering, model.stack.rotations(entering, positions)[layer])
+        keys, values = block.keys_values(entering, model.stack.rotations(entering, positions)[layer]).chunk(2, dim=1)
         torch.testing.assert_close(output.past_key_values.layers[layer].keys, keys, **CLOSE)
         torch.testing.assert_close(output.past_key_values.layers[layer].values, values, **CLOSE)
 
