@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class Action:
         attention: variant that the attention runs in; `"none"`: left out.
         feed_forward: the same of the feed-forward.
         leaves: the token leaves before this layer, through its exit translator, the final norm and the head.
+        keys_values: variant that keys and values run in, which are due in any case; default: that of the attention, full
+            where it is left out.
         letter: one character, for plans that spell a layer with each.
         symbol: one character, for a terminal.
         colour: of pictures, `#rrggbb`.
@@ -42,6 +45,7 @@ class Action:
     attention: str
     feed_forward: str
     leaves: bool = False
+    keys_values: str = ""
     letter: str = ""
     symbol: str = ""
     colour: str = ""
@@ -60,12 +64,31 @@ class Action:
 
 
 DEFAULT_ROWS = (
-    Action("PROCESS", FULL, FULL, False, "P", "█", "#2a6f97", "#ffffff", "attention and feed-forward ran"),
-    Action("SKIP", NONE, NONE, False, "S", "·", "#f2cc8f", "#33270f", "the layer was skipped"),
-    Action("EXIT", NONE, NONE, True, "E", " ", "#e5e5e5", "#555555", "the token had left already"),
-    Action("SKIP_FFN", FULL, NONE, False, "F", "▄", "#8ab6d6", "#0e2a3d", "only the attention ran"),
+    Action("PROCESS", FULL, FULL, False, FULL, "P", "█", "#2a6f97", "#ffffff", "attention and feed-forward ran"),
+    Action("SKIP", NONE, NONE, False, FULL, "S", "·", "#f2cc8f", "#33270f", "the layer was skipped"),
+    Action("EXIT", NONE, NONE, True, FULL, "E", " ", "#e5e5e5", "#555555", "the token had left already"),
+    Action("SKIP_FFN", FULL, NONE, False, FULL, "F", "▄", "#8ab6d6", "#0e2a3d", "only the attention ran"),
 )
 PROCESS, SKIP, EXIT, SKIP_FFN = range(len(DEFAULT_ROWS))  # their places, which traces store
+
+
+def precision_rows(precisions: Sequence[str]) -> list[Action]:
+    """Rows that run a layer, or a part of it, in cheaper variants, dearest first.
+
+    What is left out has its keys and values in the variant too.
+    """
+    rows = []
+    for variant in precisions:
+        name = variant.upper()
+        rows += [
+            Action(name, variant, variant),
+            Action(f"{name}_SKIP_FFN", variant, NONE),
+            Action(f"SKIP_{name}", NONE, NONE, keys_values=variant),
+            Action(f"EXIT_{name}", NONE, NONE, True, variant),
+        ]
+    for dear, cheap in pairwise(precisions):
+        rows += [Action(f"{dear}_{cheap}".upper(), dear, cheap), Action(f"{cheap}_{dear}".upper(), cheap, dear)]
+    return rows
 
 
 class ActionTable(Sequence[Action]):
@@ -140,6 +163,16 @@ class ActionTable(Sequence[Action]):
         wanted = (attention, feed_forward, leaves)
         return next((i for i, row in enumerate(self.rows) if (row.attention, row.feed_forward, row.leaves) == wanted), None)
 
+    def place_of(self, attention: str, feed_forward: str) -> int:
+        """The same; such an action is needed.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._needed(
+            self.find(attention, feed_forward), f"runs attention in {attention}, feed-forward in {feed_forward}"
+        )
+
     @property
     def skip(self) -> int:
         """The place of the action that leaves a whole layer out.
@@ -148,6 +181,16 @@ class ActionTable(Sequence[Action]):
             ValueError: there is none.
         """
         return self._needed(self.find(NONE, NONE), "leaves a whole layer out")
+
+    def skip_with(self, keys_values: str) -> int:
+        """The place of the action that leaves a whole layer out, but for keys and values in a variant.
+
+        Raises:
+            ValueError: there is none.
+        """
+        rows = enumerate(self.rows)
+        found = (i for i, row in rows if not row.runs and not row.leaves and row.keys_values == keys_values)
+        return self._needed(next(found, None), f"leaves a whole layer out, but for {keys_values} keys and values")
 
     @property
     def exit(self) -> int:
@@ -167,7 +210,16 @@ class ActionTable(Sequence[Action]):
     @property
     def variants(self) -> set[str]:
         """Names of all variants that the actions ask for, `"none"` left out."""
-        return {name for row in self.rows for name in (row.attention, row.feed_forward)} - {NONE}
+        return {name for row in self.rows for name in (row.attention, row.feed_forward, row.keys_values)} - {NONE}
+
+    @property
+    def heads(self) -> list[str]:
+        """Variants that the head may run in, by the place that traces store: the full one first."""
+        return [FULL, *sorted(self.variants - {FULL})]
+
+    def with_precisions(self, precisions: Sequence[str]) -> "ActionTable":
+        """The table with rows for such variants; it keeps its own of the same names."""
+        return ActionTable([*self.rows, *(row for row in precision_rows(precisions) if row.name not in self._place)])
 
     @cached_property
     def leaving(self) -> Tensor:
@@ -188,13 +240,14 @@ class ActionTable(Sequence[Action]):
         """One plan as places, one a layer.
 
         Args:
-            plan: names, one a layer; or in short `"2*PROCESS, SKIP, PROCESS"`; or one letter a layer, `"PPSP"`; or places.
+            plan: names, one a layer; or in short `"2*PROCESS, SKIP, PROCESS"`; or one letter a layer, `"PPSP"`; or places. A
+                string may end with the variant of the head, `"3*INT8 / int8"`, see `head_of`.
             layers: how many it must be.
 
         Raises:
             ValueError: unknown names, another number of layers, or a layer after one that leaves that does not.
         """
-        names = self._spelled(plan, layers) if isinstance(plan, str) else list(plan)
+        names = self._spelled(plan.partition("/")[0].strip(), layers) if isinstance(plan, str) else list(plan)
         actions = [self._known(name, plan) for name in names]
         if len(actions) != layers:
             raise ValueError(f"plan {plan!r} has {len(actions)} layers, which is not allowed: it must have {layers}")
@@ -203,15 +256,27 @@ class ActionTable(Sequence[Action]):
             raise ValueError(f"plan {plan!r} goes on after a layer where tokens leave; every layer after it must leave too")
         return actions
 
-    def text(self, plan: Sequence[int]) -> str:
-        """A plan of places in short: `"2*PROCESS, SKIP, PROCESS"`."""
+    def head_of(self, plan: str | Sequence[str | int]) -> int:
+        """The place, in `heads`, of the variant that the head of a plan runs in: full where it names none.
+
+        Raises:
+            ValueError: a variant that no action runs in.
+        """
+        name = plan.partition("/")[2].strip() if isinstance(plan, str) else ""
+        if (name or FULL) not in self.heads:
+            raise ValueError(f"plan {plan!r} has the head {name!r}, which is not allowed: it must be one of {self.heads}")
+        return self.heads.index(name or FULL)
+
+    def text(self, plan: Sequence[int], head: int = 0) -> str:
+        """A plan of places, and that of its head, in short: `"2*PROCESS, SKIP, PROCESS"`."""
         parts: list[list[int]] = []
         for action in plan:
             if parts and parts[-1][0] == action:
                 parts[-1][1] += 1
             else:
                 parts.append([int(action), 1])
-        return ", ".join(f"{count}*{self.names[action]}" if count > 1 else self.names[action] for action, count in parts)
+        layers = ", ".join(f"{count}*{self.names[action]}" if count > 1 else self.names[action] for action, count in parts)
+        return f"{layers} / {self.heads[head]}" if head else layers
 
     def _known(self, name: str | int, plan: Any) -> int:
         if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(self.rows):
@@ -248,12 +313,21 @@ def _with_looks(rows: list[Action]) -> list[Action]:
             "letter": row.letter or _first_free([row.name[0].upper(), *LETTERS], letters),
             "symbol": row.symbol or _first_free(SYMBOLS, symbols),
             "colour": row.colour or _first_free(COLOURS, colours),
-            "meaning": row.meaning or f"attention ran as {row.attention}, feed-forward as {row.feed_forward}",
+            "meaning": row.meaning or _meaning(row),
+            "keys_values": row.keys_values or (FULL if row.attention == NONE else row.attention),
         }
         for taken, name in ((letters, "letter"), (symbols, "symbol"), (colours, "colour")):
             taken.add(own[name])
         done.append(Action(**(asdict(row) | own)))
     return done
+
+
+def _meaning(row: Action) -> str:
+    """What a row does, in a few words."""
+    if row.runs:
+        return f"attention ran as {row.attention}, feed-forward as {row.feed_forward}"
+    what = "the token had left already" if row.leaves else "the layer was skipped"
+    return f"{what}, its keys and values are {row.keys_values}"
 
 
 def _first_free(choices: Iterable[str], taken: set[str]) -> str:
@@ -275,6 +349,11 @@ def _check(rows: tuple[Action, ...]) -> None:
     for row in rows:
         if row.leaves and row.runs:
             raise ValueError(f"action {row.name!r} runs a sublayer where the token has left, which is not allowed")
+        if row.keys_values == NONE or row.attention not in (NONE, row.keys_values):
+            raise ValueError(
+                f"action {row.name!r} has keys_values={row.keys_values!r}, which is not allowed: it must be the variant of the "
+                "attention, or any where that is left out"
+            )
         if len(row.letter) != 1 or len(row.symbol) != 1:
             raise ValueError(f"action {row.name!r} is not allowed: letter and symbol must be one character each")
 

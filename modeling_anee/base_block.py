@@ -4,6 +4,7 @@ A block knows its family's anatomy and nothing of actions, budgets or caches.
 Shapes: B rows, T tokens, D hidden size, H query heads, G key/value heads, E head size, S cached tokens.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ class Block:
     def __init__(
         self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int, variant: Variant = VARIANTS[FULL]
     ) -> None:
+        self.siblings: dict[str, Block] = {variant.name: self}  # this layer in every variant that has been made
         attention = layer.get_submodule(family.attention)
         layer_types = getattr(config, "layer_types", None)
         self.layer_type = layer_types[index] if layer_types else None
@@ -85,14 +87,23 @@ class Block:
         self._normalise_keys = head_norm_function(key_norm and run(key_norm), family.head_norm_input)
         self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap, folds=not exact)
         self._output = branch_function(self.output, output_norm and run(output_norm), multiplier)
-        self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)] if gated_parts else []
+        feed_forward: Any = mlp
+        self.mlp_maps: list[JointLinear] = []  # where they are not those that the module itself calls
+        if gated_parts:
+            self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)]
+            feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3])
+        elif variant.name != FULL:
+            feed_forward, self.mlp_maps = in_variant(mlp, variant)
         if variant.name != FULL and not self.mlp_maps:
             raise ValueError(
                 f"variant {variant.name!r} is not possible for the feed-forward of a {config.model_type} base as it is here: "
-                "its gate, up and down projections can't be run one by one"
+                "it has no linear maps whose weights may be read"
             )
-        feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3]) if gated_parts else mlp
         self._feed_forward = branch_function(feed_forward, mlp_output_norm and run(mlp_output_norm), multiplier)
+
+    def in_variant(self, variant: str) -> "Block":
+        """The same layer in another variant, which has been made."""
+        return self.siblings[variant]
 
     @property
     def kv_bytes(self) -> int:
@@ -240,6 +251,25 @@ def feed_forward_module(layer: nn.Module, family: Family) -> nn.Module:
     if isinstance(family.feed_forward, str):
         return layer.get_submodule(family.feed_forward)
     return nn.Sequential(*(layer.get_submodule(name) for name in family.feed_forward))
+
+
+class _InVariant(nn.Module):
+    """Stands where a linear map of the base's would, in a copy of the module that calls it."""
+
+    def __init__(self, linear: JointLinear) -> None:
+        super().__init__()
+        self.forward = linear.__call__
+
+
+def in_variant(mlp: nn.Module, variant: Variant) -> tuple[nn.Module, list[JointLinear]]:
+    """A feed-forward whose linear maps run in a variant, and these maps: a copy of the module that shares all else with it."""
+    twin, maps = copy.copy(mlp), []
+    twin._modules = dict(mlp._modules)
+    for name, child in mlp.named_children():
+        if is_plain(child):
+            maps.append(JointLinear([child], variant))
+            twin._modules[name] = _InVariant(maps[-1])
+    return twin, maps
 
 
 def _gated_parts(mlp: nn.Module, family: Family) -> list[nn.Module]:

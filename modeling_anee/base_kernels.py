@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 
@@ -30,7 +30,7 @@ LARGEST = 1 << 31  # multiplications of one measurement; shapes and rows with mo
 SMALLEST = 1 << 16  # weights from which a shape is worth measuring
 REPEATS = 5  # of each kernel, at least, and for at least so many seconds:
 LEAST = 0.1
-COLD = 1 << 26  # bytes that no cache holds
+LEAST_COLD, MOST_COLD = 1 << 26, 1 << 29  # bytes that no cache holds, see `cold_bytes`
 PATIENCE = 2.0  # seconds for one shape
 WIDE, FEW_TOKENS = 2048, 64  # without a measurement: oneDNN for at least so many outputs and at most so many rows
 TORCH, ONEDNN = "torch", "onednn"
@@ -74,7 +74,7 @@ def limits_of(weight: Tensor) -> tuple[int, int]:
     outputs, inputs = weight.shape
     if weight.numel() < SMALLEST or os.environ.get(KERNELS_VARIABLE) == "default":
         return (1, FEW_TOKENS) if outputs >= WIDE else (1, 0)
-    return _table().limits(outputs, inputs)
+    return machine_table().limits(f"{outputs}x{inputs}", partial(measure, outputs, inputs), ONEDNN)
 
 
 class KernelTable:
@@ -88,13 +88,18 @@ class KernelTable:
         self.file = file
         self.fastest: dict[str, list[str]] = _read(file)
 
-    def limits(self, outputs: int, inputs: int) -> tuple[int, int]:
-        """The fewest and the most rows for which oneDNN's kernel is the faster one of a shape; measured if it is new."""
-        shape = f"{outputs}x{inputs}"
-        if shape not in self.fastest:
-            self.fastest[shape] = measure(outputs, inputs)
+    def limits(self, name: str, measured: Callable[[], list[str]], kernel: str) -> tuple[int, int]:
+        """The fewest and the most rows for which `kernel` is the faster one.
+
+        Args:
+            name: what is asked about, a shape for example.
+            measured: the faster kernel for each number of `ROWS`, called where the table has nothing by that name.
+            kernel: its name.
+        """
+        if name not in self.fastest:
+            self.fastest[name] = measured()
             self._write()
-        return span(self.fastest[shape])
+        return span(self.fastest[name], kernel)
 
     def _write(self) -> None:
         """Keep what is known, together with what others have found meanwhile."""
@@ -109,9 +114,9 @@ class KernelTable:
             logger.warning_once(f"which kernels are fastest can't be kept in {self.file}, and is measured anew: {error}")
 
 
-def span(fastest: list[str]) -> tuple[int, int]:
-    """The range of rows around the smallest ones in which oneDNN was faster: one switch on, one switch off."""
-    wins = [place for place, kernel in enumerate(fastest) if kernel == ONEDNN]
+def span(fastest: list[str], kernel: str = ONEDNN) -> tuple[int, int]:
+    """The range of rows around the smallest ones in which a kernel was faster: one switch on, one switch off."""
+    wins = [place for place, winner in enumerate(fastest) if winner == kernel]
     if not wins:
         return 1, 0
     first = last = wins[0]
@@ -125,8 +130,8 @@ def measure(outputs: int, inputs: int) -> list[str]:
     """The faster kernel of a shape for each number of rows; those that would take too long are as the last measured."""
     assert _onednn_linear is not None
     fastest: list[str] = []
-    copies = max(2, COLD // (4 * outputs * inputs))  # so many that each is read from memory, as the layers of a model are
-    weights, begin = cycle(torch.randn(copies, outputs, inputs, device="cpu")), time.perf_counter()
+    copies = max(2, cold_bytes() // (4 * outputs * inputs))  # so many that each is read from memory, as a model's layers are
+    weights, begin = cycle(torch.ones(copies, outputs, inputs, device="cpu")), time.perf_counter()
     for rows in ROWS:
         too_long = rows * outputs * inputs > LARGEST or time.perf_counter() - begin > PATIENCE
         if fastest and too_long:
@@ -138,6 +143,19 @@ def measure(outputs: int, inputs: int) -> list[str]:
         )
         fastest.append(ONEDNN if other < own else TORCH)
     return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
+
+
+@cache
+def cold_bytes() -> int:
+    """Bytes that the caches of this CPU don't hold, as far as the system tells."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    units = {"K": 1 << 10, "M": 1 << 20}
+    try:
+        texts = [size.read_text(encoding="ascii").strip() for size in sizes]
+        largest = max((int(text[:-1]) * units[text[-1]] for text in texts), default=0)
+    except (OSError, ValueError, KeyError):
+        largest = 0
+    return min(max(2 * largest, LEAST_COLD), MOST_COLD)
 
 
 @torch.inference_mode()
@@ -155,7 +173,7 @@ def best_times(*functions: Callable[[], Tensor]) -> list[float]:
 
 
 @cache
-def _table() -> KernelTable:
+def machine_table() -> KernelTable:
     """The table of this machine."""
     try:
         folder = cache_folder()

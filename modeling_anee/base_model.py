@@ -24,9 +24,10 @@ from .base_watch import Watch, check_bypassed
 from .bridges import Bridges
 from .cache import AneeCache
 from .compatibility import cache_argument
-from .costs import CostTable
+from .costs import CostTable, map_work
 from .hardware import HARDWARE
 from .positions import Mask
+from .work import Work, work_of
 
 
 class BaseStack:
@@ -42,6 +43,7 @@ class BaseStack:
         self.base = base
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
+        self._heads: dict[str, Callable[[Tensor], Tensor]] = {}
         self.prepare()
 
     @torch.inference_mode(False)
@@ -62,13 +64,13 @@ class BaseStack:
         bypassed = check_bypassed(base, called_modules(base, family))
         if self.blocks and len(layers) != len(self.blocks):
             raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
-        self._layers, self._variants = list(layers), {}
+        self._layers, self._variants, self._heads = list(layers), {}, {}
         self.blocks = self.blocks_of(FULL)
         self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
         self.final_norm = _in_turn(self._head_modules)
-        self.lm_head = head_function(head, base.config, family)
         self._head_modules.append(head)
+        self.lm_head = self.head_of(FULL)
         self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
         self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
         self._positions = position_function(decoder, family)
@@ -99,16 +101,40 @@ class BaseStack:
         if variant not in self._variants:
             row, config = variant_named(variant), self.base.config
             self._variants[variant] = [Block(layer, self.family, config, n, row) for n, layer in enumerate(self._layers)]
+            for full, block in zip(self._variants[FULL], self._variants[variant], strict=True):
+                full.siblings[variant] = block
         return self._variants[variant]
+
+    def head_of(self, variant: str) -> Callable[[Tensor], Tensor]:
+        """The head in a variant, [..., D] -> [..., V]; made when it is first asked for.
+
+        Raises:
+            ValueError: nobody knows the variant, or the head can't be run in it.
+        """
+        if variant not in self._heads:
+            module, row = self._head_modules[-1], variant_named(variant)
+            if not is_plain(module) and variant != FULL:
+                raise ValueError(f"variant {variant!r} is not possible for the head of this base: a {type(module).__name__}")
+            head = JointLinear([module], row) if is_plain(module) else module
+            self._heads[variant] = head_function(head, self.config, self.family)
+        return self._heads[variant]
+
+    def _head_work(self, variant: str) -> Work:
+        """Work of the final norm and the head in a variant."""
+        *before, module = self._head_modules
+        if variant == FULL:
+            return work_of(self._head_modules)
+        return work_of(before) + map_work([JointLinear([module], variant_named(variant))])
 
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""
         blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
-        return CostTable.measure(blocks, self._head_modules, HARDWARE[unit], bridges, table)
+        heads = {variant: self._head_work(variant) for variant in table.heads}
+        return CostTable.measure(blocks, heads, HARDWARE[unit], bridges, table)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and head, [..., D] -> [..., V]."""
-        return self.lm_head(self.final_norm(hidden))
+    def logits(self, hidden: Tensor, head: str = FULL) -> Tensor:
+        """Final norm and head, in a variant, [..., D] -> [..., V]."""
+        return self.head_of(head)(self.final_norm(hidden))
 
     def positions(self, attention_mask: Mask, past: int, tokens: int, device: torch.device) -> Tensor:
         """Default positions of new tokens, int64 [B or 1, T]."""
@@ -224,11 +250,10 @@ def position_function(decoder: nn.Module, family: Family) -> Callable[[Tensor], 
     return partial(module, None, 0) if family.positions_count_tokens else module
 
 
-def head_function(head: Any, config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
+def head_function(head: Callable[[Tensor], Tensor], config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:
     """The head with what the family does to its logits: [..., D] -> [..., V]."""
     fields = (family.logit_multiplier_field, family.logit_divisor_field, family.logit_softcap_field)
     multiplier, divisor, softcap = (getattr(config, field) if field else None for field in fields)
-    head = JointLinear([head]) if is_plain(head) else head
     if multiplier is None and divisor is None and softcap is None:
         return head
     return partial(_scaled_logits, head, multiplier, divisor, softcap)

@@ -10,6 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from .actions import FULL, NONE
+from .base_int4 import Int4Linear
+from .base_int8 import Int8Linear
 from .base_kernels import LinearKernel
 
 
@@ -66,3 +68,5 @@ def variant_named(name: str) -> Variant:
 
 
 register_variant(Variant(FULL, LinearKernel))
+register_variant(Variant("int8", Int8Linear))
+register_variant(Variant("int4", Int4Linear))

@@ -7,7 +7,9 @@ so its weights are read once instead of once a token. The result is that of writ
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from .actions import FULL
 from .base_block import Block
 from .base_rotary import Rotation
 from .execution_log import ExecutionLog, LoggedCache
@@ -68,10 +71,11 @@ class GrowingTensor:
 
 @dataclass(frozen=True)
 class Pending:
-    """Tokens that all skipped a layer: hidden states [B, T, D] and the rotation of their positions."""
+    """Tokens that all skipped a layer: hidden states [B, T, D], rotation of their positions, variant of keys and values."""
 
     hidden: Tensor
     rotation: Rotation | None
+    variant: str = FULL
 
     @property
     def length(self) -> int:
@@ -81,25 +85,25 @@ class Pending:
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Pending":
         """Apply a change of rows; a rotation shared by all rows stays."""
         if self.rotation is None or self.rotation[0].shape[0] == 1:
-            return Pending(change(self.hidden), self.rotation)
+            return replace(self, hidden=change(self.hidden))
         cos, sin = self.rotation
-        return Pending(change(self.hidden), (change(cos), change(sin)))
+        return replace(self, hidden=change(self.hidden), rotation=(change(cos), change(sin)))
 
     def first(self, count: int) -> "Pending":
         """The first `count` tokens."""
         rotation = self.rotation and (self.rotation[0][:, :count], self.rotation[1][:, :count])
-        return Pending(self.hidden[:, :count], rotation)
+        return replace(self, hidden=self.hidden[:, :count], rotation=rotation)
 
     @staticmethod
     def concatenate(parts: list["Pending"]) -> "Pending":
-        """Pending tokens of the same rows, one after the other in time."""
+        """Pending tokens of the same rows and variant, one after the other in time."""
         if len(parts) == 1:
             return parts[0]
         rotations = [part.rotation for part in parts if part.rotation is not None]
         rotation = None
         if rotations:
             rotation = (_cat_in_time([cos for cos, _ in rotations]), _cat_in_time([sin for _, sin in rotations]))
-        return Pending(torch.cat([part.hidden for part in parts], dim=1), rotation)
+        return Pending(torch.cat([part.hidden for part in parts], dim=1), rotation, parts[0].variant)
 
 
 def _cat_in_time(parts: list[Tensor]) -> Tensor:
@@ -175,9 +179,9 @@ class AneeCacheLayer(CacheLayerMixin):
             self._align()
         return self._append(keys_values)
 
-    def defer(self, hidden: Tensor, rotation: Rotation | None) -> None:
-        """Note tokens with hidden states [B, T, D] as pending."""
-        self._pending.append(Pending(hidden, rotation))
+    def defer(self, hidden: Tensor, rotation: Rotation | None, variant: str = FULL) -> None:
+        """Note tokens with hidden states [B, T, D] as pending, for keys and values in a variant."""
+        self._pending.append(Pending(hidden, rotation, variant))
         self._pending_length += hidden.shape[1]
 
     def get_seq_length(self) -> int:
@@ -204,7 +208,7 @@ class AneeCacheLayer(CacheLayerMixin):
             kept = left - self.get_seq_length()
             if kept > 0:
                 part = last.first(kept)
-                self.defer(part.hidden, part.rotation)
+                self.defer(part.hidden, part.rotation, part.variant)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows at `beam_idx`."""
@@ -224,8 +228,7 @@ class AneeCacheLayer(CacheLayerMixin):
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         self._storage.map_rows(change)
-        if self._pending:
-            self._pending = [Pending.concatenate(self._pending).map_rows(change)]
+        self._pending = [part.map_rows(change) for part in self._runs()]
 
     def _half(self, half: int) -> Tensor | None:
         """Keys (0) or values (1) of every token."""
@@ -235,10 +238,14 @@ class AneeCacheLayer(CacheLayerMixin):
 
     def _align(self) -> None:
         """Write the keys and values of all pending tokens."""
-        if self._pending:
-            pending = Pending.concatenate(self._pending)
-            self._append(self.block.value.keys_values(pending.hidden, pending.rotation))
-            self._pending, self._pending_length = [], 0
+        for part in self._runs():
+            block = self.block.value.in_variant(part.variant)
+            self._append(block.keys_values(part.hidden, part.rotation))
+        self._pending, self._pending_length = [], 0
+
+    def _runs(self) -> list[Pending]:
+        """What is pending, tokens of one variant that follow each other put together."""
+        return [Pending.concatenate(list(parts)) for _, parts in groupby(self._pending, key=attrgetter("variant"))]
 
     def _append(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
         both = self._storage.append(self._written, keys_values)
@@ -271,6 +278,6 @@ class AneeCache(LoggedCache, DynamicCache):
         for layer, block in zip(self.layers, blocks, strict=True):
             layer.block.value = block
 
-    def defer(self, hidden: Tensor, rotation: Rotation | None, layer_idx: int) -> None:
+    def defer(self, hidden: Tensor, rotation: Rotation | None, layer_idx: int, variant: str = FULL) -> None:
         """Note tokens with hidden states [B, T, D] as pending for a layer that all of them skip."""
-        self.layers[layer_idx].defer(hidden, rotation)
+        self.layers[layer_idx].defer(hidden, rotation, variant)

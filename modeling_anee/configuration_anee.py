@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
-from .actions import ActionTable
+from .actions import FULL, ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
 
@@ -79,9 +79,11 @@ class AneeConfig(PreTrainedConfig):
             as the budget falls, instead of the default (middle layers first).
         actions (`list[dict]`, *optional*): what can be done with a token at a layer: rows with a `name`, the variants of
             `attention` and `feed_forward`, and whether the token `leaves`; default: PROCESS, SKIP, EXIT and SKIP_FFN.
+        precisions (`list[str]`, *optional*): cheaper variants of the base's weights, dearest first, `["int8", "int4"]` for
+            example: rows for them are added to `actions`, and the `plan` controller uses them before it skips anything.
         plans (`list`, *optional*): `plan` controller: one action per layer for each plan: a list of names, in short
-            `"2*PROCESS, SKIP"`, or one letter a layer, see `actions.py`. A budget uses the two plans whose costs are nearest to
-            it. Replaces `skip_order`.
+            `"2*PROCESS, SKIP"`, or one letter a layer; with a head in a variant, `"30*INT8 / int8"`; see `actions.py`. A budget
+            uses the two plans whose costs are nearest to it. Replaces `skip_order`.
         bridge_rank (`int`): inner width of the bridges that stand for skipped layers; 0: no bridges.
         bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
         ffn_bridge_rank (`int`): the same for skipped feed-forwards.
@@ -133,6 +135,7 @@ class AneeConfig(PreTrainedConfig):
     exit_budget_threshold: float = 0.0
     skip_order: list[int] | None = None
     actions: list[dict] | None = None
+    precisions: list[str] | None = None
     plans: list[str] | None = None
     bridge_rank: int = 0
     bridge_layers: list[int] | None = None
@@ -173,9 +176,12 @@ class AneeConfig(PreTrainedConfig):
             self.controller_hidden_sizes = [32]
         if self.router_budgets is None:
             self.router_budgets = list(ROUTER_BUDGETS)
+        if self.precisions is None:
+            self.precisions = []
+        self._check_precisions()
+        self.actions = self.table.with_precisions(self.precisions).stored()
         if self.controller_actions is None:
             self.controller_actions = self.table.names[1:]
-        self.actions = self.table.stored()
         super().__post_init__(**kwargs)
         for name, value in of_base.items():
             setattr(self, name, value)
@@ -267,6 +273,13 @@ class AneeConfig(PreTrainedConfig):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
 
+    def _check_precisions(self) -> None:
+        from .base_variants import VARIANTS  # with what runs them
+
+        names, known = self.precisions, [name for name in VARIANTS if name != FULL]
+        if not isinstance(names, list | tuple) or not all(name in known for name in names) or len(set(names)) != len(names):
+            raise ValueError(f"precisions={names!r} is not allowed: it must be a list of different ones of {known}")
+
     def _check_choices(self) -> None:
         from .controller_kinds import CONTROLLER_CLASSES  # their files read this one
 
@@ -354,7 +367,7 @@ class AneeConfig(PreTrainedConfig):
         try:
             if not isinstance(plan, str | list | tuple):
                 raise ValueError("neither")
-            return table.text(table.plan(plan, layers))
+            return table.text(table.plan(plan, layers), table.head_of(plan))
         except ValueError as error:
             raise ValueError(
                 f"plans has {plan!r}, which is not allowed: it must be a list of {layers} names, one per layer, or a string of "

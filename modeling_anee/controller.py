@@ -43,10 +43,14 @@ class Observation:
 
 @dataclass(frozen=True)
 class Decision:
-    """Actions uint8 [N, n] for the n layers of a segment, and what deciding cost, float64 [N] or a float."""
+    """Actions uint8 [N, n] for the n layers of a segment, and what deciding cost, float64 [N] or a float.
+
+    `head`: variant of the head of each token, uint8 [N], places in the table's `heads`; None: what it was, full at first.
+    """
 
     actions: Tensor
     cost: Tensor | float = 0.0
+    head: Tensor | None = None
 
 
 class Controller(nn.Module):

@@ -23,4 +23,5 @@ class PlanController(Controller):
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The plans nearest to each token's budget."""
-        return Decision(self._table.choose(seen.budget, seen.index))
+        chosen = self._table.places(seen.budget, seen.index)
+        return Decision(self._table.actions[chosen], head=self._table.heads[chosen])

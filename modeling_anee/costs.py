@@ -29,9 +29,9 @@ class LayerWork:
         own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
         written = Work(kv_bytes=block.kv_bytes)
         return cls(
-            attention=_map_work([block.qkv, block.output]) + norm_work(block.attention_norms) + written,
-            keys_values=_map_work([block.qkv]).part(block.keys_values_share) + norm_work(block.key_norms) + written,
-            feed_forward=(_map_work(block.mlp_maps) if block.mlp_maps else work_of([block.mlp])) + norm_work(own_norms),
+            attention=map_work([block.qkv, block.output]) + norm_work(block.attention_norms) + written,
+            keys_values=map_work([block.qkv]).part(block.keys_values_share) + norm_work(block.key_norms) + written,
+            feed_forward=(map_work(block.mlp_maps) if block.mlp_maps else work_of([block.mlp])) + norm_work(own_norms),
         )
 
 
@@ -44,6 +44,7 @@ class CostTable:
         head: cost of one call of the final norm and the head, which every token is charged once.
         total: price of the whole model, by which everything is divided.
         hardware: whose prices these are.
+        heads: the same for each variant of the head, in the order of the table's `heads`.
         translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
     """
 
@@ -52,12 +53,13 @@ class CostTable:
     total: float
     hardware: Hardware
     translator: float = 0.0
+    heads: tuple[float, ...] = ()
 
     @classmethod
     def measure(
         cls,
         blocks: Mapping[str, Sequence[Block]],
-        head_modules: list[nn.Module],
+        heads: Mapping[str, Work],
         hardware: Hardware,
         bridges: Bridges | None = None,
         table: ActionTable = DEFAULT_TABLE,
@@ -68,7 +70,7 @@ class CostTable:
 
         Args:
             blocks: the layers by variant, the full one among them.
-            head_modules: final norm and head.
+            heads: work of the final norm and the head by variant.
             hardware: what prices it.
             bridges: what stands in, if anything.
             table: the actions.
@@ -80,19 +82,24 @@ class CostTable:
             here = {variant: own[layer] for variant, own in counted.items()}
             rows.append([hardware.price(_work_of(action, layer, here, bridges)) for action in table])
         rows[-1] = [cost + translator * action.leaves for cost, action in zip(rows[-1], table, strict=True)]
-        head = hardware.price(work_of(head_modules))
-        total = sum(row[PROCESS] for row in rows) + head
+        priced = [hardware.price(heads[variant]) for variant in table.heads]
+        total = sum(row[PROCESS] for row in rows) + priced[0]
         layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        return cls(layers / total, head / total, total, hardware, translator / total)
+        shares = tuple(price / total for price in priced)
+        return cls(layers / total, shares[0], total, hardware, translator / total, shares)
 
     @property
     def unit(self) -> str:
         """Unit of the prices."""
         return self.hardware.unit
 
-    def of_plans(self, plans: Tensor) -> Tensor:
-        """Cost of a token that takes actions [..., L] and then the head, float64 [...]."""
-        return self.of_actions(plans) + self.head
+    def of_plans(self, plans: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Cost of a token that takes actions [..., L] and then the head, in full or in variants [...], float64 [...]."""
+        return self.of_actions(plans) + (self.head if heads is None else self.of_heads(heads))
+
+    def of_heads(self, heads: Tensor) -> Tensor:
+        """Cost of the head in variants [...], float64 [...]."""
+        return torch.tensor(self.heads or (self.head,), dtype=torch.float64, device="cpu")[heads.long()]
 
     def of_actions(self, actions: Tensor, first: int = 0) -> Tensor:
         """Cost of actions [..., n] taken at the n layers from `first` on, without the head, float64 [...]."""
@@ -111,12 +118,12 @@ class CostTable:
 def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None) -> Work:
     """Work of an action at a layer, for the layer's work in each variant; keys and values are computed in any case."""
     attends, feeds = action.attention != NONE, action.feed_forward != NONE
-    attention = here[action.attention].attention if attends else here[FULL].keys_values
+    attention = here[action.attention].attention if attends else here[action.keys_values].keys_values
     feed_forward = here[action.feed_forward].feed_forward if feeds else NOTHING
     return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer))
 
 
-def _map_work(maps: Iterable[JointLinear]) -> Work:
+def map_work(maps: Iterable[JointLinear]) -> Work:
     """Work of linear maps in their variant: one with weights of its own reads those instead of the base's."""
     total = NOTHING
     for one in maps:

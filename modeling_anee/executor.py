@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .actions import FULL, NONE, PROCESS, ActionTable
+from .actions import NONE, PROCESS, ActionTable
 from .base_block import Block
 from .base_model import BaseStack
 from .bridges import Bridge, Bridges
@@ -32,6 +32,7 @@ class Ledger:
 
     Args:
         actions: uint8 [B, T, L]; PROCESS until something else is decided.
+        head: uint8 [B, T], the variant that the head runs in; None for full.
         spent: cost of the head, of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
         decided: False before the first decision, when everything is still PROCESS.
@@ -39,6 +40,7 @@ class Ledger:
 
     actions: Tensor
     spent: Tensor
+    head: Tensor | None = None
     ran_anyway: Tensor | None = None
     decided: bool = True
 
@@ -110,6 +112,7 @@ class Executor:
             ran_anyway=ledger.ran_anyway,
             account=account_after(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
             table=self.table,
+            head=ledger.head,
         )
 
     def _check_given(self, given: Tensor, shape: tuple[int, ...]) -> None:
@@ -145,6 +148,11 @@ class Executor:
             rest[asked] = left[:, -1]
             actions[..., stop:][rest] = gone[left[:, -1]]
         _put(actions[..., start:stop], who, chosen)
+        if decision.head is not None:
+            if ledger.head is None:
+                ledger.head = torch.zeros_like(actions[..., 0])
+            spent = spent + self.costs.of_heads(decision.head) - self.costs.of_heads(_pick(ledger.head, who))
+            _put(ledger.head, who, decision.head)
         _put(ledger.spent, who, spent + decision.cost)
         ledger.decided = True
 
@@ -180,7 +188,7 @@ class Executor:
         row = self.table[action]
         if row.attention == NONE:
             attended = hidden
-            self._note(layer, hidden, step)
+            self._note(layer, hidden, step, row.keys_values)
         else:
             attended = self.attend(layer, hidden, step, row.attention)
         if row.feed_forward != NONE:
@@ -194,13 +202,13 @@ class Executor:
         keys, values = step.store(keys_values, layer)
         return block.add_attention(hidden, queries, keys, values, step.masks[layer])
 
-    def _note(self, layer: int, hidden: Tensor, step: Step) -> None:
-        """Nobody attends: only keys and values are due, and our own cache can wait for them."""
+    def _note(self, layer: int, hidden: Tensor, step: Step, variant: str) -> None:
+        """Nobody attends: only keys and values are due, all in one variant, and our own cache can wait for them."""
         rotation = step.rotations[layer]
         if isinstance(step.cache, AneeCache):
-            step.cache.defer(hidden, rotation, layer)
+            step.cache.defer(hidden, rotation, layer, variant)
         elif step.cache is not None:
-            step.store(self.stack.blocks[layer].keys_values(hidden, rotation), layer)
+            step.store(self._blocks[variant][layer].keys_values(hidden, rotation), layer)
 
     def _mixed(self, layer: int, hidden: Tensor, step: Step, ledger: Ledger) -> Tensor:
         """One layer for tokens with different actions: gathered where that pays, else selected from a dense run."""
@@ -212,7 +220,7 @@ class Executor:
                 self._note_ran_anyway(step, ledger, attends, feeds)
         else:
             dense = True
-        attended = self._attended(layer, hidden, step, attends, dense)
+        attended = self._attended(layer, hidden, step, actions, dense)
         result = self._stood_in(layer, attended, actions)
         return self._fed(layer, hidden, attended, result, feeds, dense)
 
@@ -226,18 +234,20 @@ class Executor:
         masks = {name: torch.isin(actions, actions.new_tensor(taken)) for name, taken in by_variant.items()}
         return {variant: mask & step.valid for variant, mask in masks.items()}
 
-    def _attended(self, layer: int, hidden: Tensor, step: Step, attends: dict[str, Tensor], dense: bool) -> Tensor:
+    def _attended(self, layer: int, hidden: Tensor, step: Step, actions: Tensor, dense: bool) -> Tensor:
         """Hidden states [B, T, D] after the attention of those tokens that have one; keys and values of every token."""
-        if not attends:
-            self._note(layer, hidden, step)
-            return hidden
-        if len(attends) == 1:
-            (variant, mask), *_ = attends.items()
-            same = variant == FULL or int(mask.sum()) == step.real_tokens  # keys and values of all in one variant
-            if same and (dense or int(mask.sum()) == step.real_tokens):  # queries, keys and values in one kernel
+        attends, due = self._groups(actions, step, "attention"), self._groups(actions, step, "keys_values")
+        if len(due) == 1:
+            variant, everyone = next(iter(due.items()))
+            if not attends:
+                self._note(layer, hidden, step, variant)
+                return hidden
+            mask = attends.get(variant)
+            alike = mask is not None and torch.equal(mask, everyone)
+            if mask is not None and (alike or dense):  # queries, keys and values in one kernel
                 attended = self.attend(layer, hidden, step, variant)
-                return attended if int(mask.sum()) == step.real_tokens else torch.where(_column(mask, hidden), attended, hidden)
-        keys, values = self._keys_values(layer, hidden, step, attends)
+                return attended if alike else torch.where(_column(mask, hidden), attended, hidden)
+        keys, values = self._keys_values(layer, hidden, step, due)
         attended = hidden
         for variant, mask in attends.items():
             subset = Subset.of(mask, hidden.device)
@@ -245,16 +255,14 @@ class Executor:
             attended = subset.scatter(attended, part)
         return attended
 
-    def _keys_values(self, layer: int, hidden: Tensor, step: Step, attends: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of every token so far, [B, G, S, E]: each in its own variant, in full where a token skips."""
-        rotation, skips = step.rotations[layer], int(sum(mask.sum() for mask in attends.values())) < step.real_tokens
-        first = FULL if skips else next(iter(attends))
-        keys_values = self._blocks[first][layer].keys_values(hidden, rotation)
-        for variant, mask in attends.items():
-            if variant == first:
-                continue
+    def _keys_values(self, layer: int, hidden: Tensor, step: Step, due: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of every token so far, [B, G, S, E]: each in its own variant."""
+        rotation, keys_values = step.rotations[layer], None
+        for variant, mask in due.items():
             more = self._blocks[variant][layer].keys_values(hidden, rotation)
-            keys_values = torch.where(mask.to(hidden.device)[:, None, :, None], more, keys_values)
+            own = mask.to(hidden.device)[:, None, :, None]
+            keys_values = more if keys_values is None else torch.where(own, more, keys_values)
+        assert keys_values is not None
         return step.store(keys_values, layer)
 
     @staticmethod

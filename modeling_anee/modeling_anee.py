@@ -229,7 +229,8 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
         hidden, trace = found.last_hidden_state, found.execution
         assert hidden is not None and trace is not None
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        logits = self.stack.lm_head(hidden[:, last if isinstance(logits_to_keep, int) else logits_to_keep])
+        kept = last if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self._logits(hidden[:, kept], None if trace.head is None else trace.head[:, kept])
         if self.training and torch.is_grad_enabled() and not logits.requires_grad:
             logits = self._with_gradient(logits, trace)
         loss = None
@@ -240,6 +241,16 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
             loss=loss, logits=logits, hidden_states=found.hidden_states, execution=trace, **cache_argument(cache_of(found))
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _logits(self, hidden: Tensor, head: Tensor | None) -> Tensor:
+        """Logits [B, T, V] of what left the final norm [B, T, D], by heads in variants uint8 [B, T]; None: in full."""
+        places = [0] if head is None else head.unique().tolist() or [0]
+        names = self.config.table.heads
+        logits = self.stack.head_of(names[places[0]])(hidden)
+        for place in places[1:]:
+            own = (head == place).to(hidden.device).unsqueeze(-1)  # type: ignore[union-attr]
+            logits = torch.where(own, self.stack.head_of(names[place])(hidden), logits)
+        return logits
 
     def _with_gradient(self, logits: Tensor, trace: ExecutionTrace) -> Tensor:
         """Logits that a backward may start from: a batch that teaches nothing must not end a training."""

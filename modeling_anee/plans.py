@@ -18,13 +18,20 @@ class PlanTable:
     Which tokens is decided by the golden-ratio sequence over their index, so every stretch of a text is near the
     budget, whatever the number of layers, and a token never costs more when its budget is lowered. A `strict` table
     gives every token the dearest plan within its budget.
+
+    Args:
+        plans: places of actions, one a layer.
+        costs: what they cost.
+        strict: see above.
+        heads: place of the variant of each plan's head; default: full.
     """
 
-    def __init__(self, plans: list[list[int]], costs: CostTable, strict: bool = False) -> None:
+    def __init__(self, plans: list[list[int]], costs: CostTable, strict: bool = False, heads: list[int] | None = None) -> None:
         actions = torch.tensor(plans, dtype=torch.uint8, device="cpu")
-        cost = costs.of_plans(actions)
+        of_heads = torch.tensor(heads or [0] * len(plans), dtype=torch.uint8, device="cpu")
+        cost = costs.of_plans(actions, of_heads)
         order = cost.argsort(stable=True)
-        self.actions, self.costs = actions[order], cost[order]
+        self.actions, self.heads, self.costs = actions[order], of_heads[order], cost[order]
         self.strict = strict
 
     @property
@@ -32,37 +39,77 @@ class PlanTable:
         """Cost of the cheapest plan."""
         return float(self.costs[0])
 
-    def choose(self, budget: Tensor, index: Tensor) -> Tensor:
-        """Actions [N, L] for budgets float64 [N] and token indices int64 [N]."""
+    def places(self, budget: Tensor, index: Tensor) -> Tensor:
+        """Plans int64 [N] for budgets float64 [N] and token indices int64 [N]."""
         low = (torch.searchsorted(self.costs, budget + TOLERANCE, right=True) - 1).clamp(min=0)
         if self.strict:
-            return self.actions[low]
+            return low
         high = (low + 1).clamp(max=len(self.costs) - 1)
         gap = (self.costs[high] - self.costs[low]).clamp(min=TOLERANCE)
         share = (budget - self.costs[low]) / gap
         dear = (index + 1).double() * GOLDEN_RATIO % 1.0 < share - TOLERANCE
-        return self.actions[torch.where(dear, high, low)]
+        return torch.where(dear, high, low)
+
+    def choose(self, budget: Tensor, index: Tensor) -> Tensor:
+        """The same as actions [N, L]."""
+        return self.actions[self.places(budget, index)]
 
 
 def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> PlanTable:
     """The plans of a configuration, with everything processed as the dearest."""
-    layers = config.num_layers
-    plans = [config.table.plan(plan, layers) for plan in config.plans] if config.plans else plans_of_order(config)
-    return PlanTable([*plans, [PROCESS] * layers], costs, strict)
+    layers, table = config.num_layers, config.table
+    if config.plans:
+        plans, heads = [table.plan(plan, layers) for plan in config.plans], [table.head_of(plan) for plan in config.plans]
+    else:
+        plans, heads = default_plans(config)
+    return PlanTable([*plans, [PROCESS] * layers], costs, strict, [*heads, 0])
 
 
-def plans_of_order(config: AneeConfig) -> list[list[int]]:
+def default_plans(config: AneeConfig) -> tuple[list[list[int]], list[int]]:
+    """Plans, each cheaper than the one before by one step, and their heads.
+
+    First everything in the precisions of the configuration, one after the other: the head (in the first of them only, since
+    it is what rounding hurts most), then the layers from the middle outwards. Then layers are left out, see `plans_of_order`.
+    """
+    layers, table = config.num_layers, config.table
+    plan, head = [PROCESS] * layers, 0
+    plans, heads = [], []
+    for variant in config.precisions or ():
+        if head == 0:
+            head = table.heads.index(variant)
+            plans.append(plan)
+            heads.append(head)
+        place = table.place_of(variant, variant)
+        for layer in from_the_middle(range(layers), layers):
+            plan = [*plan[:layer], place, *plan[layer + 1 :]]
+            plans.append(plan)
+            heads.append(head)
+    skipped = plans_of_order(config, plan)
+    return [*plans, *skipped], [*heads, *[head] * len(skipped)]
+
+
+def plans_of_order(config: AneeConfig, start: list[int] | None = None) -> list[list[int]]:
     """One plan per number of skipped layers, in the order of `config.skip_order`.
 
     The default gives up the layers nearest to 60% of the depth first: the middle and later-middle layers change the
     hidden state least (ShortGPT, arXiv:2403.03853).
+
+    Args:
+        config: says which layers may be given up.
+        start: the plan before any is; default: everything processed.
     """
-    layers = range(config.min_layers, config.num_layers - config.keep_last_layers)
+    table, layers = config.table, config.num_layers
     order = config.skip_order
     if order is None:
-        order = sorted(layers, key=lambda layer: (abs(layer - 0.6 * (config.num_layers - 1)), layer))
-    plan, plans = [PROCESS] * config.num_layers, []
+        order = from_the_middle(range(config.min_layers, layers - config.keep_last_layers), layers)
+    skip = table.skip if start is None else table.skip_with(table[start[0]].keys_values)
+    plan, plans = start or [PROCESS] * layers, []
     for layer in order:
-        plan = [*plan[:layer], config.table.skip, *plan[layer + 1 :]]
+        plan = [*plan[:layer], skip, *plan[layer + 1 :]]
         plans.append(plan)
     return plans
+
+
+def from_the_middle(chosen: range, layers: int) -> list[int]:
+    """Layers, those nearest to 60% of the depth first."""
+    return sorted(chosen, key=lambda layer: (abs(layer - 0.6 * (layers - 1)), layer))

@@ -25,6 +25,7 @@ class ExecutionTrace:
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
             start of the cache on; None where the controller keeps no account.
         table: what the actions are.
+        head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.
     """
 
     actions: Tensor
@@ -35,6 +36,7 @@ class ExecutionTrace:
     ran_anyway: Tensor | None = None
     account: Tensor | None = None
     table: ActionTable = DEFAULT_TABLE
+    head: Tensor | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -82,7 +84,7 @@ class ExecutionTrace:
         return replace(self, cost=self.cost * kept, valid=self.valid & kept)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
-        optional = {name: getattr(self, name) for name in ("ran_anyway", "account")}
+        optional = {name: getattr(self, name) for name in ("ran_anyway", "account", "head")}
         optional = {name: None if value is None else change(value) for name, value in optional.items()}
         return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), **optional)
 
@@ -96,6 +98,9 @@ class ExecutionTrace:
         any_ran = any(t.ran_anyway is not None for t in traces)
         accounts = [t.account for t in traces if t.account is not None]
         account = torch.cat(accounts, dim=1) if len(accounts) == len(traces) else None
+        if any(t.head is not None for t in traces):
+            heads = [torch.zeros_like(t.valid, dtype=torch.uint8) if t.head is None else t.head for t in traces]
+            parts["head"] = torch.cat(heads, dim=1)
         return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None, account=account)
 
     def summary(self) -> str:

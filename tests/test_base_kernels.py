@@ -1,6 +1,7 @@
 """Kernels chosen by measuring give what torch's ordinary ones give, and what was measured is kept."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_unmeasured_wide_maps_of_few_rows_take_onednn(outputs, shape, bias, oned
 
 @needs_onednn
 def test_each_number_of_rows_takes_what_was_faster(measured, onednn_calls, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "_table", lambda: KernelTable(tmp_path / "table.json"))
+    monkeypatch.setattr(kernels, "machine_table", lambda: KernelTable(tmp_path / "table.json"))
     kernel = LinearKernel(torch.randn(512, 256), None)
     assert measured == [(512, 256)]
     for rows in (1, 2, 4, 5, 16, 17, 64, 600):
@@ -105,10 +106,10 @@ def test_a_measurement_names_a_kernel_for_every_number_of_rows():
 def test_what_was_measured_is_kept_and_joined_with_what_others_found(measured, tmp_path):
     file = tmp_path / "kernels" / "machine.json"
     first, second = KernelTable(file), KernelTable(file)
-    first.limits(512, 256)
-    second.limits(640, 256)
+    first.limits("512x256", lambda: kernels.measure(512, 256), ONEDNN)
+    second.limits("640x256", lambda: kernels.measure(640, 256), ONEDNN)
     assert set(json.loads(file.read_text())) == {"512x256", "640x256"}
-    assert KernelTable(file).limits(512, 256) == (2, 16) and len(measured) == 2
+    assert KernelTable(file).limits("512x256", lambda: kernels.measure(512, 256), ONEDNN) == (2, 16) and len(measured) == 2
     assert [path.name for path in file.parent.iterdir()] == ["machine.json"]
 
 
@@ -116,14 +117,15 @@ def test_what_was_measured_is_kept_and_joined_with_what_others_found(measured, t
 def test_a_damaged_table_is_measured_anew(measured, tmp_path, content):
     file = tmp_path / "machine.json"
     file.write_text(content)
-    KernelTable(file).limits(512, 256)
+    KernelTable(file).limits("512x256", lambda: kernels.measure(512, 256), ONEDNN)
     assert len(measured) == 1 and len(json.loads(file.read_text())["512x256"]) == len(ROWS)
 
 
 def test_a_table_that_cannot_be_kept_still_serves(measured, tmp_path, said):
     (tmp_path / "file").write_text("")
     table = KernelTable(tmp_path / "file" / "machine.json")
-    assert table.limits(512, 256) == table.limits(512, 256) == (2, 16)
+    ask = partial(table.limits, "512x256", lambda: kernels.measure(512, 256), ONEDNN)
+    assert ask() == ask() == (2, 16)
     assert len(measured) == 1 and "can't be kept" in said[0]
 
 

@@ -41,6 +41,9 @@ class CountingBlock:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
+    def in_variant(self, variant):
+        return self
+
     def keys_values(self, hidden, rotation):
         self.asked.append(hidden.shape[1])
         return torch.stack((hidden, 2 * hidden), dim=1)

@@ -1,0 +1,145 @@
+"""Linear maps with weights in 4 bits: groups of 32 inputs share a scale and an offset, made from the frozen weights.
+
+The range of a group is the one, among its own and some that are cut shorter, that loses least (clip search, as in AWQ,
+arXiv:2306.00978). A few rows run in torch's kernel, which reads 4 bits a weight and rounds activations and sums to bfloat16;
+many rows run in the same weights, rounded to 8 bits a row, by the exact kernel of `base_int8.py`: there arithmetic counts, not
+reading. The two differ by the roundings of bfloat16.
+"""
+
+import os
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base_int8 import Int8Linear
+from .base_kernels import KERNELS_VARIABLE, ROWS, best_times, cold_bytes, machine_table
+
+
+GROUP = 32  # inputs that share a scale and an offset
+LEVELS, MIDDLE = 15, 8  # integers are 0 to 15; the kernel takes 8 off
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of a group's range
+OUTPUTS = 16  # the kernel wants a multiple of so many
+PART = 1 << 20  # weights that are rounded at once
+FEW = 4  # rows, without a measurement
+SLOW = ("DEFAULT", "NO AVX")  # instructions with which torch's kernel is a plain loop
+PACKED, INTEGERS = "packed", "integers"
+_int4_linear = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
+
+
+class Int4Linear:
+    """`F.linear` with a weight [out, in] in 4 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._source, self.bias = weight, bias
+        outputs, inputs = weight.shape
+        self._padding = -inputs % GROUP, -outputs % OUTPUTS
+        parts = [quantise(part) for part in _padded(weight, self._padding).split(max(PART // inputs, 1))]
+        integers = torch.cat([part for part, _ in parts])
+        self.scales = torch.cat([scales for _, scales in parts]).transpose(0, 1).contiguous()  # [groups, out, 2]
+        self._many = Int8Linear(dequantise(integers, self.scales)[:outputs, :inputs].to(weight.dtype), bias)
+        self._few = few_rows() if weight.device.type == "cpu" else 0
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1) if self._few else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, scales, offsets and bias that a row reads."""
+        return self._source.numel() // 2 + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def rows(self, start: int, stop: int | None) -> "Int4Linear":
+        """The map to outputs `start:stop`: the same integers, since those of an output follow from its weights alone."""
+        part = Int4Linear(self._source[start:stop], None if self.bias is None else self.bias[start:stop])
+        part._many = self._many.rows(start, stop)
+        return part
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] for inputs [..., in]."""
+        rows = x.numel() // x.shape[-1]
+        if rows > self._few or (torch.is_grad_enabled() and x.requires_grad):
+            return self._many(x)
+        flat = x.reshape(rows, -1).to(torch.bfloat16)
+        inputs, outputs = self._padding
+        if inputs:
+            flat = F.pad(flat, (0, inputs))
+        assert _int4_linear is not None
+        out = _int4_linear(flat, self._packed, GROUP, self.scales)
+        if outputs:
+            out = out[:, :-outputs]
+        out = out.to(x.dtype)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], -1)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """The weights as numbers, [out, in], as many rows meet them."""
+        return self._many.dequantised(dtype)
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] -> integers int32 [out, in], and scale and offset of each group, bfloat16 [out, groups, 2]."""
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    middle, half = (low + high) / 2, (high - low) / 2
+    best: tuple[Tensor, ...] | None = None
+    least = None
+    for shrink in SHRINKS:
+        scale = _rounded(2 * half * shrink / LEVELS).clamp(min=torch.finfo(torch.bfloat16).tiny)
+        offset = _rounded(middle - half * shrink + MIDDLE * scale)
+        integers = ((groups - offset) / scale + MIDDLE).round().clamp(0, LEVELS)
+        lost = ((integers - MIDDLE) * scale + offset - groups).square().sum(dim=-1, keepdim=True)
+        found = integers, scale, offset
+        best = found if best is None else tuple(torch.where(lost < least, a, b) for a, b in zip(found, best, strict=True))
+        least = lost if least is None else torch.minimum(lost, least)
+    assert best is not None
+    integers, scale, offset = best
+    return integers.flatten(1).to(torch.int32), torch.cat((scale, offset), dim=-1).to(torch.bfloat16)
+
+
+def dequantise(integers: Tensor, scales: Tensor) -> Tensor:
+    """Integers [out, in], scales and offsets [groups, out, 2] -> weights float32 [out, in]."""
+    scale, offset = scales.float().transpose(0, 1).unsqueeze(2).unbind(-1)  # each [out, groups, 1]
+    groups = integers.unflatten(1, (-1, GROUP))
+    return torch.addcmul(offset, groups - float(MIDDLE), scale).flatten(1)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).float()
+
+
+def _padded(weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    inputs, outputs = padding
+    return F.pad(weight, (0, inputs, 0, outputs)) if inputs or outputs else weight
+
+
+def few_rows() -> int:
+    """Up to how many rows the kernel that reads 4 bits is used: where it was measured to be the faster one, once per machine.
+
+    0: never. What it rounds shows in the result, so it must not be chosen anew every time.
+    """
+    if _int4_linear is None or torch.backends.cpu.get_cpu_capability() in SLOW:
+        return 0
+    if os.environ.get(KERNELS_VARIABLE) == "default":
+        return FEW
+    return machine_table().limits("int4", measure, PACKED)[1]
+
+
+def measure() -> list[str]:
+    """The faster kernel for each number of `ROWS`, this one or that for integers of 8 bits."""
+    outputs, inputs = 2048, 1024
+    copies = max(2, cold_bytes() // (outputs * inputs))
+    packed = cycle(torch.ones(copies, outputs, inputs // 2, dtype=torch.uint8, device="cpu"))
+    wide = cycle(torch.ones(copies, outputs, inputs, dtype=torch.int8, device="cpu"))
+    scales = torch.ones(inputs // GROUP, outputs, 2, dtype=torch.bfloat16, device="cpu")
+    fastest: list[str] = []
+    for rows in ROWS:
+        if fastest and fastest[-1] == INTEGERS:
+            break
+        x = torch.ones(rows, inputs, dtype=torch.bfloat16, device="cpu")
+        digits = torch.ones(2 * rows, inputs, dtype=torch.int8, device="cpu")
+        own, other = best_times(
+            lambda x=x: _int4_linear(x, next(packed), GROUP, scales),  # type: ignore[misc]
+            lambda digits=digits: torch._int_mm(digits, next(wide).t()),  # type: ignore[misc]
+        )
+        fastest.append(PACKED if own < other else INTEGERS)
+    return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
