@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D hidden size, H query heads, G key/value heads, E hea
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,19 @@ from .base_watch import is_untouched
 
 # Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.
 RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3", "Olmo2", "Granite"))
+
+
+@dataclass(frozen=True)
+class PlainParts:
+    """What a layer is made of that has nothing but norm, attention, residual, norm, gated feed-forward, residual.
+
+    `plan_runner.py` runs such layers as straight lists of kernels.
+    """
+
+    attention_norm: Any
+    mlp_norm: Any
+    scaling: float
+    activation: nn.Module
 
 
 class Block:
@@ -100,6 +114,13 @@ class Block:
                 "it has no linear maps whose weights may be read"
             )
         self._feed_forward = branch_function(feed_forward, mlp_output_norm and run(mlp_output_norm), multiplier)
+
+        extras = query_norm, key_norm, output_norm, mlp_output_norm, multiplier, softcap
+        usual = gated_parts and not (after or exact or self.parallel or self.grouped or self._interleaved)
+        known = all(_is_rms_norm(norm) for norm in (attention_norm, mlp_norm)) and config._attn_implementation == "sdpa"
+        self.plain: PlainParts | None = None  # where the layer is of the plain kind
+        if usual and known and extras == (None,) * len(extras):
+            self.plain = PlainParts(attention_norm, mlp_norm, getattr(attention, family.scaling), gated_parts[3])
 
     def in_variant(self, variant: str) -> "Block":
         """The same layer in another variant, which has been made."""
@@ -190,7 +211,11 @@ def norm_function(norm: nn.Module | None, exact: bool = False) -> Callable[[Tens
     """`norm` itself, or one fused kernel where torch has one with the same result but for rounding; nothing without a norm."""
     if norm is None:
         return nn.Identity()
-    return partial(rms_norm, norm) if type(norm).__name__ in RMS_NORMS and is_untouched(norm) and not exact else norm
+    return partial(rms_norm, norm) if _is_rms_norm(norm) and not exact else norm
+
+
+def _is_rms_norm(norm: nn.Module | None) -> bool:
+    return norm is not None and type(norm).__name__ in RMS_NORMS and is_untouched(norm)
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:

@@ -53,6 +53,12 @@ class Int4Linear:
         part._many = self._many.rows(start, stop)
         return part
 
+    def row(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in], a new tensor, with nothing checked."""
+        if self._few == 0 or self._padding != (0, 0) or self.bias is not None:
+            return self(x)
+        return _int4_linear(x.to(torch.bfloat16).unsqueeze(0), self._packed, GROUP, self.scales).view(-1).to(x.dtype)  # type: ignore[misc]
+
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
         rows = x.numel() // x.shape[-1]

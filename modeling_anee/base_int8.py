@@ -19,6 +19,7 @@ from .base_kernels import best_times
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
+SMALLEST = torch.finfo(torch.float32).tiny
 LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
 BLOCK = 1 << 18  # sums of one call: they stay in a core's cache until they are scaled
@@ -31,7 +32,7 @@ class Int8Linear:
     """`F.linear` with a weight [out, in] in 8 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.scale = (weight.abs().amax(dim=1).float() / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scale = (weight.abs().amax(dim=1).float() / LEVELS).clamp(min=SMALLEST)
         self.weight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         step = max(PART // weight.shape[1], 1)
         for rows, scale, out in zip(*(part.split(step) for part in (weight, self.scale, self.weight)), strict=True):
@@ -59,14 +60,24 @@ class Int8Linear:
         part._settle()
         return part
 
+    def row(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in], a new tensor, with nothing checked."""
+        if not self._integers:
+            return F.linear(x, self.dequantised(x.dtype), self.bias)
+        # Its scale is a plain number, which saves kernels.
+        step = max(torch.linalg.vector_norm(x, math.inf).item() / self.largest, SMALLEST)
+        low, high = torch._int_mm(_planes(x.unsqueeze(0) / step), self._weight)
+        out = torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
+        return out if self.bias is None else out.add_(self.bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
         if not self._integers or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         flat = x.reshape(-1, x.shape[-1]).float()
         if len(flat) == 1:
-            out = self._one(flat)
-        elif len(flat) <= self._rows:
+            return self.row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
+        if len(flat) <= self._rows:
             out = self._several(flat)
         else:
             out = torch.cat([self._several(part) for part in flat.split(self._rows)])
@@ -78,16 +89,10 @@ class Int8Linear:
         """The weights as numbers, [out, in]."""
         return (self.weight * self.scale.unsqueeze(1)).to(dtype)
 
-    def _one(self, x: Tensor) -> Tensor:
-        """One row [1, in] -> [1, out]: its scale is a plain number, which saves kernels."""
-        step = max(torch.linalg.vector_norm(x, math.inf).item() / self.largest, torch.finfo(torch.float32).tiny)
-        low, high = torch._int_mm(_planes(x / step), self._weight)
-        return torch.add(low, high, alpha=256).mul(self.scale).mul_(step).unsqueeze(0)
-
     def _several(self, x: Tensor) -> Tensor:
         """Rows [N, in] -> [N, out]."""
         step = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
-        step = (step / self.largest).clamp_(min=torch.finfo(torch.float32).tiny)
+        step = (step / self.largest).clamp_(min=SMALLEST)
         low, high = torch._int_mm(_planes(x / step), self._weight).chunk(2)
         return torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
 

@@ -48,6 +48,12 @@ class LinearKernel:
     def weight_bytes(self) -> None:
         """Those of the base's own parameters."""
 
+    def row(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in], a new tensor, with nothing checked."""
+        if self._limits[0] == 1 and self._limits[1]:
+            return _onednn_linear(x.unsqueeze(0), self.weight, self.bias, "none", [], "").view(-1)  # type: ignore[misc]
+        return F.linear(x, self.weight, self.bias)
+
     def rows(self, start: int, stop: int | None) -> "LinearKernel":
         """The map to outputs `start:stop`, on a view of the weight."""
         return LinearKernel(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])

@@ -76,6 +76,10 @@ class JointLinear:
             return self._whole(x)
         return self._part(self._whole, start, stop)(x)
 
+    def row(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs [out] of one row [in], a new tensor; without gradients."""
+        return self(x.unsqueeze(0)).view(-1) if self._whole is None else self._whole.row(x)
+
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""
         stop = self._ends[-1] if stop is None else stop

@@ -25,6 +25,9 @@ class LinearMap(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in], in the dtype of the inputs."""
 
+    def row(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in] in float32, a new tensor, with nothing checked: no gradients, a CPU."""
+
     def rows(self, start: int, stop: int | None) -> "LinearMap":
         """The map to outputs `start:stop`."""
 

@@ -9,6 +9,7 @@ one device sync per decision, none per layer.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .cache import AneeCache
 from .controller import Controller, Observation
 from .costs import CostTable, LayerWork
 from .hardware import gathering_pays
+from .plan_runner import is_alone, layer_run
 from .step import Step, Subset, flat_indices
 from .trace import ExecutionTrace
 
@@ -66,6 +68,11 @@ class Executor:
         self._feed_forward_flops = [work.feed_forward.flops for work in works]
         layers = range(len(stack.blocks))
         self._bridges = [[bridges.stand_in(action, layer) for action in table] for layer in layers]
+        self._runs = {
+            (layer, place): layer_run(action, {name: own[layer] for name, own in self._blocks.items()}, bridge)
+            for layer in layers
+            for place, (action, bridge) in enumerate(zip(table, self._bridges[layer], strict=True))
+        }
 
     def run(
         self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None, given: Tensor | None = None
@@ -166,11 +173,25 @@ class Executor:
             return hidden
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
-        for layer, only in zip(layers, self._shared_actions(actions, step, ledger), strict=True):
+        shared = self._shared_actions(actions, step, ledger)
+        if keep is None and isinstance(step.cache, AneeCache) and is_alone(hidden, step.masks):
+            return self._run_alone(layers, hidden, step, step.cache, shared)
+        for layer, only in zip(layers, shared, strict=True):
             if keep is not None:
                 keep.append(hidden)
             hidden = self._mixed(layer, hidden, step, ledger) if only is None else self._alike(layer, hidden, step, only)
         return hidden
+
+    def _run_alone(self, layers: range, hidden: Tensor, step: Step, cache: AneeCache, actions: list[Any]) -> Tensor:
+        """One token's hidden state [1, 1, D] through layers, with an action for each."""
+        row = hidden.view(-1)
+        for layer, action in zip(layers, actions, strict=True):
+            run = self._runs[layer, action]
+            if run is None:
+                row = self._alike(layer, row.view(1, 1, -1), step, action).view(-1)
+            else:
+                row = run(row, step.rotations[layer], cache.layers[layer])
+        return row.view(1, 1, -1)
 
     def _shared_actions(self, actions: Tensor, step: Step, ledger: Ledger) -> list[int | None]:
         """For each of n layers the one action that every real token takes, None where they differ; actions [B, T, n]."""

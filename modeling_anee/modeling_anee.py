@@ -245,7 +245,7 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
     def _logits(self, hidden: Tensor, head: Tensor | None) -> Tensor:
         """Logits [B, T, V] of what left the final norm [B, T, D], by heads in variants uint8 [B, T]; None: in full."""
         places = [0] if head is None else head.unique().tolist() or [0]
-        names = self.config.table.heads
+        names = self.executor.table.heads
         logits = self.stack.head_of(names[places[0]])(hidden)
         for place in places[1:]:
             own = (head == place).to(hidden.device).unsqueeze(-1)  # type: ignore[union-attr]
