@@ -66,7 +66,8 @@ class Int8Linear:
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         # Its scale is a plain number, which saves kernels.
         step = max(torch.linalg.vector_norm(x, math.inf).item() / self.largest, SMALLEST)
-        low, high = torch._int_mm(_planes(x.unsqueeze(0) / step), self._weight)
+        planes = _digits(x / step).view(-1, 2).t()  # not copied: the kernel takes them as they lie
+        low, high = torch._int_mm(planes, self._weight)
         out = torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
         return out if self.bias is None else out.add_(self.bias)
 
@@ -97,11 +98,15 @@ class Int8Linear:
         return torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
 
 
+def _digits(x: Tensor) -> Tensor:
+    """Numbers [..., in] that fit in 16 bits -> low and high digit of each, in [-128, 127], int8 [..., 2 in]."""
+    # To the base of 256, where 128 more carries into the high digit, and is taken off the low one.
+    return x.to(torch.int16).add_(128).bitwise_xor_(128).view(torch.int8)
+
+
 def _planes(x: Tensor) -> Tensor:
-    """Numbers [N, in] that fit in 16 bits -> their low digits, then their high ones, each in [-128, 127], int8 [2 N, in]."""
-    # Digits to the base of 256 that may be negative: 128 more carries into the high one, and is taken off the low one.
-    integers = x.to(torch.int16).add_(128).bitwise_xor_(128)
-    return integers.view(torch.int8).view(*x.shape, 2).permute(2, 0, 1).reshape(-1, x.shape[1])
+    """The same of rows [N, in]: all low digits, then all high ones, [2 N, in]."""
+    return _digits(x).view(*x.shape, 2).permute(2, 0, 1).reshape(-1, x.shape[1])
 
 
 @cache
