@@ -24,6 +24,7 @@ LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
 BLOCK = 1 << 18  # sums of one call: they stay in a core's cache until they are scaled
 FEWEST = 16  # rows of a block
+LEAST = 16  # inputs of a map that the kernel is used for: with a single one its sums are wrong
 SLOW = 3.0  # times as slow as in full, and the kernel is none that was made for this machine
 PART = 1 << 22  # weights that are rounded at once, so that making a variant needs little memory
 
@@ -44,7 +45,7 @@ class Int8Linear:
 
     def _settle(self) -> None:
         self._weight = self.weight.t()  # [in, out]
-        self._integers = self.weight.device.type == "cpu" and integers_pay()
+        self._integers = self.weight.device.type == "cpu" and self.weight.shape[1] >= LEAST and integers_pay()
         self._rows = max(FEWEST, BLOCK // (2 * len(self.weight)))
 
     @property

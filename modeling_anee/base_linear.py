@@ -57,6 +57,8 @@ class JointLinear:
         self._join()
         self._whole: LinearMap | None = None if self._weight is None else variant.make(self._weight, self._bias)
         self._parts: dict[tuple[int, int | None], LinearMap] = {}
+        if short := getattr(self._whole, "row", None):
+            self.row = short  # type: ignore[method-assign]
 
     @property
     def out_features(self) -> int:
@@ -78,7 +80,7 @@ class JointLinear:
 
     def row(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs [out] of one row [in], a new tensor; without gradients."""
-        return self(x.unsqueeze(0)).view(-1) if self._whole is None else self._whole.row(x)
+        return self(x.unsqueeze(0)).view(-1)
 
     def share(self, start: int, stop: int | None = None) -> float:
         """Share of all work that outputs `start:stop` need: a module that runs itself runs whole."""

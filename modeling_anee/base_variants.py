@@ -16,7 +16,10 @@ from .base_kernels import LinearKernel
 
 
 class LinearMap(Protocol):
-    """A linear map with fixed weights, in some variant."""
+    """A linear map with fixed weights, in some variant.
+
+    It may also have a `row`: one row [in] -> [out], a new tensor, with nothing checked (no gradients, float32 on a CPU).
+    """
 
     @property
     def weight_bytes(self) -> int | None:
@@ -24,9 +27,6 @@ class LinearMap(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in], in the dtype of the inputs."""
-
-    def row(self, x: Tensor) -> Tensor:
-        """Outputs [out] of one row [in] in float32, a new tensor, with nothing checked: no gradients, a CPU."""
 
     def rows(self, start: int, stop: int | None) -> "LinearMap":
         """The map to outputs `start:stop`."""

@@ -252,6 +252,7 @@ class AneeConfig(PreTrainedConfig):
         self._check_choices()
         self._check_numbers()
         self._check_layers()
+        self._check_precisions()
         self._check_actions()
         self._check_calibration()
 

@@ -74,6 +74,10 @@ class Executor:
             for place, (action, bridge) in enumerate(zip(table, self._bridges[layer], strict=True))
         }
 
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are made anew from copies of what this one was made of."""
+        return type(self), (self.stack, self.controller, self.bridges, self.costs, self.table)
+
     def run(
         self, hidden: Tensor, step: Step, keep: list[Tensor] | None = None, given: Tensor | None = None
     ) -> tuple[Tensor, ExecutionTrace]:

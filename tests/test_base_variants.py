@@ -135,6 +135,21 @@ def test_what_nobody_registered_is_an_error():
     assert variant_named("half").name == "half" and DEFAULT_TABLE[PROCESS].attention == FULL
 
 
-def test_a_feed_forward_that_cannot_be_taken_apart_says_so():
+def test_a_feed_forward_that_is_not_gated_runs_in_a_copy_that_calls_the_variants_maps():
+    model = model_of("gpt2")
+    block, calls = model.stack.blocks_of("half")[0], []
+    for linear in (model.base.transformer.h[0].mlp.c_fc, model.base.transformer.h[0].mlp.c_proj):
+        linear.register_forward_hook(lambda *args: calls.append(args))
+    x = torch.randn(1, 3, 32)
+    with torch.no_grad():
+        close = torch.allclose(block.feed_forward(x), model.stack.blocks[0].feed_forward(x), atol=0.05)
+    assert close and len(block.mlp_maps) == 2 and len(calls) == 2  # the base's own, once
+
+
+def test_a_feed_forward_without_linear_maps_that_may_be_read_says_so():
+    base = tiny_base("gpt2")
+    base.transformer.h[1].mlp.requires_grad_(False)
+    for name in ("c_fc", "c_proj"):
+        getattr(base.transformer.h[1].mlp, name).register_forward_hook(lambda module, args, output: output)
     with pytest.raises(ValueError, match="variant 'half' is not possible for the feed-forward of a gpt2 base"):
-        wrap(tiny_base("gpt2"), actions=ROWS)
+        wrap(base, actions=ROWS)

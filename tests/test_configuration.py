@@ -51,6 +51,7 @@ BAD = {
     "skip_order": (BAD_LAYERS, LAYER_LIST),
     "plans": (([], "P" * LAYERS, 3, ["P"], ["P" * (LAYERS + 1)], ["P" * LAYERS, 3], [["P"] * LAYERS]), "must be a"),
     "actions": ((3, "PROCESS", [3]), "list of dicts"),
+    "precisions": (("int8", 8, ["int3"], ["full"], ["int8", "int8"]), "list of different ones of"),
     "exit_layers": (BAD_LAYERS, LAYER_LIST),
     "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
     "confidence_threshold": ((*BAD_BUDGETS, None), NUMBER),
@@ -118,6 +119,7 @@ def good_fields(draw) -> dict:
         "exit_budget_threshold": budget,
         "skip_order": st.none() | layers,
         "actions": st.sampled_from([DEFAULT_TABLE.stored(), table_with_one_more()]),
+        "precisions": st.sampled_from([[], ["int8"], ["int8", "int4"], ["int4", "int8"]]),
         "plans": st.none() | st.lists(plan, min_size=1, max_size=3),
         "exit_layers": st.none() | layers,
         "budget_mode": st.sampled_from(BUDGET_MODES),
@@ -220,6 +222,7 @@ def test_a_newer_format_is_refused_when_loading(tmp_path):
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_good_fields_survive_dict_json_pickle_and_copies(fields):
     configuration = config(**fields)
+    fields["actions"] = ActionTable.of(fields["actions"]).with_precisions(fields["precisions"]).stored()
     assert fields_of(configuration) == fields
     copies = [
         AneeConfig.from_dict(configuration.to_dict()),
