@@ -2,8 +2,8 @@
 
 The range of a group is the one, among its own and some that are cut shorter, that loses least (clip search, as in AWQ,
 arXiv:2306.00978). A few rows run in torch's kernel, which reads 4 bits a weight and rounds activations and sums to bfloat16;
-many rows run in the same weights, rounded to 8 bits a row, by the exact kernel of `base_int8.py`: there arithmetic counts, not
-reading. The two differ by the roundings of bfloat16.
+many rows run in the same weights as integers of 8 bits, and what these lose as such integers again, by the exact kernel of
+`base_int8.py`: there arithmetic counts, not reading. The two differ by the roundings of bfloat16.
 """
 
 import os
@@ -38,7 +38,9 @@ class Int4Linear:
         parts = [quantise(part) for part in _padded(weight, self._padding).split(max(PART // inputs, 1))]
         integers = torch.cat([part for part, _ in parts])
         self.scales = torch.cat([scales for _, scales in parts]).transpose(0, 1).contiguous()  # [groups, out, 2]
-        self._many = Int8Linear(dequantise(integers, self.scales)[:outputs, :inputs].to(weight.dtype), bias)
+        exact = dequantise(integers, self.scales)[:outputs, :inputs]
+        self._many = Int8Linear(exact, bias)
+        self._rest = Int8Linear(exact - self._many.dequantised(exact.dtype), None, coarse=True)
         self._few = few_rows() if weight.device.type == "cpu" else 0
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1) if self._few else None
 
@@ -50,7 +52,7 @@ class Int4Linear:
     def rows(self, start: int, stop: int | None) -> "Int4Linear":
         """The map to outputs `start:stop`: the same integers, since those of an output follow from its weights alone."""
         part = Int4Linear(self._source[start:stop], None if self.bias is None else self.bias[start:stop])
-        part._many = self._many.rows(start, stop)
+        part._many, part._rest = self._many.rows(start, stop), self._rest.rows(start, stop)
         return part
 
     def row(self, x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class Int4Linear:
         """Outputs [..., out] for inputs [..., in]."""
         rows = x.numel() // x.shape[-1]
         if rows > self._few or (torch.is_grad_enabled() and x.requires_grad):
-            return self._many(x)
+            return self._many(x) + self._rest(x)
         flat = x.reshape(rows, -1).to(torch.bfloat16)
         inputs, outputs = self._padding
         if inputs:
@@ -79,7 +81,7 @@ class Int4Linear:
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weights as numbers, [out, in], as many rows meet them."""
-        return self._many.dequantised(dtype)
+        return self._many.dequantised(dtype) + self._rest.dequantised(dtype)
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:

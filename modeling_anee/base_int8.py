@@ -30,15 +30,18 @@ PART = 1 << 22  # weights that are rounded at once, so that making a variant nee
 
 
 class Int8Linear:
-    """`F.linear` with a weight [out, in] in 8 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
+    """`F.linear` with a weight [out, in] in 8 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    A `coarse` one rounds activations to 8 bits, too: for weights that are so small beside others that it does not show.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, coarse: bool = False) -> None:
         self.scale = (weight.abs().amax(dim=1).float() / LEVELS).clamp(min=SMALLEST)
         self.weight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         step = max(PART // weight.shape[1], 1)
         for rows, scale, out in zip(*(part.split(step) for part in (weight, self.scale, self.weight)), strict=True):
             out.copy_((rows.float() / scale.unsqueeze(1)).round_())
-        self.bias = bias
+        self.bias, self.coarse = bias, coarse
         # The largest activation for which no sum can leave 32 bits.
         self.largest = int(min(LARGEST, (2**31 - 1) // max(1, int(self.weight.abs().sum(dim=1, dtype=torch.int64).max()))))
         self._settle()
@@ -46,6 +49,7 @@ class Int8Linear:
     def _settle(self) -> None:
         self._weight = self.weight.t()  # [in, out]
         self._integers = self.weight.device.type == "cpu" and self.weight.shape[1] >= LEAST and integers_pay()
+        self.row = self._row if self._integers and not self.coarse else self._row_of_several
         self._rows = max(FEWEST, BLOCK // (2 * len(self.weight)))
 
     @property
@@ -57,14 +61,16 @@ class Int8Linear:
         """The map to outputs `start:stop`: views, with the same roundings."""
         part = object.__new__(Int8Linear)
         part.weight, part.scale = self.weight[start:stop], self.scale[start:stop]
-        part.bias, part.largest = None if self.bias is None else self.bias[start:stop], self.largest
+        part.bias, part.largest, part.coarse = None if self.bias is None else self.bias[start:stop], self.largest, self.coarse
         part._settle()
         return part
 
-    def row(self, x: Tensor) -> Tensor:
-        """Outputs [out] of one row [in], a new tensor, with nothing checked."""
-        if not self._integers:
-            return F.linear(x, self.dequantised(x.dtype), self.bias)
+    def _row_of_several(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in]."""
+        return self(x.unsqueeze(0))[0]
+
+    def _row(self, x: Tensor) -> Tensor:
+        """The same, with nothing checked."""
         # Its scale is a plain number, which saves kernels.
         step = max(torch.linalg.vector_norm(x, math.inf).item() / self.largest, SMALLEST)
         planes = _digits(x / step).view(-1, 2).t()  # not copied: the kernel takes them as they lie
@@ -77,7 +83,7 @@ class Int8Linear:
         if not self._integers or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         flat = x.reshape(-1, x.shape[-1]).float()
-        if len(flat) == 1:
+        if len(flat) == 1 and not self.coarse:
             return self.row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
         if len(flat) <= self._rows:
             out = self._several(flat)
@@ -94,7 +100,9 @@ class Int8Linear:
     def _several(self, x: Tensor) -> Tensor:
         """Rows [N, in] -> [N, out]."""
         step = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
-        step = (step / self.largest).clamp_(min=SMALLEST)
+        step = (step / (LEVELS if self.coarse else self.largest)).clamp_(min=SMALLEST)
+        if self.coarse:
+            return torch._int_mm((x / step).round_().to(torch.int8), self._weight).mul(self.scale).mul_(step)
         low, high = torch._int_mm(_planes(x / step), self._weight).chunk(2)
         return torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
 
