@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..base_loading import find_base
 from ..weight_files import readable_weights
@@ -35,14 +35,25 @@ def load_base_of(base: Base) -> tuple[Any, Any, dict[str, Any]]:
         ValueError: the demo's base with a revision or a GGUF file of another.
     """
     where, fields = _find(base)
+    kwargs = _arguments(base, where)
+    with readable_weights(where):
+        tokenizer = AutoTokenizer.from_pretrained(where, **kwargs)
+        return AutoModelForCausalLM.from_pretrained(where, dtype=base.dtype, **kwargs), tokenizer, fields
+
+
+def config_of(base: Base) -> Any:
+    """The configuration of a base, whose weights are not read. Raises as `load_base_of`."""
+    where, _ = _find(base)
+    return AutoConfig.from_pretrained(where, **_arguments(base, where))
+
+
+def _arguments(base: Base, where: str) -> dict[str, Any]:
     local = os.path.isdir(where)
     kwargs: dict[str, Any] = {} if local or base.revision is None else {"revision": base.revision}
     # A converted copy of a GGUF base has no such file.
     if base.gguf_file and (not local or (Path(where) / base.gguf_file).is_file()):
         kwargs["gguf_file"] = base.gguf_file
-    with readable_weights(where):
-        tokenizer = AutoTokenizer.from_pretrained(where, **kwargs)
-        return AutoModelForCausalLM.from_pretrained(where, dtype=base.dtype, **kwargs), tokenizer, fields
+    return kwargs
 
 
 def _find(base: Base) -> tuple[str, dict[str, Any]]:

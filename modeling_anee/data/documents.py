@@ -74,6 +74,16 @@ def token_windows(
     return windows[torch.randperm(len(windows), generator=order)]
 
 
+def count_tokens(source: FileSource, tokenizer: Any, data_dir: Path) -> int:
+    """How many tokens a file gives, its `tokens` at most. Raises as `token_windows`."""
+    count = 0
+    for stretch in _stretches(source, tokenizer, data_dir, 0, None):
+        count += len(stretch)
+        if count >= source.tokens:
+            return source.tokens
+    return count
+
+
 def _counted(stretches: Iterable[list[int]], count: int, progress: Progress | None) -> Iterator[list[int]]:
     """The same, told to `progress`, `count` tokens at most."""
     for stretch in stretches:

@@ -61,7 +61,7 @@ def waiting(title: str) -> Iterator[None]:
             yield
     else:
         begin = time.monotonic()
-        with _lines(lambda: f"{title}: {_clock(time.monotonic() - begin)} so far"):
+        with _lines(lambda: f"{title}: {clock(time.monotonic() - begin)} so far"):
             yield
 
 
@@ -77,10 +77,10 @@ class _Counter:
 
     def line(self) -> str:
         seconds, new = time.monotonic() - self._begin, self._done - self._before
-        text = f"{self._title}: {self._done}/{self._total}, {_clock(seconds)} so far"
+        text = f"{self._title}: {self._done}/{self._total}, {clock(seconds)} so far"
         if not new or self._done >= self._total:
             return text
-        return f"{text}, about {_clock(seconds / new * (self._total - self._done))} to go"
+        return f"{text}, about {clock(seconds / new * (self._total - self._done))} to go"
 
 
 @contextlib.contextmanager
@@ -106,6 +106,6 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

@@ -23,7 +23,13 @@ def _run_module(name: str, run: Run) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {name: partial(_run_module, name) for name in STAGE_NAMES}
 
 
-def fit(recipe: Recipe, folder: Path, data_dir: Path, only: str | None = None) -> Path:
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    data_dir: Path,
+    only: str | None = None,
+    before_stage: Callable[[str], None] = lambda name: None,
+) -> Path:
     """Run the recipe's stages that are not done yet, and export what came out.
 
     Args:
@@ -31,6 +37,7 @@ def fit(recipe: Recipe, folder: Path, data_dir: Path, only: str | None = None) -
         folder: the run's folder; new, or of an interrupted run, which goes on. No other may be at work there.
         data_dir: folder of the recipe's text files.
         only: run just this stage; those before it must be done.
+        before_stage: told the name of each stage that is about to run.
 
     Returns:
         The folder of the artifact, which is always whole: it is replaced at the end.
@@ -44,6 +51,7 @@ def fit(recipe: Recipe, folder: Path, data_dir: Path, only: str | None = None) -
     with only_run_in(folder) if make_accelerator(recipe.device).is_main_process else contextlib.nullcontext():
         run = Run.open(recipe, folder, data_dir)
         for name in _to_run(recipe, run.done, only):
+            before_stage(name)
             run.begin(name)
             run.finish(name, STAGES[name](run))
         return export(run)

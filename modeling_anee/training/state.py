@@ -11,6 +11,7 @@ from .recipe import STAGE_NAMES, Recipe
 
 
 NAME = "run.json"
+RECIPE = "recipe.yaml"  # of a run whose recipe was made for it; such a folder has it before its run begins
 
 
 @dataclass
@@ -36,7 +37,7 @@ class RunState:
         new = cls(recipe.model_dump(), recipe.digest())
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if NAME not in found:
-            if not all(name == lock.NAME or is_part(name) for name in found):
+            if not all(name in (lock.NAME, RECIPE) or is_part(name) for name in found):
                 raise ValueError(f"{folder} is not empty and holds no run: give another folder for the output")
             return new
         try:
