@@ -253,6 +253,8 @@ def stand_in(word, option, place):
     known = {
         ("FOLDER", "--data"): place / "data",
         ("FOLDER", "--output"): place / "run",
+        ("NEW_FOLDER", "--output"): place / "made",
+        ("BASE", None): place / "base",
         ("FOLDER", "--fit"): place / "run",
         ("FOLDER", "ARTIFACT"): place / "exported",
         ("RECIPE.yaml", None): place / "recipe.yaml",

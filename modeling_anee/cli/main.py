@@ -1,4 +1,4 @@
-"""The `anee` command: its verbs. What each takes and prints is in `generating`, `measuring`, `picturing` and `making`."""
+"""The `anee` command: its verbs. What they take and print is in `generating`, `measuring`, `picturing`, `fitting`, `making`."""
 
 import platform
 from typing import Annotated
@@ -9,9 +9,10 @@ import typer
 
 from ..version import __version__
 from .console import say
+from .fitting import fit
 from .generating import demo, generate
 from .guard import guarded, one_line_errors
-from .making import card, export, fit
+from .making import card, export
 from .measuring import bench, compare, perplexity, samples
 from .picturing import curve, depth
 

@@ -1,31 +1,13 @@
-"""Verbs that make an artifact: `anee fit`, `anee card` and `anee export`."""
+"""Verbs that make something of an artifact: `anee card` and `anee export`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils import logging
 
-from ..data.progress import is_first_process
 from ..data.smollm2 import shipped_artifact
 from .console import extra_libraries, say
 from .model import named_model
-
-
-def fit(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) of what to fit to which base.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run: a new one, or the one of an interrupted run.")],
-    data: Annotated[Path, typer.Option(help="Folder of the recipe's text files.")] = Path(),
-    stage: Annotated[str | None, typer.Option(help="Run only this stage; default: all that are not done.")] = None,
-) -> None:
-    """Fit an artifact to a base by a recipe; an interrupted run goes on where it was."""
-    with extra_libraries("train", "anee fit"):
-        from ..training.fit import fit as fit_recipe
-        from ..training.recipe import read_recipe
-    logging.disable_progress_bar()
-    artifact = fit_recipe(read_recipe(recipe), output, data, stage)
-    if is_first_process():
-        say(f"artifact: {artifact}")
 
 
 def card(
