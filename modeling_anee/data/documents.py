@@ -56,8 +56,7 @@ def token_windows(
         ValueError: a file is not what its source says, or there is not enough text for one window.
         ImportError: a dataset is asked for, and `datasets` is not installed.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no EOS token, which documents are joined by")
+    check_end(tokenizer)
     start = start_tokens(tokenizer)
     parts = [window_rows(torch.empty(0, dtype=torch.int32), length, start)]
     for number, source in enumerate(sources):
@@ -72,6 +71,16 @@ def token_windows(
         raise ValueError(f"the text (sources: {names}) is too short for one window of {length} tokens")
     order = torch.Generator().manual_seed(derive_seed(seed, "order"))
     return windows[torch.randperm(len(windows), generator=order)]
+
+
+def check_end(tokenizer: Any) -> None:
+    """Notice a tokenizer that documents can't be joined with.
+
+    Raises:
+        ValueError: it has no EOS token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token, which documents are joined by")
 
 
 def count_tokens(source: FileSource, tokenizer: Any, data_dir: Path) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 
 from ..configuration_anee import AneeConfig
 from ..data.bases import DEMO_BASE, Base, config_of, load_base_of
+from ..data.documents import check_end
 from ..data.encoding import start_tokens
 from ..data.own_text import PARTS, OwnText
+from ..data.sources import FileSource
 from .allotment import DoesNotFit, Effort, allot, least_seconds
 from .default_stages import BATCH_WINDOWS, BRIDGED, DEFAULT_STAGES, EPOCHS, Shape, anee_fields, chosen_stages
 from .recipe import Recipe
@@ -102,6 +104,7 @@ def make_recipe(request: Request) -> Made:
     text = OwnText.of(request.data)
     base = base_section(request.base)
     loaded, tokenizer, fields = load_base_of(base)
+    check_end(tokenizer)
     loaded = loaded.to(make_accelerator("auto").device)
     shape = shape_of(loaded.config.get_text_config(), head=0.0)
     # Bridges of every kind, whatever the stages: the speed is measured with them.
@@ -150,34 +153,73 @@ def lengths(context: int | None) -> list[int]:
 
 
 def _fitted(request: Request, base: Base, text: OwnText, tokenizer: Any, shape: Shape, speed: Speed) -> Made:
-    stages, length = chosen_stages(request.stages), speed.length
-    parts = [part for part in PARTS if any(DEFAULT_STAGES[name].text == part for name in stages)]
-    most = math.ceil(60 * request.minutes / speed.forward)
-    windows = {part: text.windows(part, tokenizer, length, most) for part in parts}
-    efforts = {name: _effort(name, shape, speed, sum(windows[DEFAULT_STAGES[name].text])) for name in stages}
-    check_text(request, {part: sum(counts) for part, counts in windows.items()}, efforts, speed)
-    if (least := least_seconds(efforts)) > 60 * request.minutes:
+    stages, seconds = chosen_stages(request.stages), 60 * request.minutes
+    needed = {part: count for part in PARTS if (count := needed_windows(part, stages, shape, speed))}
+    # More than the base could run in the whole time are of no use.
+    most = {part: max(count, math.ceil(seconds / speed.forward)) for part, count in needed.items()}
+    found = {part: text.windows(part, tokenizer, speed.length, most[part]) for part in needed}
+    for part, count in needed.items():
+        check_text(request, part, sum(found[part]) * speed.length, count * speed.length)
+    efforts = {name: _effort(name, shape, speed, sum(found[DEFAULT_STAGES[name].text])) for name in stages}
+    if (least := least_seconds(efforts)) > seconds:
         raise DoesNotFit(
             f"--minutes {request.minutes:g} is not allowed: {', '.join(stages)} of {request.base} need at least "
             f"{math.ceil(least / 6) / 10:g} on this machine"
         )
-    counts = allot(efforts, 60 * request.minutes)
-    sources = {part: text.sources(part, tokenizer, length, windows[part], _wanted(part, counts)) for part in parts}
-    recipe = {
+    counts = allot(efforts, seconds)
+    sources = {part: text.sources(part, tokenizer, speed.length, found[part], _wanted(part, counts)) for part in needed}
+    recipe = recipe_fields(base, speed.length, sources, shape, counts)
+    estimates = [Estimate(name, count, _unit(name), efforts[name].seconds(count)) for name, count in counts.items()]
+    return Made(recipe, estimates, speed, shape, tokenizer.decode(start_tokens(tokenizer)))
+
+
+def recipe_fields(
+    base: Base, length: int, sources: dict[str, list[FileSource]], shape: Shape, counts: dict[str, int]
+) -> dict[str, Any]:
+    """The fields of a recipe, checked.
+
+    Args:
+        base: its section.
+        length: tokens of a window.
+        sources: by part of the text.
+        shape: of the base.
+        counts: windows or steps of each stage, in their order.
+    """
+    fields = {
         "base": base.model_dump(exclude_defaults=True) | {"dtype": base.dtype},
         "seed": 0,
         "length": length,
         "device": "auto",
         "text": {part: [source.model_dump(exclude_defaults=True) for source in own] for part, own in sources.items()},
-        "anee": anee_fields(stages, shape),
+        "anee": anee_fields([*counts], shape),
         "stages": {name: DEFAULT_STAGES[name].section(count, shape) for name, count in counts.items()},
     }
-    Recipe.model_validate(recipe)
-    estimates = [
-        Estimate(name, count, "steps" if DEFAULT_STAGES[name].steps else "windows", efforts[name].seconds(count))
-        for name, count in counts.items()
-    ]
-    return Made(recipe, estimates, speed, shape, tokenizer.decode(start_tokens(tokenizer)))
+    Recipe.model_validate(fields)
+    return fields
+
+
+def needed_windows(part: str, stages: list[str], shape: Shape, speed: Speed) -> int:
+    """Windows of a part of the text that stages need at least; 0 if none reads it."""
+    own = [DEFAULT_STAGES[name] for name in stages if DEFAULT_STAGES[name].text == part]
+    return max((LEAST_TEXT if stage.steps else stage.least(shape, speed) for stage in own), default=0)
+
+
+def check_text(request: Request, part: str, found: int, needed: int) -> None:
+    """Notice a part that has too little text.
+
+    Raises:
+        DoesNotFit: with the tokens that were found and those that are needed.
+    """
+    if found < needed:
+        start, stop = PARTS[part]
+        raise DoesNotFit(
+            f"--data {request.data} has too little text: {found} tokens in whole windows to {part} with ({start:.0%} to "
+            f"{stop:.0%} of each file), and {needed} are needed"
+        )
+
+
+def _unit(name: str) -> str:
+    return "steps" if DEFAULT_STAGES[name].steps else "windows"
 
 
 def _effort(name: str, shape: Shape, speed: Speed, windows: int) -> Effort:
@@ -189,24 +231,7 @@ def _effort(name: str, shape: Shape, speed: Speed, windows: int) -> Effort:
 
 
 def _wanted(part: str, counts: dict[str, int]) -> int:
-    """Windows of a part that stages use, those of steps one after the other."""
+    """Windows of a part that stages use; those of steps go on where others of steps ended."""
     own = {name: count for name, count in counts.items() if DEFAULT_STAGES[name].text == part}
     steps = sum(count for name, count in own.items() if DEFAULT_STAGES[name].steps)
     return max(steps * BATCH_WINDOWS, LEAST_TEXT if steps else 0, *own.values())
-
-
-def check_text(request: Request, windows: dict[str, int], efforts: dict[str, Effort], speed: Speed) -> None:
-    """Notice a part that has too little text.
-
-    Raises:
-        DoesNotFit: with the tokens that there are and those that are needed.
-    """
-    for part, found in windows.items():
-        own = [name for name in efforts if DEFAULT_STAGES[name].text == part]
-        needed = max(LEAST_TEXT if DEFAULT_STAGES[name].steps else efforts[name].least for name in own)
-        if found < needed:
-            start, stop = PARTS[part]
-            raise DoesNotFit(
-                f"--data {request.data} has too little text: {found * speed.length} tokens to {part} with (windows of "
-                f"{speed.length} in {start:.0%} to {stop:.0%} of each file), and {needed * speed.length} are needed"
-            )

@@ -1,0 +1,361 @@
+"""A recipe for a user's own base, text and time: what it says, what it refuses, and `anee fit BASE` as a user would run it."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from modeling_anee import AneeForCausalLM
+from modeling_anee.cli.main import app
+from modeling_anee.data.documents import token_windows
+from modeling_anee.data.own_text import PARTS, OwnText
+from modeling_anee.training import default_recipe, speed
+from modeling_anee.training import fit as fitting
+from modeling_anee.training.allotment import DoesNotFit, Effort, allot, least_seconds
+from modeling_anee.training.checkpoint import read_tensors
+from modeling_anee.training.default_recipe import Request, base_section, lengths, make_recipe, shape_of
+from modeling_anee.training.default_stages import (
+    BATCH_WINDOWS,
+    BRIDGED,
+    DEFAULT_STAGES,
+    PLANS,
+    Shape,
+    anee_fields,
+    chosen_stages,
+)
+from modeling_anee.training.recipe import STAGE_NAMES, read_recipe
+from modeling_anee.training.recipe_file import is_there, write_recipe
+from modeling_anee.training.speed import Speed
+
+from .tiny import GROUPED, tiny_base
+from .workshop import make_workshop, tiny_tokenizer, words
+
+
+def speed_of(model, length):
+    """A machine on which a forward of 64 tokens takes a tenth of a second."""
+    return Speed(length, 0.1 * length / 64, 0.3 * length / 64, 0.01)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    tiny_base().save_pretrained(folder / "bos")
+    tiny_tokenizer(begins_with_bos=True).save_pretrained(folder / "bos")
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Speeds that are always the same."""
+    monkeypatch.setattr(default_recipe, "measure_speed", speed_of)
+
+
+def anee_fit(*arguments):
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+def request_of(workshop, minutes=1.0, stages=None, base="base", data="data"):
+    return Request(str(workshop / base), workshop / data, minutes, stages)
+
+
+# Time
+
+
+def test_what_is_allotted_fits_and_uses_the_time():
+    efforts = {"a": Effort(2, 1000, 1.0, 0.5, 0.7), "b": Effort(10, 40, 0.0, 1.0, 0.2), "c": Effort(1, 2, 3.0, 2.0, 0.1)}
+    assert least_seconds(efforts) == 2.0 + 10.0 + 5.0
+    before = {"a": 0, "b": 0, "c": 0}
+    for seconds in (17.0, 20.0, 60.0, 200.0, 400.0):
+        counts = allot(efforts, seconds)
+        total = sum(efforts[name].seconds(count) for name, count in counts.items())
+        assert seconds - 2.0 <= total <= seconds
+        assert all(efforts[name].least <= count <= efforts[name].most for name, count in counts.items())
+        assert all(counts[name] >= before[name] for name in counts)
+        before = counts
+    assert allot(efforts, 1e6) == {"a": 1000, "b": 40, "c": 2}
+    with pytest.raises(DoesNotFit, match="16 s are not enough: the least is 17 s"):
+        allot(efforts, 16.0)
+
+
+def test_more_minutes_make_more_of_it_and_estimates_keep_to_them(workshop, quick):
+    made = [make_recipe(request_of(workshop, minutes)) for minutes in (1.0, 1.5)]
+    less, more = ({one.stage: one for one in each.estimates} for each in made)
+    assert [*less] == [*more] == [*made[0].recipe["stages"]] == [name for name in STAGE_NAMES if name in DEFAULT_STAGES]
+    assert sum(one.seconds for one in less.values()) <= 60.0 and sum(one.seconds for one in more.values()) <= 90.0
+    assert more["bridges"].count > less["bridges"].count >= 20
+    assert made[0].recipe["stages"]["bridges"]["steps"] == less["bridges"].count and less["bridges"].unit == "steps"
+
+
+def test_too_few_minutes_are_an_error_with_the_least_that_is_enough(workshop, quick):
+    with pytest.raises(DoesNotFit, match=r"--minutes 0\.01 is not allowed: closed_form.* need at least ([\d.]+) on") as error:
+        make_recipe(request_of(workshop, 0.01))
+    least = float(str(error.value).split("at least ")[1].split()[0])
+    make_recipe(request_of(workshop, least))
+    with pytest.raises(DoesNotFit):
+        make_recipe(request_of(workshop, least - 0.1))
+
+
+def test_windows_are_shorter_where_time_is_short(tmp_path, workshop, quick):
+    (tmp_path / "long.txt").write_text(words(60_000))
+    long, short = (make_recipe(Request(str(workshop / "base"), tmp_path, minutes)).recipe for minutes in (20.0, 1.5))
+    assert long["length"] == 512 > short["length"] >= 64
+
+
+def test_speed_is_that_of_this_machine(workshop):
+    base = tiny_base()
+    model = AneeForCausalLM.from_base(base, base_model_name_or_path="tiny/base", bridge_rank=4, ffn_bridge_rank=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measured = speed.measure_speed(model, 16)
+    assert measured.length == 16 and 0 < measured.forward < measured.step and measured.solve > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# The base
+
+
+def test_numbers_are_in_proportion_to_the_base(workshop, quick):
+    made = make_recipe(request_of(workshop))
+    anee = made.recipe["anee"]
+    assert made.recipe["base"] == {"name": str(workshop / "base"), "dtype": "float32"}
+    assert (anee["bridge_rank"], anee["ffn_bridge_rank"], anee["exit_layers"], anee["min_layers"]) == (5, 3, [2, 3], 1)
+    model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path="tiny/base")
+    assert anee["router_budgets"][-1] == pytest.approx(model.costs.head + 0.4 * (1 - model.costs.head), abs=1e-4)
+
+
+def test_the_base_of_the_demo_gets_what_its_own_recipe_has():
+    shape = Shape(layers=30, hidden_size=576, context=8192, head=0.21048)
+    shipped = read_recipe(Path(__file__).parents[1] / "configuration" / "smollm2-135m-instruct.yaml")
+    assert anee_fields([*DEFAULT_STAGES], shape) == shipped.anee
+    section = DEFAULT_STAGES["bridges"].section(180, shape)
+    assert section == shipped.stages.bridges.model_dump(exclude_unset=True)
+
+
+def test_windows_are_no_longer_than_what_the_base_takes():
+    assert lengths(None) == lengths(8192) == [512, 256, 128, 64]
+    assert lengths(200) == [200, 100] and lengths(40) == [40]
+
+
+def test_the_dtype_is_the_base_s_own(tmp_path):
+    tiny_base().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert base_section(str(tmp_path)).dtype == "bfloat16"
+
+
+def test_a_base_that_can_be_none_is_refused(workshop, tmp_path):
+    with pytest.raises(ValueError, match="the base has 2 layers: at least 3"):
+        shape_of(LlamaConfig(**GROUPED | {"num_hidden_layers": 2}), 0.1)
+    model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path=str(workshop / "base"))
+    model.save_pretrained(tmp_path / "artifact")
+    with pytest.raises(ValueError, match="artifact is an artifact: name its base"):
+        base_section(str(tmp_path / "artifact"))
+    for name in (str(tmp_path / "gone"), "./gone", "a/b/c", __file__, "two words"):
+        with pytest.raises(ValueError, match=r"is not allowed: it must be a recipe .* or a base \(smollm2-135m-instruct"):
+            Request(name, tmp_path, 1.0)
+    for name in ("gpt2", "organisation/model-1.5", "smollm2-135m-instruct"):
+        Request(name, tmp_path, 1.0)
+    for minutes in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="--minutes .* is not allowed: it must be above 0"):
+            Request("gpt2", tmp_path, minutes)
+
+
+# Stages
+
+
+def test_stages_are_in_their_order_with_those_that_they_need():
+    assert chosen_stages(["bridges", PLANS]) == [PLANS, "bridges"]
+    with pytest.raises(ValueError, match=f"'routing', which is not allowed without {PLANS}: add it"):
+        chosen_stages(["routing"])
+    with pytest.raises(ValueError, match="'traces', which is not allowed: the stages of the default recipe are closed_form, "):
+        chosen_stages(["traces"])
+    with pytest.raises(ValueError, match="--stages is empty"):
+        chosen_stages([])
+    assert set(DEFAULT_STAGES) <= set(STAGE_NAMES) and set(BRIDGED) <= set(DEFAULT_STAGES)
+    for name, stage in DEFAULT_STAGES.items():
+        assert all(STAGE_NAMES.index(need) < STAGE_NAMES.index(name) for need in stage.needs)
+
+
+def test_plans_alone_need_no_text_to_train_on_and_no_bridges(tmp_path, workshop, quick):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "short.txt").write_text(words(640))  # one window of 64 to choose on, too few to train or calibrate
+    request = Request(str(workshop / "base"), tmp_path / "data", 1.0, (PLANS,))
+    made = make_recipe(request)
+    assert [*made.recipe["text"]] == ["choose"] and [*made.recipe["stages"]] == [PLANS]
+    assert made.recipe["anee"] == {"controller": "plan", "min_layers": 1}
+    with pytest.raises(DoesNotFit, match=r"64 tokens in whole windows to calibrate with \(90% to 100% .* and 128 are needed"):
+        make_recipe(Request(str(workshop / "base"), tmp_path / "data", 1.0, (PLANS, "calibration")))
+    done = anee_fit(workshop / "base", "--data", tmp_path / "data", "--output", tmp_path / "run", "--stages", PLANS)
+    assert done.exit_code == 0, done.output
+    artifact = AneeForCausalLM.from_pretrained(tmp_path / "run" / "artifact")
+    assert artifact.config.plans and not list(artifact.bridges.parameters())
+    assert not list((tmp_path / "run").glob("windows-train*"))
+
+
+# Text
+
+
+def test_every_file_is_split_into_parts_that_share_nothing(tmp_path, workshop):
+    (tmp_path / "a.txt").write_text(words(2000, seed=1))
+    with gzip.open(tmp_path / "b.raw.gz", "wt") as file:
+        file.write(words(4000, seed=2))
+    records = [{"id": "w9", "text": " ".join(["w7"] * 20), "n": i} for i in range(100)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "notes.md").write_text("not for this")
+    text, tokenizer = OwnText.of(tmp_path), tiny_tokenizer()
+    assert [file["file"] for file in text.files] == ["a.txt", "b.raw.gz", "c.jsonl"]
+    assert text.files[2]["template"] == "{text}"
+    counts = {part: text.windows(part, tokenizer, 20, 1000) for part in PARTS}
+    assert counts == {"train": [80, 159, 84], "choose": [10, 20, 10], "calibrate": [10, 20, 10]}
+    for part in PARTS:
+        sources = text.sources(part, tokenizer, 20, counts[part], 1000)
+        assert len(token_windows(sources, tokenizer, 20, tmp_path, 0)) == sum(counts[part])
+        assert sum(source.tokens for source in text.sources(part, tokenizer, 20, counts[part], 8)) >= 8 * 20
+    bounds = [(source.start, source.stop) for part in PARTS for source in text.sources(part, tokenizer, 20, [9, 9, 9], 27)]
+    assert sorted(set(bounds)) == [(0.0, 0.8), (0.8, 0.9), (0.9, 1.0)]
+    assert text.windows("train", tokenizer, 20, 7) == [7, 7, 7], "no more is counted than could be used"
+
+
+def test_files_that_are_no_text_are_all_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone is not allowed: it must be a folder with text files \(\.txt, "):
+        OwnText.of(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"has no file that ends in \.txt, \.raw, \.jsonl, \.gz"):
+        OwnText.of(tmp_path)
+    (tmp_path / "fine.txt").write_text("w5 w6\n")
+    (tmp_path / "bytes.txt").write_bytes(b"w5 \xff\n")
+    (tmp_path / "empty.raw").write_text(" \n")
+    (tmp_path / "table.csv.gz").write_bytes(gzip.compress(b"a,b\n"))
+    (tmp_path / "numbers.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    (tmp_path / "some.jsonl").write_text('{"a": "x"}\n{"b": "y"}\n')
+    (tmp_path / "torn.jsonl").write_text('{"a": "x"}\n{"a": \n')
+    with pytest.raises(ValueError, match="has what can't be used as text") as error:
+        OwnText.of(tmp_path)
+    expected = {
+        "bytes.txt": "is not text in UTF-8",
+        "empty.raw": "is empty",
+        "table.csv.gz": "is not allowed: what is packed must be",
+        "numbers.jsonl": "has no field that is a text in every line",
+        "some.jsonl": "has no field that is a text in every line",
+        "torn.jsonl, line 2": "is not JSON",
+    }
+    assert all(f"{name} {what}" in str(error.value) for name, what in expected.items()), str(error.value)
+    assert "fine.txt" not in str(error.value)
+
+
+def test_too_little_text_is_an_error_that_counts(tmp_path, workshop, quick):
+    (tmp_path / "text.txt").write_text(words(300))
+    with pytest.raises(DoesNotFit, match=r"192 tokens in whole windows to train with \(0% to 80% of each file\), and 512 are"):
+        make_recipe(Request(str(workshop / "base"), tmp_path, 1.0))
+
+
+@pytest.mark.parametrize("base, start", [("base", []), ("bos", [1])])
+def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text(tmp_path, workshop, quick, base, start):
+    request = request_of(workshop, base=base)
+    made = make_recipe(request)
+    assert made.start == ("<s>" if start else "")
+    tmp_path.joinpath("run").mkdir()
+    text = write_recipe(request, made, tmp_path / "run").read_text()
+    assert ("A window begins with '<s>'" if start else "A window begins with nothing") in text
+    room = made.recipe["length"] - len(start)
+    assert all(source["tokens"] % room == 0 for part in made.recipe["text"].values() for source in part)
+    fitting.fit(read_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run", workshop / "data")
+    for part in PARTS:
+        windows = read_tensors(tmp_path / "run" / f"windows-{part}.safetensors")[0]["windows"]
+        assert windows.shape[1] == made.recipe["length"]
+        assert windows[:, : len(start)].unique().tolist() == start
+        assert (windows[:, len(start) :] != 1).all()
+
+
+# The command
+
+
+def test_a_base_is_fitted_by_one_command_which_goes_on_where_it_was(tmp_path, workshop, monkeypatch):
+    run, call = (
+        tmp_path / "run",
+        (workshop / "base", "--data", workshop / "data", "--output", tmp_path / "run", "--minutes", 1),
+    )
+
+    def stopped(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(fitting.STAGES, "bridges", stopped)
+        patch.setattr(default_recipe, "measure_speed", speed_of)
+        done = anee_fit(*call)
+    assert done.exit_code == 130 and "interrupted" in done.stderr
+    assert all(name in done.stderr for name in ("stage", *DEFAULT_STAGES, "to go")), "a table, and what is left"
+    recipe = (run / "recipe.yaml").read_bytes()
+    monkeypatch.setattr(default_recipe, "measure_speed", None)  # not again
+    for options in ([*call[:-1], 2], [*call, "--stages", PLANS], [workshop / "bos", *call[1:]]):
+        refused = anee_fit(*options)
+        assert refused.exit_code == 1 and f"{run} holds a run of another command (anee fit" in refused.stderr
+    done = anee_fit(*call)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split() == ["artifact:", str(run / "artifact")] and f"going on with {run / 'recipe.yaml'}" in done.stderr
+    assert (run / "recipe.yaml").read_bytes() == recipe
+    artifact = AneeForCausalLM.from_pretrained(run / "artifact")
+    assert artifact.config.controller == "routed" and artifact.config.calibration
+    assert len(artifact.config.calibration["budgets"]) == len(artifact.config.calibration["perplexity_ratio"])
+
+
+def test_the_recipe_is_one_to_copy(tmp_path, workshop, quick):
+    request = request_of(workshop)
+    made = make_recipe(request)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert not is_there(request, tmp_path / name)
+        file = write_recipe(request, made, tmp_path / name)
+        assert is_there(request, tmp_path / name)
+    assert (tmp_path / "one" / "recipe.yaml").read_bytes() == file.read_bytes(), "the same of the same"
+    lines = file.read_text().splitlines()
+    assert lines[0] == f"# {request.command}" and max(map(len, lines[1:])) < 200
+    assert yaml.safe_load(file.read_text()) == made.recipe
+    recipe = read_recipe(file)
+    assert recipe.planned == [*made.recipe["stages"]]
+    assert recipe.stages.bridges.batch_windows == BATCH_WINDOWS
+    assert any(line.startswith("  bridges: {steps: ") and "minutes for" in line for line in lines)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path, workshop):
+    call = (workshop / "base", "--data", workshop / "data", "--output", tmp_path)
+    (tmp_path / "diary.txt").write_text("mine")
+    done = anee_fit(*call)
+    assert done.exit_code == 1 and f"{tmp_path} is not empty and holds no run of anee fit" in done.stderr
+    (tmp_path / "recipe.yaml").write_text("seed: 0\n")
+    done = anee_fit(*call)
+    assert done.exit_code == 1 and f"{tmp_path} holds a run of another command (seed: 0)" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["diary.txt", "recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["recipe.txt", "--data", "."],
+            "BASE_OR_RECIPE recipe.txt is not allowed: it must be a recipe (a file that ends in .yaml",
+        ),
+        (["./gone", "--data", "."], "BASE_OR_RECIPE ./gone is not allowed"),
+        (["gone.yaml"], "gone.yaml"),
+        (["gone.yml", "--minutes", "3"], "--minutes 3.0 is not allowed with the recipe gone.yml: it is for a base"),
+        (["gone.yaml", "--stages", "bridges"], "--stages bridges is not allowed with the recipe gone.yaml: it is for a base"),
+        (
+            ["gpt2", "--data", ".", "--stage", "bridges"],
+            "--stage bridges is not allowed with the base gpt2: it is for a recipe",
+        ),
+        (["gpt2"], "--data is missing"),
+        (["gpt2", "--data", "gone"], "--data gone is not allowed: it must be a folder"),
+        (["gpt2", "--data", ".", "--minutes", "0"], "--minutes 0 is not allowed"),
+        (["gpt2", "--data", ".", "--stages", "routing"], f"without {PLANS}"),
+    ],
+)
+def test_errors_of_the_command_come_before_any_work(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.txt").write_text("base: {name: gpt2}\n")
+    done = anee_fit(*arguments, "--output", "run")
+    assert done.exit_code == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.output
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
