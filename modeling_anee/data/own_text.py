@@ -104,7 +104,7 @@ def longest_field(path: Path) -> str:
             continue
         texts = {name: value for name, value in _record(path, number, line).items() if isinstance(value, str)}
         characters.update({name: len(value) for name, value in texts.items()})
-        common = texts.keys() if common is None else common & texts.keys()  # type: ignore[assignment]
+        common = set(texts) if common is None else common & set(texts)
     usable = sorted(name for name in common or () if FIELD.fullmatch(name) and characters[name])
     if not usable:
         raise ValueError(f"{path} has no field that is a text in every line")
