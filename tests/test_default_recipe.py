@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ from modeling_anee.training.recipe import STAGE_NAMES, read_recipe
 from modeling_anee.training.recipe_file import is_there, write_recipe
 from modeling_anee.training.speed import Speed
 
+from . import children
 from .tiny import GROUPED, tiny_base
 from .workshop import make_workshop, tiny_tokenizer, words
 
@@ -301,6 +304,24 @@ def test_a_base_is_fitted_by_one_command_which_goes_on_where_it_was(tmp_path, wo
     artifact = AneeForCausalLM.from_pretrained(run / "artifact")
     assert artifact.config.controller == "routed" and artifact.config.calibration
     assert len(artifact.config.calibration["budgets"]) == len(artifact.config.calibration["perplexity_ratio"])
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_first_makes_the_recipe(tmp_path, workshop):
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "modeling_anee.cli.main",
+    ]
+    call = ["fit", workshop / "base", "--data", workshop / "data", "--output", tmp_path / "run", "--minutes", "0.5"]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = children.run([*launch, *map(str, call)], tmp_path, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("recipe: ") == 1 and (tmp_path / "run" / "artifact" / "config.json").is_file()
 
 
 def test_the_recipe_is_one_to_copy(tmp_path, workshop, quick):

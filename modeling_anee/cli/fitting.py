@@ -1,6 +1,7 @@
 """`anee fit`: by a recipe, or for a base with a recipe that is made for it."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,14 +72,15 @@ def prepare(request: "Request", folder: Path) -> "Sequence[Estimate]":
     Raises:
         OSError, ValueError: as `is_there` and `make_recipe`.
     """
-    from ..training.default_recipe import make_recipe
+    from ..training.default_recipe import device_here, make_recipe
     from ..training.lock import only_run_in
     from ..training.recipe_file import is_there, measured, write_recipe
     from ..training.run import make_accelerator
 
-    accelerator = make_accelerator("auto")
+    # First, since it lets processes find each other.
+    several = make_accelerator(device_here()) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     estimates: Sequence[Estimate] = ()
-    if accelerator.is_main_process:
+    if is_first_process():
         if is_there(request, folder):
             tell(f"going on with {folder / 'recipe.yaml'}")
         else:
@@ -88,7 +90,8 @@ def prepare(request: "Request", folder: Path) -> "Sequence[Estimate]":
                 estimates = made.estimates
                 tell(f"recipe: {write_recipe(request, made, folder)}. {measured(made)}")
                 show(estimates)
-    accelerator.wait_for_everyone()
+    if several is not None:
+        several.wait_for_everyone()
     return estimates
 
 

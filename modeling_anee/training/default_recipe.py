@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..configuration_anee import AneeConfig
 from ..data.bases import DEMO_BASE, Base, config_of, load_base_of
 from ..data.documents import check_end
@@ -17,7 +19,7 @@ from ..data.sources import FileSource
 from .allotment import DoesNotFit, Effort, allot, least_seconds
 from .default_stages import BATCH_WINDOWS, BRIDGED, DEFAULT_STAGES, EPOCHS, Shape, anee_fields, chosen_stages
 from .recipe import Recipe
-from .run import make_accelerator, wrap
+from .run import wrap
 from .speed import Speed, measure_speed
 
 
@@ -105,7 +107,7 @@ def make_recipe(request: Request) -> Made:
     base = base_section(request.base)
     loaded, tokenizer, fields = load_base_of(base)
     check_end(tokenizer)
-    loaded = loaded.to(make_accelerator("auto").device)
+    loaded = loaded.to(device_here())
     shape = shape_of(loaded.config.get_text_config(), head=0.0)
     # Bridges of every kind, whatever the stages: the speed is measured with them.
     model = wrap(loaded, fields | anee_fields(BRIDGED, shape), 0)
@@ -118,6 +120,11 @@ def make_recipe(request: Request) -> Made:
             failure = error
     assert failure is not None
     raise failure
+
+
+def device_here() -> str:
+    """Where a fit runs on this machine."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def base_section(name: str) -> Base:
@@ -189,7 +196,7 @@ def recipe_fields(
         "base": base.model_dump(exclude_defaults=True) | {"dtype": base.dtype},
         "seed": 0,
         "length": length,
-        "device": "auto",
+        "device": device_here(),  # by its name: several processes share a CPU only if told to
         "text": {part: [source.model_dump(exclude_defaults=True) for source in own] for part, own in sources.items()},
         "anee": anee_fields([*counts], shape),
         "stages": {name: DEFAULT_STAGES[name].section(count, shape) for name, count in counts.items()},
