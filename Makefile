@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # The oldest transformers that is supported. `make newest` takes the newest that there is.
 OLDEST = 5.23.0
 # Tests of what transformers has no part in, left out by `make oldest` and `make newest`.
-ELSEWHERE = actions base_kernels budget_curve calibration card children comparison controls costs depth documents energy files guard heatmap \
+ELSEWHERE = actions allotment base_kernels budget_curve calibration card children comparison controls costs depth documents energy files guard heatmap \
 	hub_scripts import_order lock names packaging page perplexity_verb progress recipe refit report routing run samples \
 	secret_files signals stages start state templates text texts trace windows yaml_file
 

@@ -1,7 +1,5 @@
 """A recipe for a user's own base, text and time: what it says, what it refuses, and `anee fit BASE` as a user would run it."""
 
-import gzip
-import json
 import math
 import os
 import sys
@@ -15,11 +13,10 @@ from typer.testing import CliRunner
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
-from modeling_anee.data.documents import token_windows
-from modeling_anee.data.own_text import PARTS, OwnText
+from modeling_anee.data.own_text import PARTS
 from modeling_anee.training import default_recipe, speed
 from modeling_anee.training import fit as fitting
-from modeling_anee.training.allotment import DoesNotFit, Effort, allot, least_seconds
+from modeling_anee.training.allotment import DoesNotFit
 from modeling_anee.training.checkpoint import read_tensors
 from modeling_anee.training.default_recipe import Request, base_section, lengths, make_recipe, shape_of
 from modeling_anee.training.default_stages import (
@@ -69,22 +66,6 @@ def request_of(workshop, minutes=1.0, stages=None, base="base", data="data"):
 
 
 # Time
-
-
-def test_what_is_allotted_fits_and_uses_the_time():
-    efforts = {"a": Effort(2, 1000, 1.0, 0.5, 0.7), "b": Effort(10, 40, 0.0, 1.0, 0.2), "c": Effort(1, 2, 3.0, 2.0, 0.1)}
-    assert least_seconds(efforts) == 2.0 + 10.0 + 5.0
-    before = {"a": 0, "b": 0, "c": 0}
-    for seconds in (17.0, 20.0, 60.0, 200.0, 400.0):
-        counts = allot(efforts, seconds)
-        total = sum(efforts[name].seconds(count) for name, count in counts.items())
-        assert seconds - 2.0 <= total <= seconds
-        assert all(efforts[name].least <= count <= efforts[name].most for name, count in counts.items())
-        assert all(counts[name] >= before[name] for name in counts)
-        before = counts
-    assert allot(efforts, 1e6) == {"a": 1000, "b": 40, "c": 2}
-    with pytest.raises(DoesNotFit, match="16 s are not enough: the least is 17 s"):
-        allot(efforts, 16.0)
 
 
 def test_more_minutes_make_more_of_it_and_estimates_keep_to_them(workshop, quick):
@@ -201,53 +182,6 @@ def test_plans_alone_need_no_text_to_train_on_and_no_bridges(tmp_path, workshop,
 
 
 # Text
-
-
-def test_every_file_is_split_into_parts_that_share_nothing(tmp_path, workshop):
-    (tmp_path / "a.txt").write_text(words(2000, seed=1))
-    with gzip.open(tmp_path / "b.raw.gz", "wt") as file:
-        file.write(words(4000, seed=2))
-    records = [{"id": "w9", "text": " ".join(["w7"] * 20), "n": i} for i in range(100)]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "notes.md").write_text("not for this")
-    text, tokenizer = OwnText.of(tmp_path), tiny_tokenizer()
-    assert [file["file"] for file in text.files] == ["a.txt", "b.raw.gz", "c.jsonl"]
-    assert text.files[2]["template"] == "{text}"
-    counts = {part: text.windows(part, tokenizer, 20, 1000) for part in PARTS}
-    assert counts == {"train": [80, 159, 84], "choose": [10, 20, 10], "calibrate": [10, 20, 10]}
-    for part in PARTS:
-        sources = text.sources(part, tokenizer, 20, counts[part], 1000)
-        assert len(token_windows(sources, tokenizer, 20, tmp_path, 0)) == sum(counts[part])
-        assert sum(source.tokens for source in text.sources(part, tokenizer, 20, counts[part], 8)) >= 8 * 20
-    bounds = [(source.start, source.stop) for part in PARTS for source in text.sources(part, tokenizer, 20, [9, 9, 9], 27)]
-    assert sorted(set(bounds)) == [(0.0, 0.8), (0.8, 0.9), (0.9, 1.0)]
-    assert text.windows("train", tokenizer, 20, 7) == [7, 7, 7], "no more is counted than could be used"
-
-
-def test_files_that_are_no_text_are_all_named(tmp_path):
-    with pytest.raises(ValueError, match=r"gone is not allowed: it must be a folder with text files \(\.txt, "):
-        OwnText.of(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"has no file that ends in \.txt, \.raw, \.jsonl, \.gz"):
-        OwnText.of(tmp_path)
-    (tmp_path / "fine.txt").write_text("w5 w6\n")
-    (tmp_path / "bytes.txt").write_bytes(b"w5 \xff\n")
-    (tmp_path / "empty.raw").write_text(" \n")
-    (tmp_path / "table.csv.gz").write_bytes(gzip.compress(b"a,b\n"))
-    (tmp_path / "numbers.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
-    (tmp_path / "some.jsonl").write_text('{"a": "x"}\n{"b": "y"}\n')
-    (tmp_path / "torn.jsonl").write_text('{"a": "x"}\n{"a": \n')
-    with pytest.raises(ValueError, match="has what can't be used as text") as error:
-        OwnText.of(tmp_path)
-    expected = {
-        "bytes.txt": "is not text in UTF-8",
-        "empty.raw": "is empty",
-        "table.csv.gz": "is not allowed: what is packed must be",
-        "numbers.jsonl": "has no field that is a text in every line",
-        "some.jsonl": "has no field that is a text in every line",
-        "torn.jsonl, line 2": "is not JSON",
-    }
-    assert all(f"{name} {what}" in str(error.value) for name, what in expected.items()), str(error.value)
-    assert "fine.txt" not in str(error.value)
 
 
 def test_too_little_text_is_an_error_that_counts(tmp_path, workshop, quick):
