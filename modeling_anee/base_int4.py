@@ -22,7 +22,8 @@ LEVELS, MIDDLE = 15, 8  # integers are 0 to 15; the kernel takes 8 off
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of a group's range
 OUTPUTS = 16  # the kernel wants a multiple of so many
 PART = 1 << 20  # weights that are rounded at once
-FEW = 4  # rows, without a measurement
+FEW = 4  # rows, without a measurement: on an H100 one row took half of the time of bfloat16, 16 took half as long again
+CUDA_INPUTS = 128  # the kernel of CUDA wants a multiple of so many
 SLOW = ("DEFAULT", "NO AVX")  # instructions with which torch's kernel is a plain loop
 PACKED, INTEGERS = "packed", "integers"
 _int4_linear = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
@@ -41,8 +42,14 @@ class Int4Linear:
         exact = dequantise(integers, self.scales)[:outputs, :inputs]
         self._many = Int8Linear(exact, bias)
         self._rest = Int8Linear(exact - self._many.dequantised(exact.dtype), None, coarse=True)
-        self._few = few_rows() if weight.device.type == "cpu" else 0
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1) if self._few else None
+        self._few, self._packed = 0, None
+        if weight.device.type == "cpu" and few_rows():
+            self._few, self._kernel = few_rows(), _int4_linear
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+        elif weight.device.type == "cuda" and integers.shape[1] % CUDA_INPUTS == 0:
+            self._few, self._kernel = FEW, torch._weight_int4pack_mm
+            pairs = (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
+            self._packed = torch._convert_weight_to_int4pack(pairs, CUDA_INPUTS // 16)
 
     @property
     def weight_bytes(self) -> int:
@@ -59,7 +66,7 @@ class Int4Linear:
         """Outputs [out] of one row [in], a new tensor, with nothing checked."""
         if self._few == 0 or self._padding != (0, 0) or self.bias is not None:
             return self(x)
-        return _int4_linear(x.to(torch.bfloat16).unsqueeze(0), self._packed, GROUP, self.scales).view(-1).to(x.dtype)  # type: ignore[misc]
+        return self._kernel(x.to(torch.bfloat16).unsqueeze(0), self._packed, GROUP, self.scales).view(-1).to(x.dtype)  # type: ignore[misc]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
@@ -70,8 +77,8 @@ class Int4Linear:
         inputs, outputs = self._padding
         if inputs:
             flat = F.pad(flat, (0, inputs))
-        assert _int4_linear is not None
-        out = _int4_linear(flat, self._packed, GROUP, self.scales)
+        assert self._kernel is not None
+        out = self._kernel(flat, self._packed, GROUP, self.scales)
         if outputs:
             out = out[:, :-outputs]
         out = out.to(x.dtype)

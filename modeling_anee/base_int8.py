@@ -7,6 +7,7 @@ token in a text differed by up to 0.27 on SmolLM2-135M (the largest is 35); so t
 """
 
 import math
+import sys
 from functools import cache
 
 import torch
@@ -24,6 +25,7 @@ LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
 BLOCK = 1 << 18  # sums of one call: they stay in a core's cache until they are scaled
 FEWEST = 16  # rows of a block
+FEWEST_ON_CUDA, MULTIPLE = 32, 8  # rows that the kernel of CUDA wants, and what all sizes must be multiples of
 LEAST = 16  # inputs of a map that the kernel is used for: with a single one its sums are wrong
 SLOW = 3.0  # times as slow as in full, and the kernel is none that was made for this machine
 PART = 1 << 22  # weights that are rounded at once, so that making a variant needs little memory
@@ -48,9 +50,12 @@ class Int8Linear:
 
     def _settle(self) -> None:
         self._weight = self.weight.t()  # [in, out]
-        self._integers = self.weight.device.type == "cpu" and self.weight.shape[1] >= LEAST and integers_pay()
-        self.row = self._row if self._integers and not self.coarse else self._row_of_several
-        self._rows = max(FEWEST, BLOCK // (2 * len(self.weight)))
+        on_cpu = self.weight.device.type == "cpu"
+        self._integers = (self.weight.shape[1] >= LEAST and integers_pay()) if on_cpu else fits_accelerator(self.weight)
+        self.row = self._row if self._integers and on_cpu and not self.coarse else self._row_of_several
+        self._short = self.row == self._row
+        self._rows = max(FEWEST, BLOCK // (2 * len(self.weight))) if on_cpu else sys.maxsize
+        self._product = torch._int_mm if on_cpu else padded_product
 
     @property
     def weight_bytes(self) -> int:
@@ -83,7 +88,7 @@ class Int8Linear:
         if not self._integers or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         flat = x.reshape(-1, x.shape[-1]).float()
-        if len(flat) == 1 and not self.coarse:
+        if len(flat) == 1 and self._short:
             return self.row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
         if len(flat) <= self._rows:
             out = self._several(flat)
@@ -102,8 +107,8 @@ class Int8Linear:
         step = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
         step = (step / (LEVELS if self.coarse else self.largest)).clamp_(min=SMALLEST)
         if self.coarse:
-            return torch._int_mm((x / step).round_().to(torch.int8), self._weight).mul(self.scale).mul_(step)
-        low, high = torch._int_mm(_planes(x / step), self._weight).chunk(2)
+            return self._product((x / step).round_().to(torch.int8), self._weight).mul(self.scale).mul_(step)
+        low, high = self._product(_planes(x / step), self._weight).chunk(2)
         return torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
 
 
@@ -116,6 +121,18 @@ def _digits(x: Tensor) -> Tensor:
 def _planes(x: Tensor) -> Tensor:
     """The same of rows [N, in]: all low digits, then all high ones, [2 N, in]."""
     return _digits(x).view(*x.shape, 2).permute(2, 0, 1).reshape(-1, x.shape[1])
+
+
+def padded_product(digits: Tensor, weight: Tensor) -> Tensor:
+    """`torch._int_mm` of digits [N, in] on an accelerator, which wants more rows than decoding has."""
+    rows = len(digits)
+    padding = max(FEWEST_ON_CUDA - rows, -rows % MULTIPLE)
+    return torch._int_mm(F.pad(digits, (0, 0, 0, padding)) if padding else digits, weight)[:rows]
+
+
+def fits_accelerator(weight: Tensor) -> bool:
+    """Whether the kernel of CUDA takes weights [out, in] of this shape."""
+    return weight.device.type == "cuda" and all(size % MULTIPLE == 0 for size in weight.shape)
 
 
 @cache

@@ -149,13 +149,16 @@ def _policy(layers: int, hidden_sizes: Any, actions: int) -> nn.Sequential:
 
 
 def allowed_actions(config: AneeConfig) -> list[list[bool]]:
-    """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has."""
+    """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has.
+
+    Layers that are always processed have those that run them whole, in whatever variant.
+    """
     decided = range(config.min_layers, config.num_layers - config.keep_last_layers)
     names = set(config.controller_actions or [])
     where = [stand_in_layers(action, config) for action in config.table]
     return [
         [
-            place == PROCESS or (action.name in names and layer in where[place] and layer in decided)
+            place == PROCESS or (action.name in names and layer in where[place] and (layer in decided or action.is_whole))
             for place, action in enumerate(config.table)
         ]
         for layer in range(config.num_layers)

@@ -126,7 +126,7 @@ def test_plans_and_curve_of_two_processes_are_those_of_one(workshop, tmp_path, m
     source = [{"file": "text.txt", "tokens": 40}]
     stages = {
         "closed_form": {"windows": 4, "ridge": 0.001},
-        "importance": {"windows": 2, "lowest_budget": 0.4},
+        "plans": {"windows": 2, "lowest_budget": 0.4},
         "calibration": {"windows": 4, "budgets": [0.5, 0.7, 0.9]},
     }
     text = {"train": source, "choose": source, "calibrate": source}

@@ -81,7 +81,7 @@ def test_the_digest_tells_recipes_apart(tmp_path):
         ("base.nam", "x", "the fields are name, revision"),
         ("anee", {"bridge_rnk": 2}, "the fields are strict_base, energy_budget"),
         ("anee", {"base_fingerprint": "x"}, "no field 'base_fingerprint' to set"),
-        ("stages.dance", {}, "the fields are closed_form, importance, refit, bridges"),
+        ("stages.dance", {}, "the fields are closed_form, plans, refit, bridges"),
         ("stages.bridges.steps", 0, "greater than 0"),
         ("stages.bridges.steps", "7", "valid integer"),
         ("stages.bridges.learning_rate", float("nan"), "finite"),

@@ -69,7 +69,7 @@ def test_finished_stages_weights_and_fields_are_there_again(workshop, tmp_path):
 def test_fields_of_a_stage_act_at_once_as_they_do_in_a_resumed_run(workshop, tmp_path):
     run = open_run(workshop, tmp_path, anee={"controller": "plan"})
     before = run.model
-    run.finish("importance", {"plans": ["PSSP", "PSPP"]})
+    run.finish("plans", {"plans": ["PSSP", "PSPP"]})
     assert run.model is not before and run.model.base is before.base
     again, ids = open_run(workshop, tmp_path, anee={"controller": "plan"}), token_ids()
     here, there = (model(ids, energy_budget=0.8) for model in (run.model, again.model))
@@ -80,7 +80,7 @@ def test_fields_of_a_stage_act_at_once_as_they_do_in_a_resumed_run(workshop, tmp
 def test_modules_that_new_fields_bring_are_seeded_and_others_keep_their_weights(workshop, tmp_path):
     run = open_run(workshop, tmp_path, anee={"controller": "plan"})
     torch.manual_seed(7)
-    run.finish("importance", {"controller": "learned"})
+    run.finish("plans", {"controller": "learned"})
     fresh = open_run(workshop, tmp_path / "fresh", anee={"controller": "learned"})
     assert run.own().keys() == fresh.own().keys()
     assert all(torch.equal(run.own()[name], fresh.own()[name]) for name in run.own())

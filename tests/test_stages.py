@@ -22,7 +22,7 @@ BUDGETS = [0.5, 0.7, 0.9]
 STEPS = {"steps": 4, "learning_rate": 0.01, "checkpoint_every": 2}
 STAGES = {
     "closed_form": {"windows": 12, "ridge": 0.001},
-    "importance": {"windows": 2, "lowest_budget": 0.4},
+    "plans": {"windows": 2, "lowest_budget": 0.4},
     "refit": {"windows": 12, "ridge": 0.001, "budgets": BUDGETS},
     "bridges": STEPS | {"batch_windows": 2, "budgets": [0.4, 0.95]},
     "exits": STEPS | {"batch_windows": 2},
@@ -85,10 +85,10 @@ def test_plans_are_nested_and_cheaper_and_cheaper(fitted):
     plans = [model.config.table.plan(plan, model.config.num_layers) for plan in model.config.plans]
     for longer, shorter in zip(plans[:-1], plans[1:], strict=True):
         changed = [(a, b) for a, b in zip(longer, shorter, strict=True) if a != b]
-        assert len(changed) == 1 and changed[0][0] == PROCESS and changed[0][1] in (SKIP, SKIP_FFN)
+        assert len(changed) == 1 and changed[0][0] in (PROCESS, SKIP_FFN) and changed[0][1] in (SKIP, SKIP_FFN)
     costs = [float(model.costs.of_plans(torch.tensor([plan]))) for plan in plans]
     assert costs == sorted(costs, reverse=True)
-    assert costs[-1] <= STAGES["importance"]["lowest_budget"] or PROCESS not in plans[-1][1:]  # as far as asked, or as there is
+    assert costs[-1] <= STAGES["plans"]["lowest_budget"] or PROCESS not in plans[-1][1:]  # as far as asked, or as there is
 
 
 def test_only_layers_with_a_bridge_are_skipped(fitted):

@@ -41,8 +41,8 @@ class ClosedForm(Section):
     ridge: Number = Field(ge=0, description="Ridge penalty, relative to the mean square of the inputs.")
 
 
-class Importance(Section):
-    """What skipping each layer costs."""
+class Plans(Section):
+    """Plans, by what every step costs."""
 
     windows: Count = Field(description="Windows to measure on.")
     lowest_budget: Share = Field(0.4, description="Cost down to which plans are sought.")
@@ -127,7 +127,7 @@ class Stages(Section):
     """The stages, in the order in which they run; one that is absent is not run."""
 
     closed_form: ClosedForm | None = None
-    importance: Importance | None = None
+    plans: Plans | None = None
     refit: Refit | None = None
     bridges: Bridges | None = None
     routing: Routing | None = None

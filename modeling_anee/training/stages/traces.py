@@ -18,7 +18,7 @@ from ..checkpoint import read_tensors, write_tensors
 from ..losses import kl_divergence, relative_error
 from ..run import Run
 from .bridges import sample_actions
-from .importance import PlanLoss
+from .plans import PlanLoss
 
 
 NAME = "traces"
