@@ -8,7 +8,7 @@ from .recipe import STAGE_NAMES
 from .speed import Speed
 
 
-PLANS = "importance"  # the stage that finds plans
+PLANS = "plans"  # the stage that finds plans
 BATCH_WINDOWS = 2  # of a step
 EPOCHS = 4  # how often a stage of steps sees its text at most
 PLAN_RUNS = 4  # runs of half the stack for each layer, by the greedy search: 2 at first, the others as its queue asks

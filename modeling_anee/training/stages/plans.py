@@ -3,7 +3,7 @@
 Starting from everything processed in full, take the step that adds least KL to the base per cost saved, again and again: one
 layer on to a cheaper action, or the head on to a cheaper variant. Each step gives one plan, and plans are nested. Gains are
 measured lazily: one that was measured under an earlier plan is measured again only when it comes first in the queue (Minoux,
-1978), as they mostly grow.
+1978), as they mostly grow. Steps that cost next to nothing, as most to fewer bits, are taken without another look.
 """
 
 import heapq
@@ -25,6 +25,7 @@ from ..run import Run
 
 
 NAME = "plans"
+NEGLIGIBLE = 1e-3  # nats per cost of the whole model
 
 
 @dataclass
@@ -52,6 +53,7 @@ class PlanLoss:
     @torch.no_grad()
     def __init__(self, model: AneeForCausalLM, windows: Tensor) -> None:
         self.model, self.ids = model, windows
+        self.settled: list[int] = []
         self.start, self.step = begin(model, windows)
         self.layers = model.config.num_layers
         self.target = model.stack.logits(self._run([PROCESS] * self.layers))
@@ -59,6 +61,7 @@ class PlanLoss:
     @torch.no_grad()
     def settle(self, plan: list[int]) -> None:
         """Make a plan the current one; it may end with the variant of the head, else that is full."""
+        self.settled = list(plan)
         self.plan, self.head = plan[: self.layers], (plan[self.layers :] or [0])[0]
         self.entering: list[Tensor] = []
         self.final = self._run(self.plan, self.entering)
@@ -92,13 +95,18 @@ def run_stage(run: Run) -> dict:
     loss = PlanLoss(model, shared_windows(run, settings.windows).to(run.device))
 
     def loss_of(place: int, what: int) -> float:
-        own = torch.tensor(loss.of(place, what), dtype=torch.float64, device=run.device)
+        if loss.settled != search.plan:
+            loss.settle(search.plan)
+            search.loss = over_processes(loss.of(loss.layers, search.plan[-1])) if search.plans else 0.0
+        return over_processes(loss.of(place, what))
+
+    def over_processes(mine: float) -> float:
+        own = torch.tensor(mine, dtype=torch.float64, device=run.device)
         return float(run.sum(own)) / run.accelerator.num_processes
 
     search = resume(run)
     measured = candidates(model)
     for step in run.track(len(measured), "greedy plans", len(search.plans)):
-        loss.settle(search.plan)
         if not search.queue:
             search.first = [(place, what, loss_of(place, what)) for place, what in measured]
             search.queue = [
@@ -155,11 +163,13 @@ def choose(search: Search, loss_of: Callable[[int, int], float], model: AneeForC
     """Take the best step down from the current plan; False where there is none."""
     made = len(search.plans)
     while search.queue:
-        _, place, what, when, kl = heapq.heappop(search.queue)
+        gain, place, what, when, kl = heapq.heappop(search.queue)
         saved = saving(model, search.plan, place, what)
         if saved <= 0:
             continue
-        if when != made:
+        if gain < NEGLIGIBLE:
+            kl = search.loss + max(gain, 0.0) * saved
+        elif when != made:
             kl = loss_of(place, what)
             heapq.heappush(search.queue, ((kl - search.loss) / saved, place, what, made, kl))
             continue
