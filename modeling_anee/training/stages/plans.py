@@ -107,7 +107,7 @@ def run_stage(run: Run) -> dict:
     search = resume(run)
     measured = candidates(model)
     for step in run.track(len(measured), "greedy plans", len(search.plans)):
-        if not search.queue:
+        if not search.first:
             search.first = [(place, what, loss_of(place, what)) for place, what in measured]
             search.queue = [
                 (kl / saving(model, search.plan, place, what), place, what, 0, kl) for place, what, kl in search.first
