@@ -10,6 +10,7 @@ from torch import nn
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.base_watch import foreign_code
+from modeling_anee.evaluation import rollout
 
 from .tiny import BRIDGES, CONFIGS, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
@@ -417,3 +418,14 @@ def test_weights_that_are_trained_get_the_gradients_that_they_get_in_the_base():
 @pytest.mark.parametrize("family", CONFIGS)
 def test_no_family_has_code_that_would_be_missed(family):
     assert not any(foreign_code(module) for module in tiny_base(family).modules())
+
+
+@torch.no_grad()
+def test_rollouts_see_a_weight_that_was_replaced():
+    model, ids = wrap(tiny_base()), token_ids(1, 5)
+    before = rollout.run(model, ids)
+    layer = model.base.model.layers[1]
+    layer.mlp.down_proj.weight = torch.nn.Parameter(-layer.mlp.down_proj.weight, requires_grad=False)
+    after = rollout.run(model, ids)
+    assert float((after - before).abs().max()) > 1e-2
+    torch.testing.assert_close(model.stack.final_norm(after), model.base.model(ids).last_hidden_state, atol=1e-5, rtol=1e-4)
