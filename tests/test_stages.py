@@ -9,11 +9,13 @@ from transformers import AutoModelForCausalLM
 from modeling_anee import AneeForCausalLM
 from modeling_anee.actions import PROCESS, SKIP, SKIP_FFN
 from modeling_anee.hardware import GATHERING_FLOPS
+from modeling_anee.plans import plan_table
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 from modeling_anee.training.stages.bridges import sample_actions
 from modeling_anee.training.stages.calibration import ROUNDS, TOLERANCE, monotone, root
 
+from .tiny import BRIDGES, tiny_base, wrap
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_fields
 
 
@@ -154,3 +156,15 @@ def test_without_a_root_the_end_is_approached():
 def test_monotone_averages_what_is_out_of_order():
     assert monotone([3.0, 1.0, 2.0, 5.0], True) == [2.0, 2.0, 2.0, 5.0]
     assert monotone([5.0, 2.0, 1.0], False) == [5.0, 2.0, 1.0]
+
+
+@torch.no_grad()
+def test_bridges_are_tuned_under_plans_that_leave_something_out():
+    model = wrap(tiny_base(), precisions=["int4"], plans=["4*INT4 / int4", "INT4, SKIP_INT4, 2*INT4 / int4"], **BRIDGES)
+    table, ids = plan_table(model.config, model.costs), torch.randint(3, 60, (1, 8))
+    for seed in range(8):
+        actions = sample_actions(model, table, ids, (0.1, 0.9), torch.Generator().manual_seed(seed))
+        assert (actions[:, 1:, 1] == model.config.table.place("SKIP_INT4")).any()
+    whole = wrap(tiny_base(), precisions=["int4"], plans=["4*INT4 / int4"], **BRIDGES)
+    with pytest.raises(ValueError, match="no plan leaves anything out"):
+        sample_actions(whole, plan_table(whole.config, whole.costs), ids, (0.1, 0.9), torch.Generator())

@@ -38,11 +38,26 @@ def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budget
     """Actions uint8 [B, T, L] of random budgets."""
     tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
     drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
-    budget = spread(budgets, drawn).clamp(max=table.costs[-2])  # the base's own plan has nothing to train
+    budget = spread(budgets, drawn).clamp(max=dearest_with_gaps(model, table))  # dearer plans have nothing to train
     # Between two plans a random one: an index of the golden-ratio sequence.
     index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
     plan = table.choose(budget, index)
     return with_plan(model, ids, plan.view(*ids.shape, -1) if tokenwise else plan[0])
+
+
+def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
+    """Cost of the dearest plan that leaves anything out, which bridges can stand for.
+
+    Raises:
+        ValueError: no plan does.
+    """
+    actions = model.config.table
+    gaps = (~actions.where([row.is_whole or row.leaves for row in actions]))[table.actions.long()].any(dim=1)
+    if not gaps.any():
+        raise ValueError(
+            "no plan leaves anything out, so there are no bridges to tune: leave the stage out, or seek cheaper plans"
+        )
+    return float(table.costs[gaps].max())
 
 
 def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
