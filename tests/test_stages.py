@@ -123,6 +123,7 @@ def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_
 
     class Table:
         costs = torch.tensor([0.3, 0.97, 1.0])
+        actions = torch.tensor([[PROCESS, SKIP, SKIP, PROCESS], [PROCESS, SKIP, PROCESS, PROCESS], [PROCESS] * 4])
 
         def choose(self, budget, index):
             asked.append(budget)

@@ -54,9 +54,7 @@ def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
     actions = model.config.table
     gaps = (~actions.where([row.is_whole or row.leaves for row in actions]))[table.actions.long()].any(dim=1)
     if not gaps.any():
-        raise ValueError(
-            "no plan leaves anything out, so there are no bridges to tune: leave the stage out, or seek cheaper plans"
-        )
+        raise ValueError("no plan leaves anything out, so no bridge can be tuned: leave the stage out, or seek cheaper plans")
     return float(table.costs[gaps].max())
 
 
