@@ -27,6 +27,7 @@ BLOCK = 1 << 18  # sums of one call: they stay in a core's cache until they are 
 FEWEST = 16  # rows of a block
 FEWEST_ON_CUDA, MULTIPLE = 32, 8  # rows that the kernel of CUDA wants, and what all sizes must be multiples of
 LEAST = 16  # inputs of a map that the kernel is used for: with a single one its sums are wrong
+ONEDNN_HAS = ("AVX2", "AVX512")  # instructions for which oneDNN has such a kernel
 SLOW = 3.0  # times as slow as in full, and the kernel is none that was made for this machine
 PART = 1 << 22  # weights that are rounded at once, so that making a variant needs little memory
 
@@ -137,7 +138,12 @@ def fits_accelerator(weight: Tensor) -> bool:
 
 @cache
 def integers_pay() -> bool:
-    """Whether this machine has a kernel for integers that is worth calling; measured once."""
+    """Whether this machine has a kernel for integers that is worth calling: known of oneDNN on x86, else measured once.
+
+    It must not hang on what else the machine does at the moment: the other way is many times slower.
+    """
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ONEDNN_HAS:
+        return True
     generator = torch.Generator("cpu").manual_seed(0)
     weights, several = torch.randn(1024, 512, generator=generator, device="cpu"), torch.ones(16, 512, device="cpu")
     integers, digits = weights.to(torch.int8).t(), torch.ones(32, 512, dtype=torch.int8, device="cpu")
