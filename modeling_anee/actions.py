@@ -7,7 +7,7 @@ on an action's name: whoever wants to know what one does reads its row. To add o
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .action_looks import COLOURS, LETTERS, OF_PRECISIONS, SYMBOLS, Looks, brightness, first_free
+
 
 FULL, NONE = "full", "none"  # the base's own weights; left out
-# For rows that say nothing of their own looks; distinct and readable on white.
-COLOURS = ("#7a5195", "#4c9f70", "#d45087", "#b5a642", "#5f6caf", "#c98474", "#3f88c5", "#8c8c3a")
-SYMBOLS = "▓▒░◆◇●○◐"
-LETTERS = "ABCDGHIJKLMNOQRTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def precision_rows(precisions: Sequence[str]) -> list[Action]:
         ]
     for dear, cheap in pairwise(precisions):
         rows += [Action(f"{dear}_{cheap}".upper(), dear, cheap), Action(f"{cheap}_{dear}".upper(), cheap, dear)]
-    return rows
+    return [replace(row, **OF_PRECISIONS.get(row.name, Looks())._asdict()) for row in rows]
 
 
 class ActionTable(Sequence[Action]):
@@ -218,8 +216,14 @@ class ActionTable(Sequence[Action]):
         return [FULL, *sorted(self.variants - {FULL})]
 
     def with_precisions(self, precisions: Sequence[str]) -> "ActionTable":
-        """The table with rows for such variants; it keeps its own of the same names."""
-        return ActionTable([*self.rows, *(row for row in precision_rows(precisions) if row.name not in self._place)])
+        """The table with rows for such variants; it keeps its own of the same names, and their letters."""
+        letters = {row.letter for row in self.rows}
+        new = [row for row in precision_rows(precisions) if row.name not in self._place]
+        return ActionTable([*self.rows, *(replace(row, letter="") if row.letter in letters else row for row in new)])
+
+    def darkest_first(self, actions: Tensor) -> list[int]:
+        """The places that occur among actions [...], for stacks and legends: by colour, so the dearest come first."""
+        return sorted(actions.unique().tolist(), key=lambda place: (brightness(self.rows[place].colour), place))
 
     @cached_property
     def leaving(self) -> Tensor:
@@ -310,9 +314,9 @@ def _with_looks(rows: list[Action]) -> list[Action]:
     done = []
     for row in rows:
         own = {
-            "letter": row.letter or _first_free([row.name[0].upper(), *LETTERS], letters),
-            "symbol": row.symbol or _first_free(SYMBOLS, symbols),
-            "colour": row.colour or _first_free(COLOURS, colours),
+            "letter": row.letter or first_free([row.name[0].upper(), *LETTERS], letters),
+            "symbol": row.symbol or first_free(SYMBOLS, symbols),
+            "colour": row.colour or first_free(COLOURS, colours),
             "meaning": row.meaning or _meaning(row),
             "keys_values": row.keys_values or (FULL if row.attention == NONE else row.attention),
         }
@@ -328,11 +332,6 @@ def _meaning(row: Action) -> str:
         return f"attention ran as {row.attention}, feed-forward as {row.feed_forward}"
     what = "the token had left already" if row.leaves else "the layer was skipped"
     return f"{what}, its keys and values are {row.keys_values}"
-
-
-def _first_free(choices: Iterable[str], taken: set[str]) -> str:
-    choices = list(choices)
-    return next((choice for choice in choices if choice not in taken), choices[-1])
 
 
 def _check(rows: tuple[Action, ...]) -> None:

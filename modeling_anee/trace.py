@@ -1,13 +1,13 @@
 """`ExecutionTrace`: what was done with every token at every layer, and what it cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .actions import DEFAULT_TABLE, ActionTable
+from .actions import DEFAULT_TABLE, FULL, ActionTable
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class ExecutionTrace:
         taken = self.actions[self.valid]
         return {action.name: (taken == place).float().mean(dim=0) for place, action in enumerate(self.table)}
 
+    @property
+    def head_share(self) -> dict[str, float]:
+        """By the variant of the head, full first, the share of the tokens whose head ran in it."""
+        return _shares(None if self.head is None else self.head[self.valid], self.table)
+
     def rows(self, index: Tensor) -> "ExecutionTrace":
         """The rows at `index`, in its order."""
         return self._map(lambda x: x[index])
@@ -104,30 +109,49 @@ class ExecutionTrace:
         return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None, account=account)
 
     def summary(self) -> str:
-        """One line: tokens, mean cost, depth, floor."""
+        """One line: tokens, mean cost, depth, heads that were not full, floor."""
         depth = self.depth[self.valid].float().mean() if self.valid.any() else 0.0
         share = self.share_run_anyway
         anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
+        heads = heads_text(self.head_share)
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
             f"(unit {self.unit}, floor {self.floor:.3f}), "
-            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{anyway}"
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{heads and f', {heads}'}{anyway}"
         )
 
     def render(self, row: int = 0, width: int = 100) -> str:
         """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.
 
-        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth.
+        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth, their heads that
+        were not full, and what the symbols mean, dearest first.
         """
-        actions = self.actions[row][self.valid[row]][-width:].long()  # [T, L]
+        drawn = self.valid[row].nonzero().flatten()[-width:]
+        actions = self.actions[row][drawn].long()  # [T, L]
         running = self.table.running[actions].float()
         lines = []
         for layer in range(actions.shape[1] - 1, -1, -1):
             symbols = "".join(self.table[place].symbol for place in actions[:, layer].tolist())
             lines.append(f"{layer:4d} |{symbols}| {running[:, layer].mean():4.0%}")
         depths = "".join(_tenth(int(count), actions.shape[1]) for count in running.sum(dim=1).tolist())
-        legend = "  ".join(f"{action.symbol!r} {action.name}" for action in self.table)
-        return "\n".join([*lines, f"depth|{depths}| tenths of the layers", legend])
+        taken = (self.table[place] for place in self.table.darkest_first(actions))
+        legend = "  ".join(f"{action.symbol!r} {action.name}" for action in taken)
+        heads = heads_text(_shares(None if self.head is None else self.head[row][drawn], self.table))
+        return "\n".join(filter(None, [*lines, f"depth|{depths}| tenths of the layers", heads, legend]))
+
+
+def _shares(heads: Tensor | None, table: ActionTable) -> dict[str, float]:
+    """The share of each variant among heads [N]; None: all in full."""
+    if heads is None or not len(heads):
+        return {FULL: 1.0}
+    shares = {name: float((heads == place).float().mean()) for place, name in enumerate(table.heads)}
+    return {name: share for name, share in shares.items() if share}
+
+
+def heads_text(shares: Mapping[str, float]) -> str:
+    """Which heads were used, in words; nothing where all were full."""
+    told = ", ".join(f"{name} for {share:.0%}" for name, share in shares.items() if name != FULL)
+    return f"head {told} of the tokens" if told else ""
 
 
 def _tenth(count: int, total: int) -> str:

@@ -39,6 +39,31 @@ def test_rows_get_looks_of_their_own(count):
     assert ActionTable.of(table.stored()) == table
 
 
+def test_rows_of_precisions_have_looks_that_read_as_an_order():
+    table = DEFAULT_TABLE.with_precisions(["int8", "int4"])
+    for name in ("letter", "symbol", "colour"):
+        looks = [getattr(row, name) for row in table]
+        assert len(set(looks)) == len(table), looks
+    assert table.plan("P8654", 5) == [table.place(name) for name in ("PROCESS", "INT8", "INT4_INT8", "INT8_INT4", "INT4")]
+    dearest_first = (
+        "PROCESS INT8 INT4_INT8 INT8_INT4 INT4 SKIP_INT4",
+        "PROCESS SKIP_FFN INT8_SKIP_FFN INT4_SKIP_FFN",
+        "SKIP SKIP_INT8 SKIP_INT4",
+        "INT4 INT4_SKIP_FFN SKIP_INT4",
+        "EXIT EXIT_INT8 EXIT_INT4",
+    )
+    for names in dearest_first:
+        places = [table.place(name) for name in names.split()]
+        assert table.darkest_first(torch.tensor(places[::-1] * 2)) == places
+
+
+def test_a_letter_that_a_table_has_is_not_given_away_by_precisions():
+    table = ActionTable.of([*DEFAULT_TABLE.stored(), {**CHEAP, "letter": "8"}]).with_precisions(["int8"])
+    assert table[table.place("CHEAP")].letter == "8" != table[table.place("INT8")].letter
+    own = DEFAULT_TABLE.with_precisions(["int8"])
+    assert own.with_precisions(["int8", "int4"])[: len(own)] == own.rows
+
+
 def test_what_an_action_does_is_read_from_its_row():
     table = table_of(1)
     assert table.variants == {FULL, "half"}

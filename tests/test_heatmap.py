@@ -85,6 +85,28 @@ def test_a_legend_shows_every_action(plain):
     assert all(pixels_of(corner, action).sum() > 100 for action in range(len(DEFAULT_TABLE)))
 
 
+def test_precisions_have_colours_of_their_own_and_the_legend_has_what_was_taken(tmp_path):
+    """The cheaper, the further from the foot of a bar and the lower in the legend; what was not taken is not explained."""
+    table = DEFAULT_TABLE.with_precisions(["int8", "int4"])
+    process, int8, int4, skip = (table.place(name) for name in ("PROCESS", "INT8", "INT4", "SKIP_INT4"))
+    actions = torch.full((1, 12, 4), skip, dtype=torch.uint8)
+    actions[0, :9], actions[0, :6], actions[0, :3] = int4, int8, process
+    trace = ExecutionTrace(actions, torch.rand(1, 12), torch.ones(1, 12, dtype=torch.bool), 0.1, "bytes", table=table)
+    pixels = picture(trace, tmp_path / "map.png")
+    found = [(pixels - torch.tensor(to_rgb(action.colour))).abs().amax(dim=-1) < 0.01 for action in table]
+    right, top = 2 * pixels.shape[1] // 3, pixels.shape[0] // 4
+    below = [int(box(found[place][: top + 20, right:].any(dim=1))[0]) for place in (process, int8, int4, skip)]
+    assert below == sorted(below)
+    not_taken = [
+        table.place(name) for name in ("SKIP_FFN", "INT8_INT4", "INT8_SKIP_FFN", "INT4_SKIP_FFN")
+    ]  # greys are ink, too
+    assert all(found[place].sum() < 50 for place in not_taken)
+    side = [
+        box(found[place][pixels.shape[0] // 3 :, 54 * pixels.shape[1] // 100 :].any(dim=0)) for place in (process, int8, int4)
+    ]
+    assert side == sorted(side) and len(set(side)) == 3
+
+
 def test_padding_is_left_out(tmp_path):
     trace = random_trace(rows=1)
     padded = ExecutionTrace(

@@ -1,5 +1,7 @@
 """Numbers and drawings of a trace, compared with loops over its tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.trace import ExecutionTrace
 
 
+DEAREST_FIRST = (PROCESS, SKIP_FFN, SKIP, EXIT)
 RUNNING = (PROCESS, SKIP_FFN)  # a layer that runs, if not all of it
 
 
@@ -84,12 +87,32 @@ def test_summary_says_what_was_spent():
     )
 
 
+def test_heads_that_were_not_full_are_told():
+    table = DEFAULT_TABLE.with_precisions(["int8", "int4"])
+    trace = one_row([[PROCESS, table.place("INT8")], [table.place("INT4"), table.place("INT8")], [SKIP] * 2, [PROCESS] * 2])
+    full, int4, int8 = (table.heads.index(name) for name in ("full", "int4", "int8"))
+    for head, valid, told in (
+        (None, [True] * 4, ""),
+        ([full] * 4, [True] * 4, ""),
+        ([full, int8, int8, int8], [True] * 4, "head int8 for 75% of the tokens"),
+        ([int4, full, int4, int8], [True, True, True, False], "head int4 for 67% of the tokens"),
+        ([int4, int8, full, full], [True] * 4, "head int4 for 25%, int8 for 25% of the tokens"),
+    ):
+        own = replace(trace, table=table, head=None if head is None else torch.tensor([head], dtype=torch.uint8))
+        own = own.keep(torch.tensor([valid]))
+        end, lines = own.summary().rpartition("layers")[2], own.render().splitlines()
+        assert end == (told and f", {told}") and (told in lines if told else "head" not in own.render())
+        assert sum(own.head_share.values()) == pytest.approx(1.0)
+    assert lines[-1] == "'█' PROCESS  '▓' INT8  '▒' INT4  '·' SKIP"  # dearest first
+    assert "head int8 for 50%" in own.tokens(1, 3).render() and "head int8 for 33%" in own.render(width=3)
+
+
 def test_an_empty_trace_can_be_summarised_and_drawn():
     empty = random_trace(2, 5, 3, 0).tokens(0, 0)
     assert empty.mean_cost == 0.0 and empty.row_cost.tolist() == [0.0, 0.0]
     assert empty.summary().startswith("0 tokens, mean cost 0.000")
     padding = one_row([[PROCESS] * 3] * 2, valid=[False, False])
-    assert "0 tokens" in padding.summary() and len(padding.render().splitlines()) == 3 + 2
+    assert "0 tokens" in padding.summary() and len(padding.render().splitlines()) == 3 + 1
 
 
 @given(traces, st.integers(1, 12))
@@ -98,14 +121,17 @@ def test_the_drawing_has_every_action_of_the_last_tokens(trace, width):
     lines = trace.render(row=0, width=width).splitlines()
     tokens = [t for t in range(trace.cost.shape[1]) if trace.valid[0, t]][-width:]
     layers = trace.actions.shape[2]
-    assert len(lines) == layers + 2
+    assert len(lines) == layers + 1 + bool(tokens)
     for line, layer in zip(lines, reversed(range(layers)), strict=False):
         number, drawn, share = line.split("|")
         taken = trace.actions[0, tokens, layer].tolist()
         assert int(number) == layer and drawn == "".join(DEFAULT_TABLE[value].symbol for value in taken)
         if tokens:
             assert share.strip() == f"{sum(map(taken.count, RUNNING)) / len(taken):.0%}"
-    assert all(action.name in lines[-1] and repr(action.symbol) in lines[-1] for action in DEFAULT_TABLE)
+    if tokens:
+        taken = trace.actions[0, tokens].unique().tolist()
+        legend = [f"{DEFAULT_TABLE[place].symbol!r} {DEFAULT_TABLE[place].name}" for place in DEAREST_FIRST if place in taken]
+        assert lines[-1] == "  ".join(legend)
 
 
 @pytest.mark.parametrize("layers", [1, 3, 10, 30])

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ..actions import ActionTable
+from ..actions import Action, ActionTable
 from ..trace import ExecutionTrace
 from .drawing import INK, bare, count_valid, cut_note, labels_of, save, token_ticks
 
@@ -30,7 +30,7 @@ def draw_depth(
 ) -> None:
     """Write a PNG of one row of a trace: for each token a bar of the layers that ran, and its cost as a line.
 
-    The bar has the layers that ran whole, and on top of them those of which only the attention ran.
+    The bar has the layers that ran, the dearest actions at its foot: those that ran whole in full, then cheaper ones.
 
     Args:
         trace: what was done.
@@ -64,7 +64,7 @@ def draw_depth(
         if end is not None and start < end < stop:
             axes.axvline(end - start - 0.5, color=INK, linewidth=1.2, linestyle="--")
     figure.suptitle(heading + cut_note(count, total), fontsize=10, x=0.01, ha="left")
-    _legend(figure, trace.table)
+    _legend(figure, [trace.table[place] for place in trace.table.darkest_first(actions)])
     save(figure, path)
 
 
@@ -72,10 +72,10 @@ def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int, table: Act
     """One line of the text: actions uint8 [T, L] and cost float32 [T], with room for `width` tokens."""
     count, layers = actions.shape
     done = torch.zeros(count, dtype=torch.int64)
-    for place, action in enumerate(table):
-        if action.runs:
+    for place in table.darkest_first(actions):
+        if table[place].runs:
             ran = (actions == place).sum(dim=1)
-            axes.bar(range(count), ran.numpy(), width=0.86, bottom=done.numpy(), color=action.colour)
+            axes.bar(range(count), ran.numpy(), width=0.86, bottom=done.numpy(), color=table[place].colour)
             done += ran
     axes.stairs((cost * layers).numpy(), [i - 0.5 for i in range(count + 1)], color="#c1440e", linewidth=1.4, baseline=None)
     axes.set_xlim(-0.5, width - 0.5)
@@ -90,8 +90,8 @@ def _draw_line(axes: Axes, actions: Tensor, cost: Tensor, width: int, table: Act
     share.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: pyplot.Figure, table: ActionTable) -> None:
-    handles: list[Artist] = [Patch(color=action.colour, label=action.meaning) for action in table if action.runs]
+def _legend(figure: pyplot.Figure, taken: Sequence[Action]) -> None:
+    handles: list[Artist] = [Patch(color=action.colour, label=action.meaning) for action in taken if action.runs]
     handles += [
         Line2D([], [], color="#c1440e", linewidth=1.4, label="cost, share of the model"),
     ]

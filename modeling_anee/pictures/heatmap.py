@@ -70,7 +70,8 @@ def draw_heatmap(
     _draw_shares(side, actions, trace.table)
     corner = figure.add_subplot(grid[0, 1])
     corner.axis("off")
-    corner.legend(handles=[Patch(color=a.colour, label=a.name) for a in trace.table], loc="center", fontsize=8, frameon=False)
+    taken = [trace.table[place] for place in trace.table.darkest_first(actions)]
+    corner.legend(handles=[Patch(color=a.colour, label=a.name) for a in taken], loc="center", fontsize=8, frameon=False)
     bare(main, top, side)
     save(figure, path)
 
@@ -103,10 +104,10 @@ def _draw_shares(axes: Axes, actions: Tensor, table: ActionTable) -> None:
     """The share of tokens that each layer ran for, of actions uint8 [L, T]."""
     layers = range(len(actions))
     done = torch.zeros(len(actions))
-    for place, action in enumerate(table):
-        if action.runs:
+    for place in table.darkest_first(actions):
+        if table[place].runs:
             share = (actions == place).float().mean(dim=1)
-            axes.barh(layers, share.numpy(), height=0.9, left=done.numpy(), color=action.colour)
+            axes.barh(layers, share.numpy(), height=0.9, left=done.numpy(), color=table[place].colour)
             done += share
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 1], ["0", "100%"], fontsize=7.5)

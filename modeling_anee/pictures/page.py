@@ -11,9 +11,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from ..actions import ActionTable
+import torch
+
+from ..actions import Action
 from ..data.files import write_file
-from ..trace import ExecutionTrace
+from ..trace import ExecutionTrace, heads_text
 from .page_parts import SCRIPT, STEPS, style
 
 
@@ -64,7 +66,7 @@ def page(
             parts[place < prompt_length].append(_token(text, place, float(trace.cost[row, place]), letters, low, high))
     return _frame(
         head=_facts(_measured(trace, row, prompt_length) | dict(facts or {})),
-        legend=_legend(low, high, trace.table),
+        legend=_legend(low, high, trace, row),
         look=style(trace.table),
         text="".join(_section(name, parts[is_prompt]) for name, is_prompt in (("Prompt", True), ("New tokens", False))),
     )
@@ -122,6 +124,8 @@ def _measured(trace: ExecutionTrace, row: int, prompt_length: int) -> dict[str, 
         if valid[part].any():
             mean, layers = float(cost[part][valid[part]].mean()), float(depth[part][valid[part]].mean())
             facts[name] = f"{mean:.3f}, {layers:.1f} of {trace.actions.shape[-1]} layers ran"
+    if heads := heads_text(trace.rows(torch.tensor([row])).head_share):
+        facts["head"] = heads.removeprefix("head ")
     return facts
 
 
@@ -129,17 +133,21 @@ def _facts(facts: Mapping[str, str]) -> str:
     return "".join(f"<div><dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd></div>" for n, v in facts.items())
 
 
-def _legend(low: float, high: float, table: ActionTable) -> str:
+def _legend(low: float, high: float, trace: ExecutionTrace, row: int) -> str:
+    """The scale of costs, and the actions that were taken, dearest first: the script reads from it what they are."""
     steps = "".join(f'<span class="s{i}"></span>' for i in range(STEPS))
-    actions = "".join(
-        f'<li data-letter="{html.escape(a.letter)}" data-name="{html.escape(a.name)}" data-ran="{int(a.runs)}"><span '
-        f'class="cell a{place}" aria-hidden="true">{html.escape(a.letter)}</span> {html.escape(f"{a.name}: {a.meaning}")}</li>'
-        for place, a in enumerate(table)
-    )
+    taken = trace.table.darkest_first(trace.actions[row][trace.valid[row]])
+    actions = "".join(_explained(place, trace.table[place]) for place in taken)
     return (
         f'<div class="scale"><span>cost up to {low:.1f}</span><span class="ramp" aria-hidden="true">{steps}</span>'
         f"<span>{high:.1f} and more</span></div><ul>{actions}</ul>"
     )
+
+
+def _explained(place: int, action: Action) -> str:
+    letter, name, meaning = (html.escape(text) for text in (action.letter, action.name, action.meaning))
+    data = f'data-letter="{letter}" data-name="{name}" data-ran="{int(action.runs)}" data-place="{place}"'
+    return f'<li {data}><span class="cell a{place}" aria-hidden="true">{letter}</span> {name}: {meaning}</li>'
 
 
 def _frame(head: str, legend: str, look: str, text: str) -> str:

@@ -73,7 +73,7 @@ _DARK = f":root{{--ink:{DARK_INK};--soft:#a9b4bf;--back:#14181c;--panel:#1d2329;
 
 # What the actions are is read from the legend.
 SCRIPT = r"""'use strict';
-const ACTIONS={};document.querySelectorAll('.legend li').forEach((e,i)=>{ACTIONS[e.dataset.letter]={...e.dataset,place:i}});
+const ACTIONS={};document.querySelectorAll('.legend li').forEach(e=>{ACTIONS[e.dataset.letter]=e.dataset});
 const tokens=[...document.querySelectorAll('.t')],what=document.querySelector('.what'),strip=document.querySelector('.strip');
 let chosen=null;
 function make(tag,name,text){const e=document.createElement(tag);e.className=name;e.textContent=text;return e}
