@@ -230,7 +230,7 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
         assert hidden is not None and trace is not None
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         kept = last if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(hidden[:, kept], None if trace.head is None else trace.head[:, kept])
+        logits = self.head_logits(hidden[:, kept], None if trace.head is None else trace.head[:, kept])
         if self.training and torch.is_grad_enabled() and not logits.requires_grad:
             logits = self._with_gradient(logits, trace)
         loss = None
@@ -242,8 +242,8 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _logits(self, hidden: Tensor, head: Tensor | None) -> Tensor:
-        """Logits [B, T, V] of what left the final norm [B, T, D], by heads in variants uint8 [B, T]; None: in full."""
+    def head_logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """Logits [..., V] of what left the final norm [..., D], by heads in variants uint8 [...]; None: in full."""
         places = [0] if head is None else head.unique().tolist() or [0]
         names = self.executor.table.heads
         logits = self.stack.head_of(names[places[0]])(hidden)

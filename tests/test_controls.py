@@ -13,6 +13,7 @@ from modeling_anee.evaluation.controls import (
     random_skip,
     score_control,
     static,
+    steps_down,
 )
 from modeling_anee.evaluation.perplexity import score
 from modeling_anee.training.oracle import oracle
@@ -51,8 +52,8 @@ def test_static_plans_are_those_of_the_plan_controller(model, text):
     control = named(model)["static plan, same bridges"]
     for budget in (0.9, 0.75, 0.5):
         expected = model(ids, energy_budget=budget)
-        hidden, actions = static(model, ids, budget)
-        assert torch.equal(actions, expected.execution.actions)
+        hidden, actions, head = static(model, ids, budget)
+        assert torch.equal(actions, expected.execution.actions) and not head.any()
         torch.testing.assert_close(model.stack.logits(hidden), expected.logits)
         own, plain = score_control(model, control, text, budget), score(model, text, budget)
         torch.testing.assert_close(own.nll, plain.nll, rtol=1e-5, atol=1e-5)
@@ -81,20 +82,62 @@ def test_bridges_are_in_place_afterwards_even_after_an_error(model):
 
 def test_random_skips_are_among_those_of_the_cheapest_plan_and_repeatable(model):
     ids = token_ids(2, TOKENS)
-    hidden, actions = random_skip(model, ids, 0.8)
+    hidden, actions, _ = random_skip(model, ids, 0.8)
     again = random_skip(model, ids, 0.8)
-    assert torch.equal(hidden, again[0]) and torch.equal(actions, again[1])
+    assert torch.equal(hidden, again.hidden) and torch.equal(actions, again.actions)
     cheapest = plan_table(model.config, model.costs).actions[0]
     assert ((actions == PROCESS) | (actions == cheapest)).all()
     assert len(actions.flatten(0, 1).unique(dim=0)) > 3  # tokens differ
     assert (actions[:, : model.config.keep_first_tokens] == PROCESS).all()
 
 
+@pytest.fixture(scope="module")
+def precise(model):
+    """The same base, whose default plans go through 8 and 4 bits before anything is left out."""
+    return wrap(model.base, "plan", precisions=["int8", "int4"], **BRIDGES)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.3, 0.2, 0.12])
+@pytest.mark.parametrize("name", ["random skip, same bridges", "static plan, same bridges", "static plan, no bridges"])
+def test_a_control_spends_its_budget_in_precisions_too(precise, text, name, budget):
+    cost = score_control(precise, named(precise)[name], text, budget).mean_cost
+    own = score(precise, text, budget).mean_cost
+    assert abs(cost - own) < 0.01 and abs(own - max(budget, precise.controller.floor)) < 0.02
+
+
+def test_static_plans_of_precisions_have_the_controllers_heads(precise, text):
+    ids, heads = token_ids(2, TOKENS), set()
+    for budget in (0.95, 0.6, 0.3, 0.15):
+        expected, found = precise(ids, energy_budget=budget), static(precise, ids, budget)
+        assert torch.equal(found.actions, expected.execution.actions) and torch.equal(found.head, expected.execution.head)
+        heads |= set(found.head.unique().tolist())
+        control = named(precise)["static plan, same bridges"]
+        own, plain = score_control(precise, control, text, budget), score(precise, text, budget)
+        torch.testing.assert_close(own.nll, plain.nll, rtol=1e-3, atol=1e-1)
+        torch.testing.assert_close(own.cost, plain.cost, rtol=1e-5, atol=1e-5)
+    assert heads == {0, 2}
+
+
+def test_random_layers_get_the_next_cheaper_action_at_the_cost_of_the_plan(precise):
+    ids, table = token_ids(2, TOKENS), precise.config.table
+    process, int8, int4, skip = (table.place(name) for name in ("PROCESS", "INT8", "INT4", "SKIP_INT4"))
+    steps = steps_down(precise)
+    cheapest = plan_table(precise.config, precise.costs).actions[0]
+    assert steps[0].eq(process).all() and steps[1].eq(int8).all() and steps[2].eq(int4).all()
+    assert torch.equal(steps[-1], cheapest) and skip in cheapest and len(steps) == 4
+    for budget, expected in ((0.6, {process, int8}), (0.22, {int8, int4}), (0.13, {int4, skip})):
+        found, plan = random_skip(precise, ids, budget), static(precise, ids, budget)
+        kept = precise.config.keep_first_tokens
+        assert set(found.actions[:, kept:].unique().tolist()) == expected, budget
+        assert torch.equal(found.head, plan.head) and not found.head[:, :kept].any()
+        assert len(found.actions.flatten(0, 1).unique(dim=0)) > len(plan.actions.flatten(0, 1).unique(dim=0))
+
+
 def test_the_oracle_skips_all_that_it_may_or_nothing(model):
     ids, damage = token_ids(2, 30), torch.ones(4)
     cheapest = plan_table(model.config, model.costs).actions[0]
     hidden, actions = oracle(model, ids, damage, torch.inf)
-    followed, expected = follow(model, ids, cheapest.expand(*ids.shape, -1))
+    followed, expected, _ = follow(model, ids, cheapest.expand(*ids.shape, -1))
     assert torch.equal(actions, expected)
     torch.testing.assert_close(hidden, followed)
     dense = model(ids, energy_budget=1.0).logits

@@ -13,7 +13,7 @@ from ..modeling_anee import AneeForCausalLM
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
 from .generation import Generated, encode, read_prompt, run
 from .model import load, named_model
-from .options import ControllerOption, DtypeOption, GgufOption, ModelArgument, ModelOption, TrustOption
+from .options import ControllerOption, DtypeOption, GgufOption, ModelArgument, ModelOption, PrecisionsOption, TrustOption
 
 
 def generate(
@@ -23,6 +23,7 @@ def generate(
     energy_budget: Annotated[float | None, typer.Option(help="Share of the whole model's work to spend, 0 to 1.")] = None,
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
     sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
@@ -47,7 +48,9 @@ def generate(
             check_budget(budget, option)
     text = read_prompt(prompt)
     named = named_model(name, model)
-    loaded, tokenizer = load(named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = load(
+        named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code, precisions=precisions
+    )
     inputs = encode(tokenizer, text, chat)
     set_seed(seed)
     done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
@@ -91,15 +94,18 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the heatmap.")] = Path("anee_demo"),
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "Explain in a few sentences why the sky is blue.",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at each budget.")] = 60,
+    precisions: PrecisionsOption = None,
 ) -> None:
-    """Generate with a small real model at budgets 1.0, 0.8 and 0.6, and draw what was run."""
+    """Generate with a small real model at budgets 1.0, 0.8 and 0.6 (lower with --precisions), and draw what was run."""
+    from ..evaluation.shown import budgets_to_show
+
     with extra_libraries("plots", "demo"):
         from ..pictures.heatmap import draw_heatmap
-    model, tokenizer = load(None, None)
+    model, tokenizer = load(None, None, precisions=precisions)
     inputs = encode(tokenizer, read_prompt(prompt), chat=True)
     output.mkdir(parents=True, exist_ok=True)
     parts = [f"controller: {model.config.controller}"]
-    for budget in (1.0, 0.8, 0.6):
+    for budget in budgets_to_show(model.config)[:3]:
         done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
         parts.append(f"--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
     parts.append(f"execution at energy_budget {budget}:\n{done.trace.render()}")

@@ -19,6 +19,7 @@ from .options import (
     LimitOption,
     ModelArgument,
     ModelOption,
+    PrecisionsOption,
     TextOption,
     TrustOption,
 )
@@ -33,18 +34,20 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
     prefill: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 512,
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
-    from ..evaluation.benchmark import as_text, benchmark
+    from ..evaluation.benchmark import benchmark
+    from ..evaluation.benchmark_rows import as_text
     from ..evaluation.report import write_report
 
     check_file("--output", output)
     named = named_model(name, model)
-    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
     with waiting("measuring"):
         report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
@@ -62,6 +65,7 @@ def perplexity(
     output: FiguresOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw perplexity against cost: the picture to write.")] = None,
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     gguf_file: GgufOption = None,
@@ -86,7 +90,7 @@ def perplexity(
         check_text_option(text, processes)
         place, named = processes.device(device), named_model(name, model)
         with processes.main_first():  # it may have to fetch the model
-            loaded, tokenizer = load(named, controller, dtype, place, gguf_file, trust_remote_code)
+            loaded, tokenizer = load(named, controller, dtype, place, gguf_file, trust_remote_code, precisions)
         start = start_tokens(tokenizer)
         stride = stride or room_of(length, start)
         chosen = windows(encode_file(tokenizer, text), length, stride, start, limit)
@@ -111,15 +115,17 @@ def compare(
     fit: Annotated[Path | None, typer.Option(help="Folder of the `anee fit` of --model: adds the oracle.")] = None,
     output: FiguresOption = None,
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Score a text under controllers and under the controls that they must beat: random skips and static plans."""
+    """Score a text under controllers and the controls that they must beat: random skips, static plans, uniform precisions."""
     from ..data.text import name_of_text
     from ..evaluation.comparison import as_text, compare, count_scores
     from ..evaluation.report import write_report
+    from ..evaluation.uniform import uniform_precisions
     from .comparison import describe, load_others, parse_also, parse_lower_budgets
     from .texts import check_text_option, full_windows_of
 
@@ -127,7 +133,7 @@ def compare(
     listed, others = parse_lower_budgets(budgets), parse_also(also or [])
     check_text_option(text)
     named = named_model(name, model)
-    first = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    first = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
     models, tokenizer = load_others(first, others, dtype, device, trust_remote_code)
     chosen = full_windows_of(tokenizer, text, length, limit)
     oracles = []
@@ -135,9 +141,11 @@ def compare(
         with extra_libraries("train", "--fit"):
             from ..training.oracle import oracle_control
         oracles.append(oracle_control(first[0], fit))
-    total = count_scores(len(models), len(listed), len(oracles)) * len(chosen)
+    with waiting("making the base's weights in 8 and in 4 bits"):
+        uniform = uniform_precisions(first[0])
+    total = count_scores(len(models), len(listed), len(oracles), len(uniform)) * len(chosen)
     with progress("scoring windows", total) as advance:
-        rows = compare(models, chosen, listed, oracles, advance)
+        rows = compare(models, chosen, listed, oracles, advance, uniform)
     report = {"text": name_of_text(text)} | describe(models, chosen) | {"rows": rows}
     deliver(as_text(rows), Output("figures", output, partial(write_report, report)))
 
@@ -149,6 +157,7 @@ def samples(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 80,
     output: FiguresOption = None,
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     gguf_file: GgufOption = None,
@@ -162,7 +171,7 @@ def samples(
     check_file("--output", output)
     listed = parse_budgets(budgets)
     named = named_model(name, model)
-    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code)
+    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
     with progress("answering", len(PROMPTS) * len(listed)) as advance:
         rows = sample(loaded, tokenizer, listed, max_new_tokens, progress=advance)
     report = {"controller": loaded.config.controller, "max_new_tokens": max_new_tokens, "rows": rows}

@@ -7,6 +7,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from ..actions import FULL
+from ..base_variants import VARIANTS
 from ..configuration_anee import AneeConfig
 from ..data.progress import waiting
 from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
@@ -24,6 +26,7 @@ def load(
     device: str = "cpu",
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
+    precisions: str | None = None,
 ) -> tuple[Any, Any]:
     """An artifact, or a base with an untrained controller; and its tokenizer.
 
@@ -34,10 +37,11 @@ def load(
         device: where the model goes.
         gguf_file: GGUF file in the base's folder or repository.
         trust_remote_code: allow code that comes with the base.
+        precisions: for a base, variants like `int8,int4`.
 
     Raises:
-        ValueError: a dtype or device that is not there, a controller for an artifact, which has its own, or a GGUF file of
-            nothing.
+        ValueError: a dtype, device or precision that is not there, a controller or precisions for an artifact, which has its
+            own, or a GGUF file of nothing.
         OSError: there is no such model, or it can't be read.
     """
     check_dtype(dtype)
@@ -46,20 +50,23 @@ def load(
         raise ValueError(f"--gguf-file {gguf_file} is not allowed without --model: that names the folder it is in")
     logging.disable_progress_bar()
     options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
+    variants = None if precisions is None else parse_precisions(precisions)
+    for_a_base = {"--controller": controller, "--precisions": precisions}
+    given = next((f"{option} {value}" for option, value in for_a_base.items() if value is not None), None)
     model: Any
     with waiting("loading the model"):
-        folder, fields = (str(name), {}) if name is not None else default_model(controller)
+        folder, fields = (str(name), {}) if name is not None else default_model(untrained=given is not None)
         with readable_weights(folder):
             if is_artifact(folder, may_be_gguf=gguf_file is not None):
-                if controller is not None:
-                    raise ValueError(f"--controller {controller}: {folder} is an artifact and has its own controller")
+                if given is not None:
+                    raise ValueError(f"{given}: {folder} is an artifact and has its own controller")
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
                 model = AneeForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval()
             else:
                 options["trust_remote_code"] = trust_remote_code
                 tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-                kind = controller or "plan"
-                model = AneeForCausalLM.from_base(folder, controller=kind, dtype=dtype, **options, **fields)
+                fields |= {"controller": controller or "plan", "precisions": variants}
+                model = AneeForCausalLM.from_base(folder, dtype=dtype, **options, **fields)
         return model.to(device), tokenizer
 
 
@@ -105,16 +112,28 @@ def named_model(argument: str | None, option: str | None) -> str | None:
     return option if argument is None else argument
 
 
-def default_model(controller: str | None) -> tuple[str, dict[str, Any]]:
-    """What no `--model` means: a folder, and what a configuration says of it if it is a base."""
+def parse_precisions(text: str) -> list[str]:
+    """Variants of a list like `int8,int4`, the dearest first.
+
+    Raises:
+        ValueError: one that nobody knows.
+    """
+    names, known = [part.strip() for part in text.split(",")], [name for name in VARIANTS if name != FULL]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--precisions {text}: {unknown[0]!r} is not allowed: it must be one of {', '.join(known)}")
+    return names
+
+
+def default_model(untrained: bool) -> tuple[str, dict[str, Any]]:
+    """What no `--model` means: a folder, and what a configuration says of it if it is a base, which `untrained` asks for."""
     base = str(smollm2_folder())  # the artifact needs it too
     artifact = shipped_artifact()
-    if controller is None and artifact is not None:
+    if not untrained and artifact is not None:
         return str(artifact), {}
-    if controller is None:
+    if not untrained:
         print(
             "no trained artifact here: layers are skipped without a stand-in. One comes with the repository, in "
             "configuration/; anee generate --model takes its folder",
             file=sys.stderr,
         )
-    return base, BASE_FIELDS
+    return base, dict(BASE_FIELDS)

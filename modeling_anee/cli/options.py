@@ -20,6 +20,10 @@ ModelOption = Annotated[
 ControllerOption = Annotated[
     str | None, typer.Option(help=f"For a base without artifact: {', '.join(CONTROLLER_CLASSES)}. Default: plan.")
 ]
+PrecisionsOption = Annotated[
+    str | None,
+    typer.Option(help="For a base without artifact: what it is run in as the budget falls, dearest first, such as int8,int4."),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, ...")]
 DtypeOption = Annotated[str, typer.Option(help="Dtype of the base: float32, bfloat16, float16 or auto.")]
 GgufOption = Annotated[str | None, typer.Option(help="GGUF file in the folder or repository of --model.")]

@@ -10,7 +10,16 @@ from ..checks import check_budget
 from ..data.progress import waiting
 from .console import check_picture, say
 from .model import load, named_model
-from .options import ControllerOption, DtypeOption, GgufOption, ModelArgument, ModelOption, TextOption, TrustOption
+from .options import (
+    ControllerOption,
+    DtypeOption,
+    GgufOption,
+    ModelArgument,
+    ModelOption,
+    PrecisionsOption,
+    TextOption,
+    TrustOption,
+)
 
 
 def curve(
@@ -42,6 +51,7 @@ def depth(
     tokens: Annotated[int, typer.Option(min=1, help="Take the first so many tokens of the text.")] = 192,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("anee_depth.png"),
     controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
     gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
@@ -57,7 +67,9 @@ def depth(
         check_budget(energy_budget)
     named = named_model(name, model)
     check_text_option(text)
-    loaded, tokenizer = load(named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = load(
+        named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code, precisions=precisions
+    )
     ids = torch.tensor([start_tokens(tokenizer) + encode_file(tokenizer, text, tokens).tolist()])[:, :tokens]
     with waiting("scoring the text"), torch.no_grad():
         scored = loaded(ids, energy_budget=energy_budget, use_cache=False, logits_to_keep=1)

@@ -9,19 +9,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from ..actions import NONE, PROCESS
+from ..actions import FULL, PROCESS
 from ..base_loading import find_base
 from ..modeling_anee import AneeForCausalLM
+from ..trace import ExecutionTrace
+from .benchmark_rows import Done, Row, Run, rows_of
 from .energy import EnergyMeter, devices_of
+from .shown import budgets_to_show
+from .uniform import INT4, INT8, uniform_precisions
 
 
-BUDGETS = (1.0, 0.8, 0.6, 0.5, 0.3)
 KINDS = ("plan", "budget", "learned", "routed")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
@@ -35,38 +38,20 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """Figures of one case.
+class Case(NamedTuple):
+    """A model at a budget; `cost` is that of a token where the model's trace has it in another unit."""
 
-    Args:
-        case: what was run.
-        tokens_per_second: of all rows of the batch, from the median.
-        ratio: median over the rounds of seconds of plain transformers / seconds of this case.
-        ratio_low: smallest ratio of a round.
-        ratio_high: largest.
-        mean_cost: share of the whole model, as the trace has it.
-        weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
-        of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
-        joules_per_token: mean over the rounds, the prompt's joules included; None where the machine can't tell.
-    """
-
-    case: str
-    tokens_per_second: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    mean_cost: float
-    weights_read: float | None = None
-    of_ceiling: float | None = None
-    joules_per_token: float | None = None
+    name: str
+    model: AneeForCausalLM
+    budget: float
+    cost: float | None = None
 
 
-class Run(NamedTuple):
-    """Seconds and joules of one run of a case; no joules where the machine can't tell."""
-
-    seconds: float
-    joules: float | None
+def cases_of(model: AneeForCausalLM) -> list[Case]:
+    """What is timed beside plain transformers: the model at its budgets, and its base in 8 and in 4 bits, all tokens alike."""
+    cases = [Case(f"budget {budget}", model, budget) for budget in budgets_to_show(model.config)]
+    uniform = [one for one in uniform_precisions(model) if one.name in (INT8, INT4)]
+    return cases + [Case(one.name, one.model, one.budget, one.cost) for one in uniform]
 
 
 def interleave(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[str, list[Run]]:
@@ -84,45 +69,49 @@ def interleave(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyM
     return runs
 
 
-def decode_rows(
-    model: AneeForCausalLM, tokenizer: Any, batch: int, new_tokens: int, repeats: int, meter: EnergyMeter
-) -> list[Row]:
-    """Greedy decoding: plain `generate` beside ours at every budget."""
+def decode_rows(cases: list[Case], tokenizer: Any, batch: int, new_tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
+    """Greedy decoding: plain `generate` beside ours; the first case is the model in full."""
+    model = cases[0].model
     inputs = _chat(tokenizer, PROMPTS[:batch]).to(model.device)
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    traces: dict[str, Any] = {}
 
-    def ours(name: str, budget: float) -> Callable[[], None]:
-        def call() -> None:
-            output: Any = model.generate(**inputs, **length, energy_budget=budget, return_dict_in_generate=True)
-            traces[name] = output.execution
+    def ours(case: Case) -> ExecutionTrace:
+        output: Any = case.model.generate(**inputs, **length, energy_budget=case.budget, return_dict_in_generate=True)
+        return output.execution
 
-        return call
-
-    cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base.generate(**inputs, **length)}
-    cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
-    cases["half the layers"] = ours("half the layers", _budget_of_half_the_layers(model))
-    runs = interleave(cases, repeats, meter)
-    return _rows(model, runs, traces, batch * new_tokens, with_ceiling=batch == 1)
+    if not model.config.table.variants - {FULL}:
+        cases = [*cases, Case("half the layers", model, _budget_of_half_the_layers(model))]
+    runs, done = _timed(cases, lambda: model.base.generate(**inputs, **length), ours, repeats, meter)
+    return rows_of(runs, done, batch * new_tokens, with_ceiling=batch == 1)
 
 
 @torch.no_grad()
-def prefill_rows(model: AneeForCausalLM, tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
-    """One forward over a prompt, cache and last logits included: the base's beside ours at every budget."""
+def prefill_rows(cases: list[Case], tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
+    """One forward over a prompt, cache and last logits included: the base's beside ours; the first case is the model."""
+    model = cases[0].model
     limit = min(tokens, getattr(model.config.text_config, "max_position_embeddings", tokens))
     ids = torch.randint(3, model.config.text_config.vocab_size, (1, limit), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
-    traces: dict[str, Any] = {}
 
-    def ours(name: str, budget: float) -> Callable[[], None]:
-        def call() -> None:
-            traces[name] = model(ids, energy_budget=budget, use_cache=True, logits_to_keep=1).execution
+    def ours(case: Case) -> ExecutionTrace:
+        return case.model(ids, energy_budget=case.budget, use_cache=True, logits_to_keep=1).execution
 
-        return call
+    runs, done = _timed(cases, lambda: model.base(ids, use_cache=True, logits_to_keep=1), ours, repeats, meter)
+    return rows_of(runs, done, limit, with_ceiling=False)
 
-    cases: dict[str, Callable[[], Any]] = {"plain": lambda: model.base(ids, use_cache=True, logits_to_keep=1)}
-    cases |= {f"budget {budget}": ours(f"budget {budget}", budget) for budget in BUDGETS}
-    return _rows(model, interleave(cases, repeats, meter), traces, limit, with_ceiling=False)
+
+def _timed(
+    cases: list[Case], plain: Callable[[], Any], ours: Callable[[Case], ExecutionTrace], repeats: int, meter: EnergyMeter
+) -> tuple[dict[str, list[Run]], dict[str, Done]]:
+    """Runs of plain transformers and of every case, and what the cases did."""
+    done: dict[str, Done] = {}
+
+    def call(case: Case) -> None:
+        trace = ours(case)
+        done[case.name] = Done(case.model, trace, trace.mean_cost if case.cost is None else case.cost)
+
+    calls: dict[str, Callable[[], Any]] = {"plain": plain} | {case.name: partial(call, case) for case in cases}
+    return interleave(calls, repeats, meter), done
 
 
 @torch.no_grad()
@@ -164,11 +153,12 @@ def benchmark(
     model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int, batch: int, prefill: int
 ) -> dict[str, Any]:
     """All tables, ready for JSON."""
+    cases = cases_of(model)
     with EnergyMeter(devices_of(model.base)) as meter:
         tables = {
-            f"decode, batch 1, {new_tokens} new tokens": decode_rows(model, tokenizer, 1, new_tokens, repeats, meter),
-            f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(model, tokenizer, batch, new_tokens, repeats, meter),
-            f"prefill, {prefill} tokens": prefill_rows(model, prefill, repeats, meter),
+            f"decode, batch 1, {new_tokens} new tokens": decode_rows(cases, tokenizer, 1, new_tokens, repeats, meter),
+            f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(cases, tokenizer, batch, new_tokens, repeats, meter),
+            f"prefill, {prefill} tokens": prefill_rows(cases, prefill, repeats, meter),
         }
         overhead = controller_overheads(model, tokenizer, new_tokens, meter)
     return {
@@ -185,77 +175,11 @@ def benchmark(
     }
 
 
-def as_text(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
-    lines = [
-        f"{report['dtype']} on {report['device']}, {report['threads']} threads, {report['controller']} controller, medians of "
-        f"{report['rounds']} interleaved rounds; ratio = plain transformers / ours"
-    ]
-    for title, rows in report["tables"].items():
-        heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'J/token':>10s}{'read':>7s}{'of ceiling':>12s}"
-        lines += ["", title, f"{'case':16s}{heads}"]
-        for row in rows:
-            read, ceiling = (f"{row[name]:.2f}" if row[name] is not None else "" for name in ("weights_read", "of_ceiling"))
-            joules = "" if row["joules_per_token"] is None else f"{row['joules_per_token']:.3g}"
-            spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
-            lines.append(
-                f"{row['case']:16s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
-                f"{joules:>10s}{read:>7s}{ceiling:>12s}"
-            )
-    overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
-    question = f"{report['head_share']:+.0%} for each question of confidence (the head, by its share of the work)"
-    lines += ["", f"what deciding adds to a decoding step: {overheads}; {question}"]
-    energy = report["energy"]
-    lines.append(f"energy not known: {energy['reason']}" if energy["reason"] else f"energy: of {energy['counted']}")
-    plain = report["peak_memory"].get("plain")
-    if plain:
-        more = ", ".join(f"{n} {b / plain - 1:+.1%}" for n, b in report["peak_memory"].items() if n != "plain")
-        lines.append(f"peak memory of a process: plain {plain / 2**20:.0f} MiB, {more}")
-    return "\n".join(lines)
-
-
-def _rows(
-    model: AneeForCausalLM, runs: dict[str, list[Run]], traces: dict[str, Any], tokens: int, with_ceiling: bool
-) -> list[Row]:
-    rows = []
-    dense = statistics.median(run.seconds for run in runs["budget 1.0"])
-    for name, own in runs.items():
-        ratios = [plain.seconds / run.seconds for plain, run in zip(runs["plain"], own, strict=True)]
-        median = statistics.median(run.seconds for run in own)
-        joules = [run.joules for run in own if run.joules is not None]
-        read = _weights_read(model, traces[name]) if with_ceiling and name in traces else None
-        rows.append(
-            Row(
-                case=name,
-                tokens_per_second=tokens / median,
-                ratio=statistics.median(ratios),
-                ratio_low=min(ratios),
-                ratio_high=max(ratios),
-                mean_cost=traces[name].mean_cost if name in traces else 1.0,
-                weights_read=read,
-                of_ceiling=None if read is None else dense / median * read,
-                joules_per_token=statistics.mean(joules) / tokens if len(joules) == len(own) else None,
-            )
-        )
-    return rows
-
-
 def _budget_of_half_the_layers(model: AneeForCausalLM) -> float:
     """Cost of processing as many of the layers as not; they are all alike."""
     process, skip = (float(model.costs.layers[:, action].mean()) for action in (PROCESS, model.config.table.skip))
     layers = len(model.costs.layers)
     return process * (layers - layers // 2) + skip * (layers // 2) + model.costs.head
-
-
-def _weights_read(model: AneeForCausalLM, trace: Any) -> float:
-    """Share of the whole model's bytes in what was run, bridges and the head included; deferred keys cost next to none."""
-    read, table = model.costs.layers.clone(), model.config.table
-    if (leaves := table.find(NONE, NONE, leaves=True)) is not None:  # its layers cost keys and values alone
-        keys_values = read[:, leaves].clone()
-        read[:, ~table.where([action.attention != NONE for action in table])] -= keys_values.unsqueeze(1)
-    taken = trace.actions[trace.valid].long()
-    stack = float(read[torch.arange(len(read)), taken].sum(dim=-1).mean())
-    return stack + model.costs.head
 
 
 def _chat(tokenizer: Any, prompts: tuple[str, ...]) -> Any:

@@ -8,6 +8,7 @@ from ..modeling_anee import AneeForCausalLM
 from .controls import Control, controls, score_control
 from .perplexity import Scores, ratio, score
 from .report import plus_minus
+from .uniform import Uniform
 
 
 def compare(
@@ -16,8 +17,11 @@ def compare(
     budgets: Sequence[float],
     others: Sequence[Control] = (),
     progress: Callable[[int], Any] | None = None,
+    uniform: Sequence[Uniform] = (),
 ) -> list[dict[str, Any]]:
     """One row per budget and way to spend it: name, asked and realised cost, perplexity ratio, standard error.
+
+    What has no dial has one row, whose budget is its cost, marked as `fixed`.
 
     Args:
         models: artifacts by name; the controls use the plans and bridges of the first.
@@ -25,11 +29,15 @@ def compare(
         budgets: below 1.
         others: more controls, of the first artifact.
         progress: called with the number of windows that have just been scored.
+        uniform: the base of the first artifact in other precisions.
     """
     first = next(iter(models.values()))
     listed = [*controls(first), *others]
     base = score(first, windows, 1.0, progress=progress)
     rows = [row("base", 1.0, base, base)]
+    for one in uniform:
+        scores = score(one.model, windows, one.budget, progress=progress)
+        rows.append(row(one.name, one.cost, scores, base) | {"cost": one.cost, "fixed": True})
     for budget in budgets:
         for control in listed:
             rows.append(row(control.name, budget, score_control(first, control, windows, budget, progress), base))
@@ -38,9 +46,9 @@ def compare(
     return rows
 
 
-def count_scores(models: int, budgets: int, others: int) -> int:
+def count_scores(models: int, budgets: int, others: int, uniform: int = 0) -> int:
     """How many times `compare` scores the windows."""
-    return 1 + budgets * (3 + others + models)
+    return 1 + uniform + budgets * (3 + others + models)
 
 
 def row(name: str, budget: float, scores: Scores, base: Scores) -> dict[str, Any]:
@@ -61,5 +69,6 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| budget | | realised cost | perplexity | ratio to the base |", "|---|---|---|---|---|"]
     for entry in rows:
         times = plus_minus(entry["ratio"], entry["standard_error"], 3)
-        lines.append(f"| {entry['budget']:g} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |")
+        budget = "fixed" if entry.get("fixed") else f"{entry['budget']:g}"
+        lines.append(f"| {budget} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |")
     return "\n".join(lines)

@@ -1,17 +1,18 @@
-"""What a controller must beat at equal realised cost: random skips and static plans.
+"""What a controller must beat at equal realised cost: random skips (or random layers in cheaper variants) and static plans.
 
 Each control decides actions for whole windows at once and is scored as `perplexity.score` scores a model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..actions import PROCESS
 from ..bridges import Bridges
+from ..budget import TOLERANCE
 from ..costs import CostTable
 from ..data.windows import Window
 from ..executor import Executor
@@ -21,18 +22,26 @@ from .perplexity import Scores, score_with
 from .rollout import begin, run_layers, with_plan
 
 
+class Followed(NamedTuple):
+    """Final hidden states [B, T, D], actions uint8 [B, T, L], and variants of the head uint8 [B, T]; None: in full."""
+
+    hidden: Tensor
+    actions: Tensor
+    head: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Control:
     """One way to spend a budget.
 
     Args:
         name: as it stands in tables.
-        run: a batch of token ids int64 [B, T] and a budget -> final hidden states [B, T, D] and actions uint8 [B, T, L].
+        run: a batch of token ids int64 [B, T] and a budget -> what left the stack, and what was done.
         bridged: whether its skips are charged for bridges.
     """
 
     name: str
-    run: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    run: Callable[[Tensor, float], Followed]
     bridged: bool = True
 
 
@@ -47,8 +56,11 @@ def score_control(
     costs = model.costs if control.bridged else bare_costs(model)
 
     def run(ids: Tensor) -> tuple[Iterable[Tensor], Tensor]:
-        hidden, actions = control.run(ids.to(model.device), budget)
-        return (model.stack.logits(row) for row in hidden), costs.of_plans(actions)  # row by row: logits are large
+        hidden, actions, head = control.run(ids.to(model.device), budget)
+        heads = [None] * len(hidden) if head is None else head
+        rows = zip(model.stack.final_norm(hidden), heads, strict=True)
+        # Row by row, since logits are large.
+        return (model.head_logits(row, own) for row, own in rows), costs.of_plans(actions, head)
 
     where = f"budget {budget:g}, {control.name}"
     return score_with(run, windows, True, where, progress=progress)
@@ -71,37 +83,69 @@ def controls(model: AneeForCausalLM) -> list[Control]:
     return found
 
 
-def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> tuple[Tensor, Tensor]:
-    """Run ids [B, T] by the plans nearest to the budget: hidden states [B, T, D] and actions [B, T, L]."""
+def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> Followed:
+    """Run ids [B, T] by the plans nearest to the budget."""
     table = table or plan_table(model.config, model.costs)
-    index = torch.arange(ids.shape[1])
-    plan = table.choose(torch.full(index.shape, budget, dtype=torch.float64), index)
-    return follow(model, ids, plan.expand(len(ids), -1, -1))
+    plans = plans_at(table, budget, ids.shape[1])
+    return follow(model, ids, table.actions[plans], table.heads[plans])
 
 
-def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
-    """Every token leaves out random layers, among those that the cheapest plan leaves out, until it meets the budget.
+def plans_at(table: PlanTable, budget: float, tokens: int) -> Tensor:
+    """The plan nearest to a budget of each of T tokens, int64 [T]."""
+    index = torch.arange(tokens)
+    return table.places(torch.full(index.shape, budget, dtype=torch.float64), index)
 
-    Takes ids [B, T]; returns hidden states [B, T, D] and actions [B, T, L].
+
+def random_skip(model: AneeForCausalLM, ids: Tensor, budget: float) -> Followed:
+    """Every token of ids [B, T] gives up random layers, until it costs what its static plan would, its head that plan's.
+
+    Layers are given up step by step, as `steps_down` has them: each token is between two steps.
     """
     generator = torch.Generator().manual_seed(0)
-    cheapest = plan_table(model.config, model.costs).actions[0]
-    saving = model.costs.layers[:, PROCESS] - model.costs.layers.gather(1, cheapest.long().unsqueeze(1)).squeeze(1)
-    noise = torch.rand(*ids.shape, len(saving), generator=generator).masked_fill(saving <= 0, 2.0)
+    table, steps = plan_table(model.config, model.costs), steps_down(model)
+    plans = plans_at(table, budget, ids.shape[1])
+    costs, goal = model.costs.of_actions(steps), model.costs.of_actions(table.actions[plans])  # [steps], [T]
+    above = (costs >= goal.unsqueeze(1) - TOLERANCE).sum(dim=1).clamp(1, len(steps) - 1) - 1  # the step before, [T]
+    dear, cheap = steps[above], steps[above + 1]  # [T, L]
+    saving = of_each_layer(model, dear) - of_each_layer(model, cheap)
+    noise = torch.rand(*ids.shape, saving.shape[-1], generator=generator).masked_fill(saving <= 0, 2.0)
     order = noise.argsort(dim=-1)
-    saved = saving[order].cumsum(dim=-1)
-    # The last layer is left out with the probability that makes the mean right.
-    excess = saved - (1.0 - budget)
-    keep = torch.rand(*ids.shape, 1, generator=generator, dtype=torch.float64) * saving[order] < excess
-    chosen = torch.zeros_like(noise, dtype=torch.bool).scatter(-1, order, (excess < saving[order]) & ~keep)
-    return follow(model, ids, torch.where(chosen & (saving > 0), cheapest, PROCESS).to(torch.uint8))
+    ordered = saving.expand(*noise.shape).gather(-1, order)
+    # The last layer is given up with the probability that makes the mean right.
+    excess = ordered.cumsum(dim=-1) - (costs[above] - goal).unsqueeze(-1)
+    keep = torch.rand(*ids.shape, 1, generator=generator, dtype=torch.float64) * ordered < excess
+    chosen = torch.zeros_like(noise, dtype=torch.bool).scatter(-1, order, (excess < ordered) & ~keep)
+    return follow(model, ids, torch.where(chosen & (saving > 0), cheap, dear), table.heads[plans])
 
 
-def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Run ids [B, T] by actions uint8 [B, T, L], the kept first tokens in full: hidden states [B, T, D] and the actions."""
+def steps_down(model: AneeForCausalLM) -> Tensor:
+    """From everything processed to the cheapest plan, actions uint8 [steps, L]; at least two.
+
+    Each layer goes through the cheaper variants that any plan runs it in, whole, and ends with its action of the cheapest.
+    """
+    table = plan_table(model.config, model.costs)
+    whole, ladders = model.config.table.where([action.is_whole for action in model.config.table]), []
+    for layer, last in enumerate(table.actions[0].tolist()):
+        cost = model.costs.layers[layer].tolist()
+        taken = {PROCESS, *(action for action in table.actions[:, layer].tolist() if whole[action])}
+        ladders.append([*sorted((a for a in taken if cost[a] > cost[last]), key=lambda a: -cost[a]), last])
+    height = max(2, *map(len, ladders))
+    return torch.tensor([ladder + ladder[-1:] * (height - len(ladder)) for ladder in ladders], dtype=torch.uint8).T
+
+
+def of_each_layer(model: AneeForCausalLM, actions: Tensor) -> Tensor:
+    """Cost at each layer of actions [..., L], float64 [..., L]."""
+    return model.costs.layers[torch.arange(actions.shape[-1]), actions.long()]
+
+
+def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor, head: Tensor | None = None) -> Followed:
+    """Run ids [B, T] by actions uint8 [..., L] and heads uint8 [...], of each token or of all, the kept first ones in full."""
     actions = with_plan(model, ids, actions)
+    if head is not None:
+        head = head.expand(ids.shape).clone()
+        head[:, : model.config.keep_first_tokens] = 0
     hidden, step = begin(model, ids)
-    return run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions
+    return Followed(run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions, head)
 
 
 def bare_costs(model: AneeForCausalLM) -> CostTable:
@@ -119,7 +163,7 @@ class WithoutBridges:
         self.executor = Executor(model.stack, model.controller, none, costs, model.config.table)
         self.table = plan_table(model.config, costs)
 
-    def static(self, ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    def static(self, ids: Tensor, budget: float) -> Followed:
         """The plans nearest to the budget."""
         model = self.model
         executor, model.executor = model.executor, self.executor

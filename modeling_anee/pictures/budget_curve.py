@@ -42,11 +42,13 @@ class Curve:
         name: for the legend.
         points: by the budget that was asked for.
         control: whether it is only there to be beaten.
+        fixed: whether it has no dial: a single point, with its name beside it.
     """
 
     name: str
     points: dict[float, Point]
     control: bool = False
+    fixed: bool = False
 
 
 def read_quality(files: Iterable[Path], highlight: Sequence[str] = ()) -> list[Curve]:
@@ -70,7 +72,7 @@ def read_quality(files: Iterable[Path], highlight: Sequence[str] = ()) -> list[C
             first, other = windows.values()
             raise ValueError(f"{first} and {other} are of different windows of text; a curve needs the same ones")
         for curve in quality(report):
-            known = curves.setdefault(curve.name, Curve(curve.name, {}, curve.control))
+            known = curves.setdefault(curve.name, replace(curve, points={}))
             for budget, point in curve.points.items():
                 if known.points.setdefault(budget, point) != point:
                     raise ValueError(f"{file} has other figures for {curve.name!r} at budget {budget:g} than a file before it")
@@ -80,7 +82,7 @@ def read_quality(files: Iterable[Path], highlight: Sequence[str] = ()) -> list[C
 
 
 def quality(report: dict[str, Any]) -> list[Curve]:
-    """Perplexity ratios of a report of `anee compare` or `anee perplexity`; every curve begins at the base."""
+    """Perplexity ratios of a report of `anee compare` or `anee perplexity`; every curve with a dial begins at the base."""
     if "controllers" not in report:
         names = ("mean_cost", "ratio", "ratio_standard_error")
         points = {row["budget"]: _with_error(*(row[name] for name in names)) for row in report["rows"]}
@@ -88,7 +90,9 @@ def quality(report: dict[str, Any]) -> list[Curve]:
     curves: dict[str, Curve] = {}
     for row in report["rows"]:
         if row["name"] != "base":
-            new = Curve(row["name"], {1.0: Point(1.0, 1.0, 1.0, 1.0)}, control=row["name"] not in report["controllers"])
+            fixed = row.get("fixed", False)
+            start = {} if fixed else {1.0: Point(1.0, 1.0, 1.0, 1.0)}
+            new = Curve(row["name"], start, control=row["name"] not in report["controllers"], fixed=fixed)
             curve = curves.setdefault(row["name"], new)
             curve.points[row["budget"]] = _with_error(row["cost"], row["ratio"], row["standard_error"])
     return list(curves.values())
@@ -112,9 +116,12 @@ def read_speed(file: Path) -> list[Curve]:
 
 
 def speed(title: str, rows: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Speed-ups of one table of `anee bench`, and where it has them, those that reading so many fewer bytes could give."""
+    """Speed-ups of one table of `anee bench`, where it has them those that reading so many fewer bytes could give, and others'.
+
+    Those of the base in one precision are points without a dial.
+    """
     ours = [row for row in rows if row["case"].startswith("budget ")]
-    points = {row["mean_cost"]: Point(row["mean_cost"], row["ratio"], row["ratio_low"], row["ratio_high"]) for row in ours}
+    points = {row["mean_cost"]: _speed_point(row) for row in ours}
     dense = next((row["ratio"] for row in ours if row["case"] == "budget 1.0"), None)
     ceiling = {
         row["mean_cost"]: Point(row["mean_cost"], dense / row["weights_read"], math.nan, math.nan)
@@ -122,7 +129,14 @@ def speed(title: str, rows: Sequence[dict[str, Any]]) -> list[Curve]:
         if dense is not None and row["weights_read"]
     }
     curves = [Curve(title, points)]
-    return [*curves, Curve("the same, if only bytes read counted", ceiling, control=True)] if ceiling else curves
+    if ceiling:
+        curves.append(Curve("the same, if only bytes read counted", ceiling, control=True))
+    uniform = [row for row in rows if row["case"].startswith("uniform ")]
+    return curves + [Curve(row["case"], {row["mean_cost"]: _speed_point(row)}, fixed=True) for row in uniform]
+
+
+def _speed_point(row: dict[str, Any]) -> Point:
+    return Point(row["mean_cost"], row["ratio"], row["ratio_low"], row["ratio_high"])
 
 
 def draw_budget_curve(quality: Sequence[Curve], path: str | os.PathLike, speed: Sequence[Curve] = ()) -> None:
@@ -173,14 +187,14 @@ def _draw_quality(axes: Axes, curves: Sequence[Curve]) -> None:
             if point.value > MAX_RATIO:
                 place = round(point.cost, 1)
                 marked[place] = marked.get(place, 0) + 1
-                _mark_at_the_edge(axes, point, edge, style["color"], marked[place])
+                _mark_at_the_edge(axes, point, edge, style["color"], marked[place], curve.name if curve.fixed else "")
 
 
-def _mark_at_the_edge(axes: Axes, point: Point, edge: float, colour: str, nth: int) -> None:
-    """A triangle at the upper edge, and the value, below the values that are already there."""
+def _mark_at_the_edge(axes: Axes, point: Point, edge: float, colour: str, nth: int, name: str) -> None:
+    """A triangle at the upper edge, and the value, after a name if it has one, below the values that are already there."""
     axes.plot([point.cost], [edge], marker="^", color=colour, markersize=7, clip_on=False, linestyle="")
     offset = (6, -3 - 10 * (nth - 1))
-    text, place = f"{point.value:,.0f}", (point.cost, edge)
+    text, place = f"{name} {point.value:,.0f}".lstrip(), (point.cost, edge)
     axes.annotate(text, place, offset, textcoords="offset points", fontsize=8, color=INK, va="center")
 
 
@@ -197,18 +211,37 @@ def _draw_curve(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
     cost, value = ([p[i] for p in points] for i in (0, 1))
     below = [max(p.value - p.low, 0.0) if math.isfinite(p.low) else 0.0 for p in points]
     above = [max(p.high - p.value, 0.0) if math.isfinite(p.high) else 0.0 for p in points]
-    axes.errorbar(cost, value, yerr=[below, above], label=curve.name, capsize=2.5, elinewidth=1, **style)
+    label = None if curve.fixed else curve.name
+    axes.errorbar(cost, value, yerr=[below, above], label=label, capsize=2.5, elinewidth=1, **style)
+    if curve.fixed:
+        for point in points:
+            _name_beside(axes, curve.name, point, style["color"])
+
+
+def _name_beside(axes: Axes, name: str, point: Point, colour: str) -> None:
+    """A point's name, on the side where there is room; at the edge the mark has it."""
+    side, offset = ("left", 7) if point.cost < 0.7 else ("right", -7)
+    text: dict[str, Any] = {"fontsize": 8, "color": colour, "va": "center", "ha": side, "clip_on": True}
+    axes.annotate(name, (point.cost, point.value), (offset, 0), textcoords="offset points", annotation_clip=True, **text)
 
 
 def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Strong lines for what is on offer, pale and dashed ones for controls; a marker of its own for each."""
-    styles, counts = [], {False: 0, True: 0}
-    for index, curve in enumerate(curves):
+    """Strong lines for what is on offer, pale and dashed ones for controls; a marker of its own for each.
+
+    Points without a dial have the colour of the line on offer that they come after; controls without one are ink.
+    """
+    styles: list[dict[str, Any]] = []
+    counts, strong = {False: 0, True: 0}, INK
+    for curve in curves:
+        if curve.fixed:
+            styles.append({"color": INK if curve.control else strong, "marker": "h", "markersize": 7, "linestyle": ""})
+            continue
         colours = PALE if curve.control else STRONG
-        colour = colours[counts[curve.control] % len(colours)]
+        colour, marker = colours[counts[curve.control] % len(colours)], MARKERS[sum(counts.values()) % len(MARKERS)]
         counts[curve.control] += 1
+        strong = strong if curve.control else colour
         line = {"linestyle": "--", "linewidth": 1.1} if curve.control else {"linestyle": "-", "linewidth": 1.8}
-        styles.append({"color": colour, "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5, **line})
+        styles.append({"color": colour, "marker": marker, "markersize": 4.5, **line})
     return styles
 
 

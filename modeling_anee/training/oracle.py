@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..actions import FULL, PROCESS
-from ..evaluation.controls import Control
+from ..evaluation.controls import Control, Followed
 from ..evaluation.rollout import begin, run_layers
 from ..modeling_anee import AneeForCausalLM
 from ..plans import plan_table
@@ -27,9 +27,9 @@ def oracle_control(model: AneeForCausalLM, fit_folder: Path) -> Control:
 def control_of(model: AneeForCausalLM, examples: Examples) -> Control:
     """The oracle with the examples of a fit."""
 
-    def run(ids: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    def run(ids: Tensor, budget: float) -> Followed:
         threshold = float(examples.teacher.threshold(torch.tensor([budget], dtype=torch.float64)).exp())
-        return oracle(model, ids, examples.weights, threshold)
+        return Followed(*oracle(model, ids, examples.weights, threshold))
 
     return Control("oracle (not a way to save)", run)
 
