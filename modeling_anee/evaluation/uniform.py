@@ -44,6 +44,8 @@ def uniform_precisions(model: AneeForCausalLM) -> list[Uniform]:
         wrapper = AneeForCausalLM.from_base(
             model.base, controller="plan", precisions=PRECISIONS, plans=list(plans.values()), keep_first_tokens=0
         )
+        for precision in PRECISIONS:
+            wrapper.stack.head_of(precision)
     except ValueError as error:
         logger.warning(f"uniform INT8 and INT4 are left out of the controls: {error}")
         return []
