@@ -37,6 +37,23 @@ def compare_report(budgets=(0.8, 0.6), **changes):
     return COMMON | {"controllers": {"plan": "plan"}, "rows": rows} | changes
 
 
+def with_fixed(report, **ratios):
+    """The same with rows of what has no dial, as `anee compare` writes them."""
+    rows = [
+        {
+            "name": name,
+            "budget": cost,
+            "cost": cost,
+            "ratio": ratio,
+            "standard_error": 0.01,
+            "perplexity": 20 * ratio,
+            "fixed": True,
+        }
+        for name, (cost, ratio) in ratios.items()
+    ]
+    return report | {"rows": [*report["rows"][:1], *rows, *report["rows"][1:]]}
+
+
 def perplexity_report(**changes):
     rows = [
         {"budget": b, "mean_cost": b, "ratio": 2 - b, "ratio_standard_error": 0.1 * (1 - b), "perplexity": 5.0}
@@ -74,6 +91,14 @@ def test_figures_of_both_verbs_become_curves(write):
     ]
     assert curves[0].points[0.8] == pytest.approx(Point(0.81, 1.2, 1.14, 1.26))
     assert all(curve.points[1.0] == Point(1.0, 1.0, 1.0, 1.0) for curve in curves)
+
+
+def test_what_has_no_dial_is_a_single_point(write):
+    plain, both = compare_report(), with_fixed(compare_report(), INT8=(0.25, 1.01), INT4=(0.18, 1.3))
+    curves = {curve.name: curve for curve in read_quality([write("a", both), write("b", with_fixed(plain, INT8=(0.25, 1.01)))])}
+    assert [name for name, curve in curves.items() if curve.fixed] == ["INT8", "INT4"]
+    assert curves["INT8"].control and curves["INT8"].points == {0.25: pytest.approx(Point(0.25, 1.01, 1.0, 1.02))}
+    assert [curve for curve in curves.values() if not curve.fixed] == read_quality([write("c", plain)])
 
 
 def test_budgets_may_come_from_several_files(write):
@@ -118,6 +143,18 @@ def test_speed_and_its_ceiling(write):
     assert ceiling.points[1.0].value == pytest.approx(1.2)
 
 
+def test_the_base_in_one_precision_is_a_point_of_its_table(write):
+    report = bench_report()
+    uniform = {"ratio": 3.0, "ratio_low": 2.5, "ratio_high": 3.5, "mean_cost": 0.25, "weights_read": None}
+    for title, case in zip(report["tables"], ("uniform INT8", "uniform INT4, INT8 head"), strict=True):
+        report["tables"][title].append(uniform | {"case": case})
+    first, ceiling, int8, second, int4 = read_speed(write("bench", report))
+    assert (
+        int8 == Curve("uniform INT8", {0.25: Point(0.25, 3.0, 2.5, 3.5)}, fixed=True) and int4.name == "uniform INT4, INT8 head"
+    )
+    assert [first, ceiling, second] == read_speed(write("plain", bench_report()))
+
+
 def draw(path, curves, speed=()):
     """Pixels [H, W, 3] of the picture."""
     draw_budget_curve(curves, path, speed)
@@ -155,6 +192,28 @@ def test_the_mark_at_the_edge_has_the_colour_of_its_curve(tmp_path):
     with_mark, without = (rows_of(pixels[: top + 4], PALE[0]) for pixels in edge[::-1])
     assert len(with_mark) > len(without)
     assert top < edge[1].shape[0] // 8
+
+
+def test_a_point_without_a_dial_is_drawn_with_its_name_and_not_in_the_legend(tmp_path):
+    """Ink right of a point, at its height; a longer name reaches further; lines keep their colours and marks."""
+    sensible, ink = line(1, 1.5, 2, 3, 4, 5), []
+    for name in ("", "name", "a long name"):
+        point = Curve(name, {0.7: Point(0.7, 4.5, 4.5, 4.5)}, control=True, fixed=True)
+        pixels = draw(tmp_path / "x.png", [point, sensible])
+        ink.append(int((pixels.amax(dim=-1) < 0.45).sum()))
+    assert ink[0] < ink[1] < ink[2]
+    alone = draw(tmp_path / "y.png", [sensible])
+    with_point = draw(tmp_path / "z.png", [Curve("n", {0.7: Point(0.7, 4.5, 4.5, 4.5)}, control=True, fixed=True), sensible])
+    assert torch.equal(rows_of(with_point, STRONG[0]), rows_of(alone, STRONG[0]))
+
+
+def test_a_point_without_a_dial_that_explodes_is_named_at_the_edge(tmp_path):
+    sensible, ink = line(1, 1.5, 2, 3, 4, 5), []
+    for name in ("n", "a long name"):
+        point = Curve(name, {0.6: Point(0.6, 4000.0, 4000.0, 4000.0)}, control=True, fixed=True)
+        top = draw(tmp_path / "x.png", [point, sensible])[:80]
+        ink.append(int((top.amax(dim=-1) < 0.45).sum()))
+    assert ink[1] > ink[0] + 50
 
 
 def test_speed_is_drawn_beside_quality(tmp_path):

@@ -66,8 +66,9 @@ def test_generate_from_an_artifact_uses_its_own_controller(base_folder, tmp_path
     done = anee("generate", "--model", tmp_path / "artifact", "--prompt", "w5 w6", "--max-new-tokens", 3, "--stats")
     assert done.exit_code == 0, done.output
     assert re.search(r"mean cost 0\.(6|7)", done.stderr)
-    done = anee("generate", "--model", tmp_path / "artifact", "--prompt", "w5", "--controller", "plan")
-    assert done.exit_code == 1 and "has its own controller" in done.stderr
+    for option in (("--controller", "plan"), ("--precisions", "int8")):
+        done = anee("generate", "--model", tmp_path / "artifact", "--prompt", "w5", *option)
+        assert done.exit_code == 1 and " ".join(option) in done.stderr and "has its own controller" in done.stderr
 
 
 def test_sampling_is_seeded(base_folder):
@@ -89,6 +90,8 @@ def test_sampling_is_seeded(base_folder):
         (["perplexity", "--text", __file__, "--output", "no/such/folder/scores.json"], 1, "--output no/such/folder"),
         (["perplexity"], 2, "--text"),
         (["compare", "--text", __file__, "--budgets", "1.0"], 1, "--budgets 1.0"),
+        (["generate", "--prompt", "w5", "--precisions", "int8,int9"], 1, "--precisions int8,int9: 'int9' is not allowed"),
+        (["generate", "--prompt", "w5", "--precisions", "int8,int8"], 1, "list of different ones"),
         (["compare", "--text", __file__, "--also", "mine"], 1, "--also mine"),
         (["compare", "--text", __file__, "--also", "plan=x", "--also", "plan=y"], 1, "given twice"),
         (["compare", "--text", __file__, "--length", "100000"], 1, "--length 100000"),
@@ -206,6 +209,29 @@ def test_demo_prints_three_budgets_and_draws(as_demo_base, tmp_path):
     assert (tmp_path / "out" / "heatmap.png").is_file()
 
 
+def test_demo_in_precisions_takes_the_base_and_budgets_that_fit(shipped, tmp_path):
+    done = anee("demo", "--output", tmp_path / "out", "--max-new-tokens", 4, "--prompt", "w5 w6", "--precisions", "int8,int4")
+    assert done.exit_code == 0, done.output
+    assert "controller: plan" in done.stdout and "energy_budget 0.8" not in done.stdout
+    assert all(f"energy_budget {budget}" in done.stdout for budget in (1.0, 0.5, 0.26))
+    assert "head int8 for " in done.stdout and "'▓' INT8" in done.stdout
+
+
+def test_generate_and_perplexity_run_a_base_in_precisions(base_folder, text, tmp_path):
+    call = ("--model", base_folder, "--precisions", "int8, int4")
+    options = ("--energy-budget", 0.4, "--max-new-tokens", 4, "--stats", "--page", tmp_path / "page.html")
+    done = anee("generate", *call, "--prompt", "w5 w6 w7", *options)
+    assert done.exit_code == 0, done.output
+    assert ", head int8 for " in done.stderr and "'▓' INT8" in done.stderr
+    assert "<dt>head</dt>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    small = ("--text", text, "--length", 32, "--limit", 2, "--budgets", "0.35,0.2", "--output", tmp_path / "scores.json")
+    done = anee("perplexity", *call, *small)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "scores.json").read_text())["rows"]
+    assert [row["mean_cost"] for row in rows] == pytest.approx([1.0, 0.35, 0.2], abs=0.03)
+    assert abs(rows[1]["ratio"] - 1) < 0.1
+
+
 def test_demo_uses_the_artifact_of_a_checkout(shipped, tmp_path):
     done = anee("demo", "--output", tmp_path / "out", "--max-new-tokens", 4, "--prompt", "w5 w6")
     assert done.exit_code == 0, done.output
@@ -248,6 +274,7 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, forks, tmp_path, m
         rows = {row["case"]: row for row in rows}
         assert rows["plain"]["ratio"] == 1.0 and rows["budget 1.0"]["mean_cost"] == 1.0
         assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
+        assert rows["uniform INT4, INT8 head"]["mean_cost"] < rows["uniform INT8"]["mean_cost"] < 0.4
         assert title in done.stdout
     assert set(report["peak_memory"]) == {"plain", "budget 1.0", "budget 0.5"}
     assert "peak memory" in done.stdout
@@ -306,6 +333,9 @@ def test_compare_puts_controllers_beside_controls(base_folder, text, tmp_path):
     names = [row["name"] for row in report["rows"]]
     assert names.count("plan") == names.count("mine") == names.count("random skip, same bridges") == 2
     assert "| 0.9 | mine |" in done.stdout
+    assert (
+        names[1:4] == ["uniform INT8", "uniform INT4, INT8 head", "uniform INT4"] and "| fixed | uniform INT8 |" in done.stdout
+    )
     done = anee(*call, "--limit", 3, "--output", tmp_path / "rows.json")
     assert done.exit_code == 0 and json.loads((tmp_path / "rows.json").read_text())["windows"] == 3
 

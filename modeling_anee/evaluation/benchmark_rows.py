@@ -92,7 +92,9 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
 def weights_read(model: AneeForCausalLM, trace: ExecutionTrace) -> float:
     """Share of the whole model's bytes in what was run, bridges and heads included; deferred keys cost next to none."""
     table = model.config.table
-    costs = model.stack.measure_costs("bytes", model.bridges, table)
+    costs = model.costs
+    if costs.unit != "bytes":
+        costs = model.stack.measure_costs("bytes", model.bridges, table)
     read = costs.layers.clone()
     for place, action in enumerate(table):
         if action.attention == NONE:  # its layers cost keys and values
