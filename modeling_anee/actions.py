@@ -328,8 +328,14 @@ def _with_looks(rows: list[Action]) -> list[Action]:
 
 def _meaning(row: Action) -> str:
     """What a row does, in a few words."""
+    attention, feed_forward = row.attention, row.feed_forward
+    if row.is_whole:
+        apart = f"attention ran as {attention}, feed-forward as {feed_forward}"
+        return f"attention and feed-forward ran as {attention}" if attention == feed_forward else apart
     if row.runs:
-        return f"attention ran as {row.attention}, feed-forward as {row.feed_forward}"
+        return (
+            f"only the feed-forward ran, as {feed_forward}" if attention == NONE else f"only the attention ran, as {attention}"
+        )
     what = "the token had left already" if row.leaves else "the layer was skipped"
     return f"{what}, its keys and values are {row.keys_values}"
 

@@ -44,6 +44,13 @@ def test_rows_of_precisions_have_looks_that_read_as_an_order():
     for name in ("letter", "symbol", "colour"):
         looks = [getattr(row, name) for row in table]
         assert len(set(looks)) == len(table), looks
+    meanings = {
+        "INT8": "attention and feed-forward ran as int8",
+        "INT8_INT4": "attention ran as int8, feed-forward as int4",
+        "INT4_SKIP_FFN": "only the attention ran, as int4",
+        "SKIP_INT4": "the layer was skipped, its keys and values are int4",
+    }
+    assert all(table[table.place(name)].meaning == meaning for name, meaning in meanings.items())
     assert table.plan("P8654", 5) == [table.place(name) for name in ("PROCESS", "INT8", "INT4_INT8", "INT8_INT4", "INT4")]
     dearest_first = (
         "PROCESS INT8 INT4_INT8 INT8_INT4 INT4 SKIP_INT4",

@@ -30,7 +30,8 @@ FIELDS = {"bridge_rank": 4, "bridge_layers": [1, 2], "ffn_bridge_rank": 3, "ffn_
 ROW = {"name": "plan", "budget": 0.8, "cost": 0.79, "perplexity": 12.3, "ratio": 1.25, "standard_error": 0.01}
 SCORED = {"budget": 0.8, "mean_cost": 0.787, "perplexity": 12.8, "ratio": 1.3, "ratio_standard_error": 0.02}
 PLACE = {"text": "other.txt", "windows": 7, "length": 64}
-COMPARISON = {**PLACE, "rows": [ROW]}
+FIXED = ROW | {"name": "uniform INT8", "budget": 0.252, "cost": 0.252, "perplexity": 10.1, "ratio": 1.001, "fixed": True}
+COMPARISON = {**PLACE, "rows": [FIXED, ROW]}
 BUDGETS = {**PLACE, "rows": [SCORED | {"budget": 1.0, "mean_cost": 1.0}, SCORED]}
 SAMPLES = {"max_new_tokens": 9, "rows": [{"prompt": "Why?", "budget": 0.8, "cost": 0.8, "text": "# so\n```"}]}
 
@@ -137,6 +138,7 @@ def test_figures_that_are_given_are_on_it(workshop):
     assert done.exit_code == 0 and done.stdout.split() == ["card:", str(workshop / "artifact" / "README.md")], done.output
     card = (workshop / "artifact" / "README.md").read_text()
     assert "| 0.8 | plan | 0.790 | 12.30 | 1.250 +- 0.010 |" in card
+    assert "| fixed | uniform INT8 | 0.252 | 10.10 | 1.001 +- 0.010 |" in card
     assert "| `other.txt` (7 windows of 64 tokens) | 0.8 | 0.787 | 1.300 +- 0.020 |" in card
     assert "at most 0.013 off its budget" in card
     assert "````text\n# so\n```\n````" in card and "at most 9 tokens, unedited" in card

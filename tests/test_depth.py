@@ -57,7 +57,7 @@ def test_the_height_of_a_bar_is_the_depth_of_its_token(tmp_path):
     for whole, attention in ((2, 0), (4, 0), (2, 2), (2, 4)):
         one = actions.clone()
         one[..., :whole], one[..., whole : whole + attention] = int(PROCESS), int(SKIP_FFN)
-        pixels = picture(trace_of(one), tmp_path / "x.png")[60:]  # without the legend
+        pixels = picture(trace_of(one), tmp_path / "x.png")[:-40]  # without the legend
         areas[whole, attention] = [int(pixels_of(pixels, a).sum()) for a in (PROCESS, SKIP_FFN)]
     assert areas[4, 0][0] == pytest.approx(2 * areas[2, 0][0], rel=0.1)
     assert areas[2, 2][0] == pytest.approx(areas[2, 0][0], rel=0.1)

@@ -95,4 +95,4 @@ def _legend(figure: pyplot.Figure, taken: Sequence[Action]) -> None:
     handles += [
         Line2D([], [], color="#c1440e", linewidth=1.4, label="cost, share of the model"),
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8, frameon=False)
