@@ -3,12 +3,14 @@
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 from modeling_anee import AneeForCausalLM
@@ -18,18 +20,20 @@ from modeling_anee.training import default_recipe, speed
 from modeling_anee.training import fit as fitting
 from modeling_anee.training.allotment import DoesNotFit
 from modeling_anee.training.checkpoint import read_tensors
-from modeling_anee.training.default_recipe import Request, base_section, lengths, make_recipe, shape_of
+from modeling_anee.training.default_recipe import Request, base_section, lengths, make_recipe
 from modeling_anee.training.default_stages import (
+    ACTIONS,
     BATCH_WINDOWS,
     BRIDGED,
+    BRIDGED_ACTIONS,
     DEFAULT_STAGES,
     PLANS,
-    Shape,
     anee_fields,
     chosen_stages,
 )
 from modeling_anee.training.recipe import STAGE_NAMES, read_recipe
 from modeling_anee.training.recipe_file import is_there, write_recipe
+from modeling_anee.training.shape import Shape, check_layers
 from modeling_anee.training.speed import Speed
 
 from . import children
@@ -37,9 +41,13 @@ from .tiny import GROUPED, tiny_base
 from .workshop import make_workshop, tiny_tokenizer, words
 
 
-def speed_of(model, length):
+# That of SmolLM2-135M-Instruct, with bridges.
+SHAPE = Shape(30, 576, 8192, len(BRIDGED_ACTIONS), True, head=0.2105, small_head=0.053, in_8_bits=0.2516, in_4_bits=0.1766)
+
+
+def speed_of(model, length, budgets):
     """A machine on which a forward of 64 tokens takes a tenth of a second."""
-    return Speed(length, 0.1 * length / 64, 0.3 * length / 64, 0.01)
+    return Speed(length, 0.1 * length / 64, 0.1 * length / 64, 0.3 * length / 64, 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,8 @@ def workshop(tmp_path_factory):
 def quick(monkeypatch):
     """Speeds that are always the same."""
     monkeypatch.setattr(default_recipe, "measure_speed", speed_of)
+    monkeypatch.setattr(default_recipe, "measure_sampling", lambda model: 1e-4)
+    monkeypatch.setattr(default_recipe, "time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
 def anee_fit(*arguments):
@@ -69,10 +79,10 @@ def request_of(workshop, minutes=1.0, stages=None, base="base", data="data"):
 
 
 def test_more_minutes_make_more_of_it_and_estimates_keep_to_them(workshop, quick):
-    made = [make_recipe(request_of(workshop, minutes)) for minutes in (1.0, 1.5)]
+    made = [make_recipe(request_of(workshop, minutes)) for minutes in (0.6, 0.9)]
     less, more = ({one.stage: one for one in each.estimates} for each in made)
     assert [*less] == [*more] == [*made[0].recipe["stages"]] == [name for name in STAGE_NAMES if name in DEFAULT_STAGES]
-    assert sum(one.seconds for one in less.values()) <= 60.0 and sum(one.seconds for one in more.values()) <= 90.0
+    assert sum(one.seconds for one in less.values()) <= 36.0 and sum(one.seconds for one in more.values()) <= 54.0
     assert more["bridges"].count > less["bridges"].count >= 20
     assert made[0].recipe["stages"]["bridges"]["steps"] == less["bridges"].count and less["bridges"].unit == "steps"
 
@@ -88,18 +98,30 @@ def test_too_few_minutes_are_an_error_with_the_least_that_is_enough(workshop, qu
 
 def test_windows_are_shorter_where_time_is_short(tmp_path, workshop, quick):
     (tmp_path / "long.txt").write_text(words(60_000))
-    long, short = (make_recipe(Request(str(workshop / "base"), tmp_path, minutes)).recipe for minutes in (20.0, 1.5))
+    long, short = (make_recipe(Request(str(workshop / "base"), tmp_path, minutes)).recipe for minutes in (20.0, 0.6))
     assert long["length"] == 512 > short["length"] >= 64
 
 
-def test_speed_is_that_of_this_machine(workshop):
-    base = tiny_base()
-    model = AneeForCausalLM.from_base(base, base_model_name_or_path="tiny/base", bridge_rank=4, ffn_bridge_rank=2)
+def test_speed_is_that_of_this_machine():
+    fields = {"base_model_name_or_path": "tiny/base", "controller": "plan", "precisions": ["int8", "int4"]}
+    model = AneeForCausalLM.from_base(tiny_base(), **fields, bridge_rank=4, ffn_bridge_rank=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    measured = speed.measure_speed(model, 16)
-    assert measured.length == 16 and 0 < measured.forward < measured.step and measured.solve > 0
+    measured = speed.measure_speed(model, 16, (0.1, 0.15))
+    assert measured.length == 16 and 0 < measured.forward < measured.step and measured.cheap > 0 and measured.solve > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+    alone = AneeForCausalLM.from_base(tiny_base(), **fields)
+    measured = speed.measure_speed(alone, 16, (0.2, 0.3))
+    assert measured.cheap > 0 and measured.step == measured.solve == 0 and speed.measure_sampling(alone) > 0
+
+
+def test_plans_take_a_look_at_each_action_of_each_layer_and_two_more():
+    machine, alone = Speed(256, 1.0, 1.0), replace(SHAPE, actions=2, bridged=False)
+    half = 0.5 * (1 + alone.head)
+    for shape, actions in ((alone, 2), (SHAPE, 4)):
+        assert DEFAULT_STAGES[PLANS].seconds(shape, machine) == (0.0, pytest.approx(30 * (actions + 2) * half))
+    fixed, each = DEFAULT_STAGES[PLANS].seconds(alone, replace(machine, prepare=7.0, sample=0.1))
+    assert fixed == 14.0 and each == pytest.approx(30 * 4 * half + 25.6)
 
 
 # The base
@@ -107,24 +129,44 @@ def test_speed_is_that_of_this_machine(workshop):
 
 def test_numbers_are_in_proportion_to_the_base(workshop, quick):
     made = make_recipe(request_of(workshop))
-    anee = made.recipe["anee"]
+    anee, stages = made.recipe["anee"], made.recipe["stages"]
     assert made.recipe["base"] == {"name": str(workshop / "base"), "dtype": "float32"}
-    assert (anee["bridge_rank"], anee["ffn_bridge_rank"], anee["exit_layers"], anee["min_layers"]) == (5, 3, [2, 3], 1)
-    model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path="tiny/base")
-    assert anee["router_budgets"][-1] == pytest.approx(model.costs.head + 0.4 * (1 - model.costs.head), abs=1e-4)
+    assert (anee["bridge_rank"], anee["ffn_bridge_rank"], anee["min_layers"]) == (5, 3, 1)
+    assert anee["controller"] == "plan" and anee["controller_actions"] == [*BRIDGED_ACTIONS]
+    model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path="tiny/base", precisions=["int8", "int4"])
+    table, costs = model.config.table, model.costs
+    layers = float(costs.layers[:, table.place("INT4")].sum())
+    head = costs.heads[table.heads.index("int8")]
+    lowest, highest = stages["bridges"]["budgets"]
+    assert highest == pytest.approx(head + layers, abs=1e-4) and lowest == pytest.approx(head + 0.6 * layers, abs=1e-4)
+    assert stages["plans"]["lowest_budget"] < lowest == min(stages["refit"]["budgets"] + stages["calibration"]["budgets"])
+    assert max(stages["refit"]["budgets"]) < highest < max(stages["calibration"]["budgets"]) < 1
 
 
-def test_the_base_of_the_demo_gets_what_its_own_recipe_has():
-    shape = Shape(layers=30, hidden_size=576, context=8192, head=0.21048)
-    shipped = read_recipe(Path(__file__).parents[1] / "configuration" / "smollm2-135m-instruct.yaml")
-    assert anee_fields([*DEFAULT_STAGES], shape) == shipped.anee
-    section = DEFAULT_STAGES["bridges"].section(180, shape)
-    assert section == shipped.stages.bridges.model_dump(exclude_unset=True)
+def test_budgets_follow_from_what_fewer_bits_cost():
+    assert SHAPE.budgets((1.0, 0.5, 0.0)) == [0.1766, 0.1148, 0.053]
+    assert DEFAULT_STAGES["bridges"].section(180, SHAPE) == {
+        "steps": 180,
+        "batch_windows": BATCH_WINDOWS,
+        "learning_rate": 0.0012,
+        "budgets": [0.1272, 0.1766],
+    }
+    alone = replace(SHAPE, bridged=False)
+    assert DEFAULT_STAGES[PLANS].section(2, alone) == {"windows": 2, "lowest_budget": 0.0}
+    assert DEFAULT_STAGES["calibration"].section(2, alone)["budgets"] == [0.1766, 0.2141, 0.2516, 0.6258]
+
+
+def test_a_base_of_few_bits_is_refused():
+    model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path="tiny/base", precisions=["int8", "int4"])
+    model.costs = replace(model.costs, layers=model.costs.layers[:, :1].expand(-1, len(model.config.table)), heads=(0.1,) * 3)
+    with pytest.raises(ValueError, match="have few bits already"):
+        Shape.of(model)
 
 
 def test_windows_are_no_longer_than_what_the_base_takes():
-    assert lengths(None) == lengths(8192) == [512, 256, 128, 64]
-    assert lengths(200) == [200, 100] and lengths(40) == [40]
+    for context, expected in ((None, [512, 256, 128, 64]), (8192, [512, 256, 128, 64]), (200, [200, 100]), (40, [40])):
+        assert lengths(replace(SHAPE, context=context)) == expected
+    assert lengths(replace(SHAPE, bridged=False)) == [256, 128, 64], "plans alone"
 
 
 def test_the_dtype_is_the_base_s_own(tmp_path):
@@ -134,7 +176,7 @@ def test_the_dtype_is_the_base_s_own(tmp_path):
 
 def test_a_base_that_can_be_none_is_refused(workshop, tmp_path):
     with pytest.raises(ValueError, match="the base has 2 layers: at least 3"):
-        shape_of(LlamaConfig(**GROUPED | {"num_hidden_layers": 2}), 0.1)
+        check_layers(LlamaConfig(**GROUPED | {"num_hidden_layers": 2}))
     model = AneeForCausalLM.from_base(tiny_base(), base_model_name_or_path=str(workshop / "base"))
     model.save_pretrained(tmp_path / "artifact")
     with pytest.raises(ValueError, match="artifact is an artifact: name its base"):
@@ -154,10 +196,10 @@ def test_a_base_that_can_be_none_is_refused(workshop, tmp_path):
 
 def test_stages_are_in_their_order_with_those_that_they_need():
     assert chosen_stages(["bridges", PLANS]) == [PLANS, "bridges"]
-    with pytest.raises(ValueError, match=f"'routing', which is not allowed without {PLANS}: add it"):
+    with pytest.raises(ValueError, match=f"'refit', which is not allowed without {PLANS}: add it"):
+        chosen_stages(["refit"])
+    with pytest.raises(ValueError, match="'routing', which is not allowed: the stages of the default recipe are closed_form, "):
         chosen_stages(["routing"])
-    with pytest.raises(ValueError, match="'traces', which is not allowed: the stages of the default recipe are closed_form, "):
-        chosen_stages(["traces"])
     with pytest.raises(ValueError, match="--stages is empty"):
         chosen_stages([])
     assert set(DEFAULT_STAGES) <= set(STAGE_NAMES) and set(BRIDGED) <= set(DEFAULT_STAGES)
@@ -171,7 +213,8 @@ def test_plans_alone_need_no_text_to_train_on_and_no_bridges(tmp_path, workshop,
     request = Request(str(workshop / "base"), tmp_path / "data", 1.0, (PLANS,))
     made = make_recipe(request)
     assert [*made.recipe["text"]] == ["choose"] and [*made.recipe["stages"]] == [PLANS]
-    assert made.recipe["anee"] == {"controller": "plan", "min_layers": 1}
+    assert made.recipe["anee"] == anee_fields([PLANS], 4, 32)
+    assert made.recipe["anee"]["controller_actions"] == [*ACTIONS] and "bridge_rank" not in made.recipe["anee"]
     with pytest.raises(DoesNotFit, match=r"64 tokens in whole windows to calibrate with \(90% to 100% .* and 128 are needed"):
         make_recipe(Request(str(workshop / "base"), tmp_path / "data", 1.0, (PLANS, "calibration")))
     done = anee_fit(workshop / "base", "--data", tmp_path / "data", "--output", tmp_path / "run", "--stages", PLANS)
@@ -179,6 +222,39 @@ def test_plans_alone_need_no_text_to_train_on_and_no_bridges(tmp_path, workshop,
     artifact = AneeForCausalLM.from_pretrained(tmp_path / "run" / "artifact")
     assert artifact.config.plans and not list(artifact.bridges.parameters())
     assert not list((tmp_path / "run").glob("windows-train*"))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_plans_alone_need_no_data(tmp_path, workshop, template):
+    base = workshop / "base"
+    if not template:
+        base = tmp_path / "base"
+        tiny_base().save_pretrained(base)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(base)
+    done = anee_fit(base, "--output", tmp_path / "run", "--minutes", 1)
+    assert done.exit_code == 0, done.output
+    recipe = read_recipe(tmp_path / "run" / "recipe.yaml")
+    (source,) = recipe.text.choose
+    assert recipe.planned == [PLANS] and source.generated == ("chat" if template else "bos")
+    assert source.tokens == recipe.stages.plans.windows * recipe.length
+    assert "The base samples it." in (tmp_path / "run" / "recipe.yaml").read_text()
+    artifact = tmp_path / "run" / "artifact"
+    assert (artifact / "model.safetensors").stat().st_size < 1000
+    model = AutoModelForCausalLM.from_pretrained(artifact, dtype="float32")
+    shape = Shape.of(model)
+    costs = [float(model.costs.of_plans(torch.tensor(model.config.table.plan(p, 4)))) for p in model.config.plans]
+    assert costs == sorted(costs, reverse=True) and model.controller.floor <= shape.in_4_bits
+    spent = []
+    for budget in (1.0, 0.5, shape.in_8_bits, shape.in_4_bits):
+        output = model.generate(
+            torch.tensor([[3, 4, 5]]), energy_budget=budget, max_new_tokens=20, do_sample=False, return_dict_in_generate=True
+        )
+        spent.append(output.execution.mean_cost)
+    assert spent == sorted(spent, reverse=True) and spent[0] == pytest.approx(1.0) and spent[-1] < 0.6
+    again = anee_fit(base, "--output", tmp_path / "run", "--minutes", 1)
+    assert again.exit_code == 0 and "going on with" in again.stderr
 
 
 # Text
@@ -236,7 +312,8 @@ def test_a_base_is_fitted_by_one_command_which_goes_on_where_it_was(tmp_path, wo
     assert done.stdout.split() == ["artifact:", str(run / "artifact")] and f"going on with {run / 'recipe.yaml'}" in done.stderr
     assert (run / "recipe.yaml").read_bytes() == recipe
     artifact = AneeForCausalLM.from_pretrained(run / "artifact")
-    assert artifact.config.controller == "routed" and artifact.config.calibration
+    assert artifact.config.controller == "plan" and artifact.config.calibration
+    assert any("SKIP" in plan for plan in artifact.config.plans), "bridges are of use"
     assert len(artifact.config.calibration["budgets"]) == len(artifact.config.calibration["perplexity_ratio"])
 
 
@@ -302,10 +379,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, workshop):
             ["gpt2", "--data", ".", "--stage", "bridges"],
             "--stage bridges is not allowed with the base gpt2: it is for a recipe",
         ),
-        (["gpt2"], "--data is missing"),
+        (["gpt2", "--stages", "closed_form,plans"], "--data is missing: it must be a folder with text files for closed_form,"),
         (["gpt2", "--data", "gone"], "--data gone is not allowed: it must be a folder"),
         (["gpt2", "--data", ".", "--minutes", "0"], "--minutes 0 is not allowed"),
-        (["gpt2", "--data", ".", "--stages", "routing"], f"without {PLANS}"),
+        (["gpt2", "--data", ".", "--stages", "bridges"], f"without {PLANS}"),
+        (["gpt2", "--stages", "routing"], "'routing', which is not allowed"),
     ],
 )
 def test_errors_of_the_command_come_before_any_work(tmp_path, monkeypatch, arguments, message):

@@ -254,6 +254,7 @@ def stand_in(word, option, place):
         ("FOLDER", "--data"): place / "data",
         ("FOLDER", "--output"): place / "run",
         ("NEW_FOLDER", "--output"): place / "made",
+        ("PLANS_FOLDER", "--output"): place / "plans",
         ("BASE", None): place / "base",
         ("FOLDER", "--fit"): place / "run",
         ("FOLDER", "ARTIFACT"): place / "exported",

@@ -33,9 +33,12 @@ def fit(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the run: a new one, or the one of an interrupted run.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of text files. A recipe's default: the current one.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of text files. Default: the base samples text for plans; of a recipe: the current folder."),
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help=f"Base: how long the fit may take. Default: {MINUTES:g}.")] = None,
-    stages: Annotated[str | None, typer.Option(help="Base: stages of the default recipe, as in a,b. Default: all.")] = None,
+    stages: Annotated[str | None, typer.Option(help="Base: stages, as in a,b. Default: all; without --data: plans.")] = None,
     stage: Annotated[str | None, typer.Option(help="Recipe: run only this stage; default: all that are not done.")] = None,
 ) -> None:
     """Fit an artifact to a base, in a given time or by a recipe; an interrupted run goes on where it was."""
@@ -54,12 +57,10 @@ def fit(
     if by_recipe:
         artifact = fit_recipe(read_recipe(Path(what)), output, data or Path(), stage)
     else:
-        if data is None:
-            raise ValueError("--data is missing: it must be a folder with text files to fit the base on")
         names = None if stages is None else tuple(name.strip() for name in stages.split(",") if name.strip())
         estimates = prepare(Request(what, data, MINUTES if minutes is None else minutes, names), output)
         recipe = read_recipe(output / RECIPE)
-        artifact = fit_recipe(recipe, output, data, before_stage=time_left(estimates))
+        artifact = fit_recipe(recipe, output, data or Path(), before_stage=time_left(estimates))
     if is_first_process():
         say(f"artifact: {artifact}")
 
@@ -85,7 +86,7 @@ def prepare(request: "Request", folder: Path) -> "Sequence[Estimate]":
             tell(f"going on with {folder / 'recipe.yaml'}")
         else:
             with only_run_in(folder):
-                with waiting("reading the text and measuring the base"):
+                with waiting("looking at the text and measuring the base"):
                     made = make_recipe(request)
                 estimates = made.estimates
                 tell(f"recipe: {write_recipe(request, made, folder)}. {measured(made)}")

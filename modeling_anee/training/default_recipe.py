@@ -4,7 +4,8 @@ import math
 import os
 import re
 import shlex
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from ..data.bases import DEMO_BASE, Base, config_of, load_base_of
 from ..data.documents import check_end
 from ..data.encoding import start_tokens
 from ..data.own_text import PARTS, OwnText
-from ..data.sources import FileSource
+from ..data.sampled_text import SampledText
+from ..data.sources import FileSource, GeneratedSource
 from .allotment import DoesNotFit, Effort, allot, least_seconds
-from .default_stages import BATCH_WINDOWS, BRIDGED, DEFAULT_STAGES, EPOCHS, Shape, anee_fields, chosen_stages
+from .default_stages import BATCH_WINDOWS, DEFAULT_STAGES, EPOCHS, PLANS, SHARES, anee_fields, chosen_stages
 from .recipe import Recipe
 from .run import wrap
-from .speed import Speed, measure_speed
+from .shape import Shape, check_layers
+from .speed import Speed, measure_sampling, measure_speed
 
 
 LONGEST, SHORTEST = 512, 64  # tokens of a window
+LONGEST_ALONE = 256  # where plans are all that is sought: more windows are worth more than longer ones
 LEAST_TEXT = 8  # windows that a stage of steps needs
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -35,16 +39,16 @@ class Request:
 
     Args:
         base: Hub name or folder of the base, or the demo's.
-        data: folder of text files.
+        data: folder of text files; None: the base samples what plans are chosen on, and nothing else is fitted.
         minutes: that the fit should take.
-        stages: names of stages of the default recipe; None for all.
+        stages: names of stages of the default recipe; None for all, or plans alone without data.
 
     Raises:
-        ValueError: a base that can be none, minutes that are no time, or stages that are not allowed.
+        ValueError: a base that can be none, minutes that are no time, stages that are not allowed, or no data for them.
     """
 
     base: str
-    data: Path
+    data: Path | None
     minutes: float
     stages: tuple[str, ...] | None = None
 
@@ -52,7 +56,12 @@ class Request:
         """Check every field."""
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise ValueError(f"--minutes {self.minutes:g} is not allowed: it must be above 0")
-        chosen_stages(self.stages)
+        chosen = self.chosen
+        if self.data is None and chosen != [PLANS]:
+            raise ValueError(
+                f"--data is missing: it must be a folder with text files for {', '.join(chosen)}; without it there are "
+                f"--stages {PLANS} alone"
+            )
         known = self.base == DEMO_BASE or os.path.isdir(self.base)
         if not known and (os.path.exists(self.base) or not HUB_NAME.fullmatch(self.base)):
             raise ValueError(
@@ -61,9 +70,15 @@ class Request:
             )
 
     @property
+    def chosen(self) -> list[str]:
+        """Names of the stages in their order."""
+        return [PLANS] if self.data is None and self.stages is None else chosen_stages(self.stages)
+
+    @property
     def command(self) -> str:
         """The command that asks for this, without its output: the same for the same request."""
-        words = ["anee", "fit", self.base, "--data", str(self.data), "--minutes", f"{self.minutes:g}"]
+        data = [] if self.data is None else ["--data", str(self.data)]
+        words = ["anee", "fit", self.base, *data, "--minutes", f"{self.minutes:g}"]
         return shlex.join([*words, "--stages", ",".join(self.stages)] if self.stages is not None else words)
 
 
@@ -103,19 +118,23 @@ def make_recipe(request: Request) -> Made:
         OSError: the base can't be found or read.
         ValueError: a base or text that can't be used, or too little text or time, with how much is needed.
     """
-    text = OwnText.of(request.data)
+    text = SampledText() if request.data is None else OwnText.of(request.data)
     base = base_section(request.base)
     loaded, tokenizer, fields = load_base_of(base)
     check_end(tokenizer)
     loaded = loaded.to(device_here())
-    shape = shape_of(loaded.config.get_text_config(), head=0.0)
-    # Bridges of every kind, whatever the stages: the speed is measured with them.
-    model = wrap(loaded, fields | anee_fields(BRIDGED, shape), 0)
-    shape = shape_of(loaded.config.get_text_config(), model.costs.head)
+    config = loaded.config.get_text_config()
+    check_layers(config)
+    begin = time.perf_counter()
+    model = wrap(loaded, fields | anee_fields(request.chosen, config.num_hidden_layers, config.hidden_size), 0)
+    prepare, shape = time.perf_counter() - begin, Shape.of(model)
+    sample = measure_sampling(model) if request.data is None else 0.0
+    lowest, highest = shape.budgets((SHARES[-1], SHARES[0]))
     failure: DoesNotFit | None = None
-    for length in lengths(shape.context):
+    for length in lengths(shape):
         try:
-            return _fitted(request, base, text, tokenizer, shape, measure_speed(model, length))
+            speed = measure_speed(model, length, (lowest, highest))
+            return _fitted(request, base, text, tokenizer, shape, replace(speed, prepare=prepare, sample=sample))
         except DoesNotFit as error:  # shorter windows need less of both
             failure = error
     assert failure is not None
@@ -141,26 +160,20 @@ def base_section(name: str) -> Base:
     return Base(name=place, dtype=dtype if dtype in DTYPES else DTYPES[0])  # type: ignore[arg-type]
 
 
-def shape_of(config: Any, head: float) -> Shape:
-    """What a default recipe follows from, of a base's configuration.
-
-    Raises:
-        ValueError: it has too few layers to leave any out.
-    """
-    layers, context = config.num_hidden_layers, getattr(config, "max_position_embeddings", None)
-    if layers < 3:
-        raise ValueError(f"the base has {layers} layers: at least 3 are needed, since the first and the last are always run")
-    return Shape(layers, config.hidden_size, context, head)
-
-
-def lengths(context: int | None) -> list[int]:
-    """Tokens of a window, the best first: `LONGEST` or what the base takes, then halves of it."""
-    longest = min(LONGEST, context or LONGEST)
+def lengths(shape: Shape) -> list[int]:
+    """Tokens of a window, the best first: the longest, or what the base takes, then halves of it."""
+    longest = longest_of(shape)
+    longest = min(longest, shape.context or longest)
     return [longest, *(length for length in (longest // 2, longest // 4, longest // 8) if length >= SHORTEST)]
 
 
-def _fitted(request: Request, base: Base, text: OwnText, tokenizer: Any, shape: Shape, speed: Speed) -> Made:
-    stages, seconds = chosen_stages(request.stages), 60 * request.minutes
+def longest_of(shape: Shape) -> int:
+    """Tokens of a window at most, whatever the base takes."""
+    return LONGEST if shape.bridged else LONGEST_ALONE
+
+
+def _fitted(request: Request, base: Base, text: OwnText | SampledText, tokenizer: Any, shape: Shape, speed: Speed) -> Made:
+    stages, seconds = request.chosen, 60 * request.minutes
     needed = {part: count for part in PARTS if (count := needed_windows(part, stages, shape, speed))}
     # More than the base could run in the whole time are of no use.
     most = {part: max(count, math.ceil(seconds / speed.forward)) for part, count in needed.items()}
@@ -181,7 +194,11 @@ def _fitted(request: Request, base: Base, text: OwnText, tokenizer: Any, shape: 
 
 
 def recipe_fields(
-    base: Base, length: int, sources: dict[str, list[FileSource]], shape: Shape, counts: dict[str, int]
+    base: Base,
+    length: int,
+    sources: dict[str, list[FileSource] | list[GeneratedSource]],
+    shape: Shape,
+    counts: dict[str, int],
 ) -> dict[str, Any]:
     """The fields of a recipe, checked.
 
@@ -198,7 +215,7 @@ def recipe_fields(
         "length": length,
         "device": device_here(),  # by its name: several processes share a CPU only if told to
         "text": {part: [source.model_dump(exclude_defaults=True) for source in own] for part, own in sources.items()},
-        "anee": anee_fields([*counts], shape),
+        "anee": anee_fields([*counts], shape.layers, shape.hidden_size),
         "stages": {name: DEFAULT_STAGES[name].section(count, shape) for name, count in counts.items()},
     }
     Recipe.model_validate(fields)

@@ -5,39 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from .recipe import STAGE_NAMES
+from .shape import Shape
 from .speed import Speed
 
 
 PLANS = "plans"  # the stage that finds plans
+PRECISIONS = ("int8", "int4")
+# What plans are sought over: few, since each costs a look at every layer.
+ACTIONS = ("INT8", "INT4")
+BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
 EPOCHS = 4  # how often a stage of steps sees its text at most
-PLAN_RUNS = 4  # runs of half the stack for each layer, by the greedy search: 2 at first, the others as its queue asks
+LATER_RUNS = 2  # runs of half the stack for each layer after the first look at its actions, by the greedy search
 STATES = 2**32  # bytes of hidden states that `refit` keeps at most
-# What is spent on the layers; the head comes on top of it.
-ROUTED = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-CALIBRATED = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.45)
-LOWEST = 0.38  # plans are sought a little below the lowest budget, so that it has one
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a default recipe follows from, of a base.
-
-    Args:
-        layers: how many.
-        hidden_size: width of the hidden states.
-        context: tokens that the base takes; None if it does not say.
-        head: cost of the head, as a share of the whole model.
-    """
-
-    layers: int
-    hidden_size: int
-    context: int | None
-    head: float
-
-    def budgets(self, shares: Sequence[float]) -> list[float]:
-        """Budgets of the whole model that spend these shares on its layers."""
-        return [round(self.head + (1.0 - self.head) * share, 4) for share in shares]
+# What bridges leave of the layers in 4 bits; the head, in 8, comes on top of it.
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
+LOWEST = 0.58  # plans are sought a little below the lowest budget, so that it has one
 
 
 @dataclass(frozen=True)
@@ -72,32 +55,25 @@ def _regressed(shape: Shape, speed: Speed) -> int:
 
 def _kept(shape: Shape, speed: Speed) -> int:
     """Windows whose hidden states along every plan fit beside each other."""
-    each = (len(ROUTED) + 1) * speed.length * shape.hidden_size * 4
+    each = (len(SHARES) + 1) * speed.length * shape.hidden_size * 4
     return max(_regressed(shape, speed), min(256, STATES // each))
 
 
 def _measured_plans(shape: Shape, speed: Speed) -> tuple[float, float]:
-    # Each of a layer's two actions alone, then some of them again for every layer that is given up; from that layer on.
-    half = (0.5 * (1.0 - shape.head) + shape.head) * speed.forward
-    return 0.0, shape.layers * (PLAN_RUNS * half + (1.0 - shape.head) * speed.forward)
+    # Each action of each layer alone, from that layer on; then some again, when most layers are in fewer bits.
+    full, cheap = (0.5 * (1.0 + shape.head) * forward for forward in (speed.forward, speed.cheap))
+    return 2 * speed.prepare, shape.layers * (shape.actions * full + LATER_RUNS * cheap) + speed.length * speed.sample
 
 
-def _tuning(cost: float, rate: float) -> DefaultStage:
-    """A stage of steps along plans, each of which costs so many measured ones a window."""
-    return DefaultStage(
-        text="train",
-        share=0.25,
-        least=lambda shape, speed: 10,
-        most=lambda shape, speed: 10_000,
-        seconds=lambda shape, speed: (0.0, BATCH_WINDOWS * cost * speed.step),
-        section=lambda steps, shape: _steps(steps, rate) | {"budgets": shape.budgets((ROUTED[-1], ROUTED[0]))},
-        needs=(PLANS,),
-        steps=True,
-    )
+def _sought(windows: int, shape: Shape) -> dict[str, Any]:
+    """Without bridges there is a cheapest plan soon, which all steps lead to."""
+    return {"windows": windows, "lowest_budget": shape.budgets((LOWEST,))[0] if shape.bridged else 0.0}
 
 
-def _steps(steps: int, rate: float) -> dict[str, Any]:
-    return {"steps": steps, "batch_windows": BATCH_WINDOWS, "learning_rate": rate}
+def _calibrated(shape: Shape) -> list[float]:
+    """Budgets of bits alone, from the base down to where bridges begin, and those of bridges."""
+    bits = [(1.0 + shape.in_8_bits) / 2, shape.in_8_bits, (shape.in_8_bits + shape.in_4_bits) / 2, shape.in_4_bits]
+    return sorted({*(round(budget, 4) for budget in bits), *shape.budgets(SHARES if shape.bridged else ())})
 
 
 # Learning rates are those of the shipped artifact's recipe. Of a few minutes, those that solve for bridges are spent best: with
@@ -115,28 +91,32 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         text="choose",
         share=0.12,
         least=lambda shape, speed: 1,
-        most=lambda shape, speed: 8,
+        most=lambda shape, speed: 8 if shape.bridged else 2,
         seconds=_measured_plans,
-        section=lambda windows, shape: {"windows": windows, "lowest_budget": shape.budgets((LOWEST,))[0]},
+        section=_sought,
     ),
     "refit": DefaultStage(
         text="train",
         share=0.20,
         least=_regressed,
         most=_kept,
-        seconds=lambda shape, speed: (shape.layers * speed.solve, 4.5 * speed.forward),
-        section=lambda windows, shape: {"windows": windows, "ridge": 0.001, "budgets": shape.budgets(ROUTED[1:])},
+        seconds=lambda shape, speed: (shape.layers * speed.solve, 1.5 * speed.forward + 3.0 * speed.cheap),
+        section=lambda windows, shape: {"windows": windows, "ridge": 0.001, "budgets": shape.budgets(SHARES[1:])},
         needs=(PLANS,),
     ),
-    "bridges": _tuning(1.0, 0.0012),
-    "routing": _tuning(1.2, 0.001),
-    "exits": DefaultStage(
+    "bridges": DefaultStage(
         text="train",
-        share=0.03,
-        least=lambda shape, speed: 5,
-        most=lambda shape, speed: 200,
-        seconds=lambda shape, speed: (0.0, BATCH_WINDOWS * (1.0 + 3.0 * shape.head) * speed.forward),
-        section=lambda steps, shape: _steps(steps, 0.002),
+        share=0.25,
+        least=lambda shape, speed: 10,
+        most=lambda shape, speed: 10_000,
+        seconds=lambda shape, speed: (0.0, BATCH_WINDOWS * speed.step),
+        section=lambda steps, shape: {
+            "steps": steps,
+            "batch_windows": BATCH_WINDOWS,
+            "learning_rate": 0.0012,
+            "budgets": shape.budgets((SHARES[-1], SHARES[0])),
+        },
+        needs=(PLANS,),
         steps=True,
     ),
     "calibration": DefaultStage(
@@ -144,12 +124,12 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         share=0.05,
         least=lambda shape, speed: 2,
         most=lambda shape, speed: 64,
-        seconds=lambda shape, speed: (0.0, len(CALIBRATED) * speed.forward),
-        section=lambda windows, shape: {"windows": windows, "budgets": sorted(shape.budgets(CALIBRATED))},
+        seconds=lambda shape, speed: (speed.prepare, speed.forward + len(_calibrated(shape)) * speed.cheap),
+        section=lambda windows, shape: {"windows": windows, "budgets": _calibrated(shape)},
         needs=(PLANS,),
     ),
 }
-BRIDGED = ("closed_form", "refit", "bridges", "routing")  # what a base without bridges has no use for
+BRIDGED = ("closed_form", "refit", "bridges")  # what a base without bridges has no use for
 
 
 def chosen_stages(names: Sequence[str] | None) -> list[str]:
@@ -172,14 +152,10 @@ def chosen_stages(names: Sequence[str] | None) -> list[str]:
     return [name for name in STAGE_NAMES if name in names]
 
 
-def anee_fields(stages: Sequence[str], shape: Shape) -> dict[str, Any]:
-    """Fields of `AneeConfig` for these stages, in proportion to those of the shipped artifact."""
-    layers, size = shape.layers, shape.hidden_size
-    fields: dict[str, Any] = {"controller": "plan", "min_layers": max(1, round(layers / 10))}
-    if "routing" in stages:
-        fields |= {"controller": "routed", "controller_hidden_sizes": [64], "router_budgets": shape.budgets(ROUTED)}
-    if any(name in BRIDGED for name in stages):
-        fields |= {"bridge_rank": max(1, size // 6), "ffn_bridge_rank": max(1, size // 9)}
-    if "exits" in stages:
-        fields |= {"exit_translator_rank": max(1, size // 9), "exit_layers": sorted({layers // 2, 3 * layers // 4})}
-    return fields
+def anee_fields(stages: Sequence[str], layers: int, hidden_size: int) -> dict[str, Any]:
+    """Fields of `AneeConfig` for these stages, over a base of so many layers and such a size."""
+    fields: dict[str, Any] = {"controller": "plan", "min_layers": max(1, round(layers / 10)), "precisions": [*PRECISIONS]}
+    if not any(name in BRIDGED for name in stages):
+        return fields | {"controller_actions": [*ACTIONS]}
+    ranks = {"bridge_rank": max(1, hidden_size // 6), "ffn_bridge_rank": max(1, hidden_size // 9)}
+    return fields | {"controller_actions": [*BRIDGED_ACTIONS]} | ranks

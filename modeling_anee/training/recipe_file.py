@@ -8,8 +8,9 @@ import yaml
 from ..data.files import is_part, write_file
 from ..data.text import read_lines
 from . import lock
-from .default_recipe import LONGEST, Estimate, Made, Request
-from .default_stages import LOWEST, ROUTED
+from .default_recipe import Estimate, Made, Request, longest_of
+from .default_stages import SHARES
+from .shape import Shape
 from .state import RECIPE
 
 
@@ -38,10 +39,10 @@ def write_recipe(request: Request, made: Made, folder: Path) -> Path:
     lines = [
         f"# {request.command}",
         "# The same command goes on with this file. A copy of it is a recipe of yours to edit, for another folder:",
-        "#   anee fit COPY.yaml --data FOLDER --output FOLDER",
+        f"#   anee fit COPY.yaml{'' if request.data is None else ' --data FOLDER'} --output FOLDER",
         *_comments(measured(made)),
     ]
-    notes = notes_of(made)
+    notes = notes_of(request, made)
     for name, value in made.recipe.items():
         lines += [*_comments(notes.get(name)), *_lines(name, value, notes)]
     write_file(folder / RECIPE, "\n".join(lines) + "\n")
@@ -51,28 +52,41 @@ def write_recipe(request: Request, made: Made, folder: Path) -> Path:
 def measured(made: Made) -> str:
     """What was measured, in words."""
     speed = made.speed
-    return (
-        f"Measured on this machine, for a window of {speed.length} tokens: {speed.forward:.3g} s a forward, "
-        f"{speed.step:.3g} s a step of training; {speed.solve:.3g} s to solve for a bridge."
+    text = (
+        f"Measured on this machine: {speed.prepare:.3g} s to make weights of 8 and 4 bits; for a window of {speed.length} "
+        f"tokens {speed.forward:.3g} s a forward, {speed.cheap:.3g} s in 4 bits"
     )
+    bridges = f", {speed.step:.3g} s a step of training; {speed.solve:.3g} s to solve for a bridge"
+    return f"{text}{bridges if made.shape.bridged else ''}."
 
 
-def notes_of(made: Made) -> dict[str, str]:
+def notes_of(request: Request, made: Made) -> dict[str, str]:
     """Comments by field or by section and field."""
     shape, start = made.shape, made.start
     begins = f"{start!r}, which the tokenizer puts before a text" if start else "nothing, as the tokenizer's texts do"
     context = f"{shape.context} tokens" if shape.context else "any number of tokens"
+    parts = "Of each file 80 % to train on, then 10 % to choose plans on, then 10 % to calibrate on; as much as is used."
     notes = {
         "base": "In the dtype that its configuration names.",
-        "length": f"Of a window: at most {LONGEST} tokens, as the base takes {context}; fewer where text or time are short.\n"
-        f"A window begins with {begins}.",
-        "text": "Of each file 80 % to train on, then 10 % to choose plans on, then 10 % to calibrate on; as much as is used.",
-        "anee": f"For {shape.layers} layers and a hidden size of {shape.hidden_size}: ranks are 1/6 and 1/9 of that, and the\n"
-        "first tenth of the layers is always run.",
-        "stages": f"Budgets spend {ROUTED[0]:g} to {ROUTED[-1]:g} of the layers (plans are sought down to {LOWEST:g}), and\n"
-        f"the head, which is {shape.head:.3f} of the whole.",
+        "length": f"Of a window: at most {longest_of(shape)} tokens, as the base takes {context}; fewer where text or time are "
+        f"short.\nA window begins with {begins}.",
+        "text": "The base samples it." if request.data is None else parts,
+        "anee": fields_in_words(shape),
+        "stages": f"Of the whole the head is {shape.head:.3f}; all in 8 bits {shape.in_8_bits:.3f}; in 4, with the head in 8, "
+        f"{shape.in_4_bits:.3f}.",
     }
+    if shape.bridged:
+        notes["stages"] += f"\nBudgets for bridges spend {SHARES[0]:g} to {SHARES[-1]:g} of that on the layers."
     return notes | {f"stages.{one.stage}": explained(one) for one in made.estimates}
+
+
+def fields_in_words(shape: Shape) -> str:
+    """What the fields of the configuration follow from."""
+    ranks = f" and a hidden size of {shape.hidden_size}: ranks are 1/6 and 1/9 of that" if shape.bridged else ""
+    return (
+        f"For {shape.layers} layers{ranks}.\nThe first tenth of the layers is always run whole; controller_actions are what "
+        "plans are sought over."
+    )
 
 
 def explained(estimate: Estimate) -> str:

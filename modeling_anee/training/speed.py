@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..data.randomness import derive_seed
+from ..data.sampled_text import BATCH
 from ..evaluation.rollout import run as run_tokens
+from ..evaluation.rollout import with_plan
 from ..modeling_anee import AneeForCausalLM
 from ..plans import plan_table
 from .losses import kl_divergence
+from .shape import plan_in
 from .stages.bridges import sample_actions
 from .stages.closed_form import Moments, solve
 
 
-BUDGETS = (0.5, 0.95)  # that the step of training is measured at
+STEPS_A_TOKEN = 1.5  # of sampling, for each token of a full batch: some documents end early
 
 
 @dataclass(frozen=True)
@@ -25,42 +28,77 @@ class Speed:
     Args:
         length: tokens of a window.
         forward: of the base on one window, its head included.
-        step: of training on one window: the base's forward, one that leaves something out, and the backward of that.
-        solve: of one bridge in closed form.
+        cheap: the same with all layers in 4 bits and the head in 8.
+        step: of training on one window: the base's forward, one that leaves something out, and the backward of that; 0 without
+            bridges.
+        solve: of one bridge in closed form; 0 without bridges.
+        prepare: to wrap the base, that is, to make its weights in fewer bits.
+        sample: of a token of text that the base samples; 0 where there is other text.
     """
 
     length: int
     forward: float
-    step: float
-    solve: float
+    cheap: float
+    step: float = 0.0
+    solve: float = 0.0
+    prepare: float = 0.0
+    sample: float = 0.0
 
 
-def measure_speed(model: AneeForCausalLM, length: int) -> Speed:
-    """Measure a wrapped base that has bridges, on random tokens.
+def measure_speed(model: AneeForCausalLM, length: int, budgets: tuple[float, float]) -> Speed:
+    """Measure a wrapped base on random tokens; `prepare` and `sample` are not measured here.
 
     Args:
         model: where it is to be measured.
         length: tokens of a window.
+        budgets: lowest and highest that bridges are trained at, if it has any.
     """
     device = next(model.base.parameters()).device
     generator = torch.Generator().manual_seed(derive_seed("speed", length))
     ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(device)
+    in_4_bits = with_plan(model, ids, plan_in(model, "int4"))
+
+    @torch.no_grad()
+    def forward() -> None:
+        model.stack.logits(run_tokens(model, ids))
+
+    @torch.no_grad()
+    def cheap() -> None:
+        model.stack.logits(run_tokens(model, ids, in_4_bits), "int8")
+
+    speed = Speed(length, _seconds(forward, device), _seconds(cheap, device))
+    if model.config.bridge_rank == 0:
+        return speed
+    step = _training(model, ids, budgets, generator)
+    return replace(speed, step=_seconds(step, device), solve=_seconds(_solving(model, device), device))
+
+
+def measure_sampling(model: AneeForCausalLM) -> float:
+    """Seconds of a token of text that the base samples."""
+    device = next(model.base.parameters()).device
+    ids = torch.zeros(BATCH, 1, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def sample() -> None:
+        model.base(ids)
+
+    return STEPS_A_TOKEN * _seconds(sample, device) / BATCH
+
+
+def _training(
+    model: AneeForCausalLM, ids: torch.Tensor, budgets: tuple[float, float], generator: torch.Generator
+) -> Callable[[], object]:
+    """What trains bridges on one window [1, T], without an optimiser."""
     table = plan_table(model.config, model.costs)
 
-    def forward() -> None:
-        with torch.no_grad():
-            model.stack.logits(run_tokens(model, ids))
-
     def step() -> None:
-        actions = sample_actions(model, table, ids, BUDGETS, generator)
+        actions = sample_actions(model, table, ids, budgets, generator)
         with torch.no_grad():
             target = model.stack.logits(run_tokens(model, ids))
         kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean().backward()
         model.zero_grad()
 
-    forward()  # the first one also chooses kernels
-    step()
-    return Speed(length, _seconds(forward, device), _seconds(step, device), _seconds(_solving(model, device), device))
+    return step
 
 
 def _solving(model: AneeForCausalLM, device: torch.device) -> Callable[[], object]:
@@ -72,6 +110,7 @@ def _solving(model: AneeForCausalLM, device: torch.device) -> Callable[[], objec
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    work()  # the first one also chooses kernels
     _wait(device)
     begin = time.perf_counter()
     work()
