@@ -188,6 +188,7 @@ def _draw_quality(axes: Axes, curves: Sequence[Curve]) -> None:
                 place = round(point.cost, 1)
                 marked[place] = marked.get(place, 0) + 1
                 _mark_at_the_edge(axes, point, edge, style["color"], marked[place], curve.name if curve.fixed else "")
+    _name_points(axes, curves)
 
 
 def _mark_at_the_edge(axes: Axes, point: Point, edge: float, colour: str, nth: int, name: str) -> None:
@@ -203,6 +204,7 @@ def _draw_speed(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.axhline(1.0, color=INK, linewidth=0.8)
     for curve, style in zip(curves, _styles(curves), strict=True):
         _draw_curve(axes, curve, style)
+    _name_points(axes, curves)
     axes.set_ylim(bottom=min(0.9, axes.get_ylim()[0]))
 
 
@@ -213,16 +215,17 @@ def _draw_curve(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
     above = [max(p.high - p.value, 0.0) if math.isfinite(p.high) else 0.0 for p in points]
     label = None if curve.fixed else curve.name
     axes.errorbar(cost, value, yerr=[below, above], label=label, capsize=2.5, elinewidth=1, **style)
-    if curve.fixed:
-        for point in points:
-            _name_beside(axes, curve.name, point, style["color"])
 
 
-def _name_beside(axes: Axes, name: str, point: Point, colour: str) -> None:
-    """A point's name, on the side where there is room; at the edge the mark has it."""
-    side, offset = ("left", 7) if point.cost < 0.7 else ("right", -7)
-    text: dict[str, Any] = {"fontsize": 8, "color": colour, "va": "center", "ha": side, "clip_on": True}
-    axes.annotate(name, (point.cost, point.value), (offset, 0), textcoords="offset points", annotation_clip=True, **text)
+def _name_points(axes: Axes, curves: Sequence[Curve]) -> None:
+    """The names of what has no dial, one below the other, each with a thin line to its point; at the edge the mark has it."""
+    styled = zip(curves, _styles(curves), strict=True)
+    found = [(p.value, p.cost, c.name, s["color"]) for c, s in styled if c.fixed for p in c.points.values()]
+    shown = [one for one in found if axes.get_yscale() != "log" or one[0] <= MAX_RATIO]
+    for place, (value, cost, name, colour) in enumerate(sorted(shown, key=lambda one: (one[1], -one[0]))):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0.0, 0.5)}
+        where: dict[str, Any] = {"xytext": (0.42, 0.6 - 0.05 * place), "textcoords": "axes fraction", "va": "center"}
+        axes.annotate(name, (cost, value), fontsize=8, color=colour, arrowprops=line, **where)
 
 
 def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
