@@ -115,11 +115,11 @@ def test_speed_is_that_of_this_machine():
     assert measured.cheap > 0 and measured.step == measured.solve == 0 and speed.measure_sampling(alone) > 0
 
 
-def test_plans_take_a_look_at_each_action_of_each_layer_and_two_more():
+def test_plans_take_a_look_at_each_action_of_each_layer_and_some_more():
     machine, alone = Speed(256, 1.0, 1.0), replace(SHAPE, actions=2, bridged=False)
     half = 0.5 * (1 + alone.head)
-    for shape, actions in ((alone, 2), (SHAPE, 4)):
-        assert DEFAULT_STAGES[PLANS].seconds(shape, machine) == (0.0, pytest.approx(30 * (actions + 2) * half))
+    for shape, looks in ((alone, 2 + 2), (SHAPE, 4 + 5)):
+        assert DEFAULT_STAGES[PLANS].seconds(shape, machine) == (0.0, pytest.approx(30 * looks * half))
     fixed, each = DEFAULT_STAGES[PLANS].seconds(alone, replace(machine, prepare=7.0, sample=0.1))
     assert fixed == 14.0 and each == pytest.approx(30 * 4 * half + 25.6)
 

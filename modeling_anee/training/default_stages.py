@@ -16,7 +16,9 @@ ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
 EPOCHS = 4  # how often a stage of steps sees its text at most
-LATER_RUNS = 2  # runs of half the stack for each layer after the first look at its actions, by the greedy search
+# Runs of half the stack for each layer after the first look at its actions, by the greedy search, about as many as were counted
+# on SmolLM2-135M: where layers are left out, others are looked at again and again.
+LATER_RUNS, LATER_RUNS_BRIDGED = 2, 5
 STATES = 2**32  # bytes of hidden states that `refit` keeps at most
 # What bridges leave of the layers in 4 bits; the head, in 8, comes on top of it.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -62,7 +64,8 @@ def _kept(shape: Shape, speed: Speed) -> int:
 def _measured_plans(shape: Shape, speed: Speed) -> tuple[float, float]:
     # Each action of each layer alone, from that layer on; then some again, when most layers are in fewer bits.
     full, cheap = (0.5 * (1.0 + shape.head) * forward for forward in (speed.forward, speed.cheap))
-    return 2 * speed.prepare, shape.layers * (shape.actions * full + LATER_RUNS * cheap) + speed.length * speed.sample
+    later = LATER_RUNS_BRIDGED if shape.bridged else LATER_RUNS
+    return 2 * speed.prepare, shape.layers * (shape.actions * full + later * cheap) + speed.length * speed.sample
 
 
 def _sought(windows: int, shape: Shape) -> dict[str, Any]:
