@@ -33,15 +33,20 @@ class Int4Linear:
     """`F.linear` with a weight [out, in] in 4 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        outputs, inputs = weight.shape
+        integers = self._settle(weight, bias)
+        exact = dequantise(integers, self.scales)[:outputs, :inputs]
+        self._many = Int8Linear(exact, bias)
+        self._rest = Int8Linear(exact - self._many.dequantised(exact.dtype), None, coarse=True)
+
+    def _settle(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Round a weight [out, in] and pack it for a few rows; returns the integers, padded."""
         self._source, self.bias = weight, bias
         outputs, inputs = weight.shape
         self._padding = -inputs % GROUP, -outputs % OUTPUTS
         parts = [quantise(part) for part in _padded(weight, self._padding).split(max(PART // inputs, 1))]
         integers = torch.cat([part for part, _ in parts])
         self.scales = torch.cat([scales for _, scales in parts]).transpose(0, 1).contiguous()  # [groups, out, 2]
-        exact = dequantise(integers, self.scales)[:outputs, :inputs]
-        self._many = Int8Linear(exact, bias)
-        self._rest = Int8Linear(exact - self._many.dequantised(exact.dtype), None, coarse=True)
         self._few, self._packed = 0, None
         if weight.device.type == "cpu" and few_rows():
             self._few, self._kernel = few_rows(), _int4_linear
@@ -50,6 +55,7 @@ class Int4Linear:
             self._few, self._kernel = FEW, torch._weight_int4pack_mm
             pairs = (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
             self._packed = torch._convert_weight_to_int4pack(pairs, CUDA_INPUTS // 16)
+        return integers
 
     @property
     def weight_bytes(self) -> int:
@@ -58,7 +64,8 @@ class Int4Linear:
 
     def rows(self, start: int, stop: int | None) -> "Int4Linear":
         """The map to outputs `start:stop`: the same integers, since those of an output follow from its weights alone."""
-        part = Int4Linear(self._source[start:stop], None if self.bias is None else self.bias[start:stop])
+        part = object.__new__(Int4Linear)
+        part._settle(self._source[start:stop], None if self.bias is None else self.bias[start:stop])
         part._many, part._rest = self._many.rows(start, stop), self._rest.rows(start, stop)
         return part
 

@@ -54,7 +54,6 @@ class Int8Linear:
         on_cpu = self.weight.device.type == "cpu"
         self._integers = (self.weight.shape[1] >= LEAST and integers_pay()) if on_cpu else fits_accelerator(self.weight)
         self.row = self._row if self._integers and on_cpu and not self.coarse else self._row_of_several
-        self._short = self.row == self._row
         self._rows = max(FEWEST, BLOCK // (2 * len(self.weight))) if on_cpu else sys.maxsize
         self._product = torch._int_mm if on_cpu else padded_product
 
@@ -89,8 +88,8 @@ class Int8Linear:
         if not self._integers or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         flat = x.reshape(-1, x.shape[-1]).float()
-        if len(flat) == 1 and self._short:
-            return self.row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
+        if len(flat) == 1 and self.row == self._row:
+            return self._row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
         if len(flat) <= self._rows:
             out = self._several(flat)
         else:

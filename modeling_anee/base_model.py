@@ -43,7 +43,7 @@ class BaseStack:
         self.base = base
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
-        self._heads: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._heads: dict[str, JointLinear] = {}
         self.prepare()
 
     @torch.inference_mode(False)
@@ -70,7 +70,7 @@ class BaseStack:
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
         self.final_norm = _in_turn(self._head_modules)
         self._head_modules.append(head)
-        self.lm_head = self.head_of(FULL)
+        self.head_of(FULL)  # made now, so that no call waits for it
         self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
         self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
         self._positions = position_function(decoder, family)
@@ -111,20 +111,24 @@ class BaseStack:
         Raises:
             ValueError: nobody knows the variant, or the head can't be run in it.
         """
+        module = self._head_modules[-1]
+        if is_plain(module):
+            return head_function(self._head_map(variant), self.config, self.family)
+        if variant_named(variant).name != FULL:
+            raise ValueError(f"variant {variant!r} is not possible for the head of this base: a {type(module).__name__}")
+        return head_function(module, self.config, self.family)
+
+    def _head_map(self, variant: str) -> JointLinear:
+        """The linear map of the head in a variant; made when it is first asked for."""
         if variant not in self._heads:
-            module, row = self._head_modules[-1], variant_named(variant)
-            if not is_plain(module) and variant != FULL:
-                raise ValueError(f"variant {variant!r} is not possible for the head of this base: a {type(module).__name__}")
-            head = JointLinear([module], row) if is_plain(module) else module
-            self._heads[variant] = head_function(head, self.config, self.family)
+            self._heads[variant] = JointLinear(self._head_modules[-1:], variant_named(variant))
         return self._heads[variant]
 
     def _head_work(self, variant: str) -> Work:
         """Work of the final norm and the head in a variant."""
-        *before, module = self._head_modules
         if variant == FULL:
             return work_of(self._head_modules)
-        return work_of(before) + map_work([JointLinear([module], variant_named(variant))])
+        return work_of(self._head_modules[:-1]) + map_work([self._head_map(variant)])
 
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""

@@ -99,11 +99,16 @@ class CostTable:
 
     def of_heads(self, heads: Tensor) -> Tensor:
         """Cost of the head in variants [...], float64 [...]."""
-        return torch.tensor(self.heads or (self.head,), dtype=torch.float64, device="cpu")[heads.long()]
+        return self._heads[heads.long()]
 
     def of_actions(self, actions: Tensor, first: int = 0) -> Tensor:
         """Cost of actions [..., n] taken at the n layers from `first` on, without the head, float64 [...]."""
         return torch.take(self.layers, self._rows[first : first + actions.shape[-1]] + actions).sum(dim=-1)
+
+    @cached_property
+    def _heads(self) -> Tensor:
+        """Costs of the head's variants, float64."""
+        return torch.tensor(self.heads or (self.head,), dtype=torch.float64, device="cpu")
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .actions import NONE, Action
-from .base_block import Block
+from .base_block import Block, rms_norm_of_one
 from .base_rotary import Rotation, rotate_in_place
 from .bridges import Bridge
 from .cache import AneeCacheLayer
@@ -85,12 +85,7 @@ def feed_forward_run(block: Block) -> Half | None:
 
 def row_norm(norm: Any) -> Half:
     """Root mean square norm of a row [D] -> a new row."""
-    weight, epsilon, size = norm.weight, norm.variance_epsilon, norm.weight.numel()
-
-    def run(row: Tensor) -> Tensor:
-        return torch.mul(row, weight).mul_((torch.dot(row, row).item() / size + epsilon) ** -0.5)
-
-    return run
+    return partial(rms_norm_of_one, weight=norm.weight, epsilon=norm.variance_epsilon)
 
 
 def is_alone(hidden: Tensor, masks: list[Tensor | None]) -> bool:

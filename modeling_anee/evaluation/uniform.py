@@ -16,7 +16,7 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 
 INT8, INT4, ALL_INT4 = "uniform INT8", "uniform INT4, INT8 head", "uniform INT4"
 PLANS = {INT8: "INT8 / int8", INT4: "INT4 / int8", ALL_INT4: "INT4 / int4"}  # of one layer
-PRECISIONS = ["int8", "int4"]
+PRECISIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def uniform_precisions(model: AneeForCausalLM) -> list[Uniform]:
     plans = {name: f"{layers}*{plan}" for name, plan in PLANS.items()}
     try:
         wrapper = AneeForCausalLM.from_base(
-            model.base, controller="plan", precisions=PRECISIONS, plans=list(plans.values()), keep_first_tokens=0
+            model.base, controller="plan", precisions=[*PRECISIONS], plans=list(plans.values()), keep_first_tokens=0
         )
         for precision in PRECISIONS:
             wrapper.stack.head_of(precision)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.uniform import PRECISIONS
 from .recipe import STAGE_NAMES
 from .shape import Shape
 from .speed import Speed
 
 
 PLANS = "plans"  # the stage that finds plans
-PRECISIONS = ("int8", "int4")
 # What plans are sought over: few, since each costs a look at every layer.
 ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
