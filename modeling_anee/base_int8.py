@@ -6,7 +6,6 @@ weight have lost. With bfloat16 activations (`torch._weight_int8pack_mm`) the lo
 token in a text differed by up to 0.27 on SmolLM2-135M (the largest is 35); so they differ by 0.02.
 """
 
-import math
 import sys
 from functools import cache
 
@@ -23,7 +22,7 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 SMALLEST = torch.finfo(torch.float32).tiny
 LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
-BLOCK = 1 << 18  # sums of one call: they stay in a core's cache until they are scaled
+BLOCK = 1 << 22  # sums of one call, so that wide maps need little memory: fewer cost more calls than caches save
 FEWEST = 16  # rows of a block
 FEWEST_ON_CUDA, MULTIPLE = 32, 8  # rows that the kernel of CUDA wants, and what all sizes must be multiples of
 LEAST = 16  # inputs of a map that the kernel is used for: with a single one its sums are wrong
@@ -77,7 +76,7 @@ class Int8Linear:
     def _row(self, x: Tensor) -> Tensor:
         """The same, with nothing checked."""
         # Its scale is a plain number, which saves kernels.
-        step = max(torch.linalg.vector_norm(x, math.inf).item() / self.largest, SMALLEST)
+        step = max(x.abs().max().item() / self.largest, SMALLEST)
         planes = _digits(x / step).view(-1, 2).t()  # not copied: the kernel takes them as they lie
         low, high = torch._int_mm(planes, self._weight)
         out = torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
@@ -104,7 +103,7 @@ class Int8Linear:
 
     def _several(self, x: Tensor) -> Tensor:
         """Rows [N, in] -> [N, out]."""
-        step = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
+        step = x.abs().amax(dim=-1, keepdim=True)  # for many rows a fourteenth of the time of torch's norm
         step = (step / (LEVELS if self.coarse else self.largest)).clamp_(min=SMALLEST)
         if self.coarse:
             return self._product((x / step).round_().to(torch.int8), self._weight).mul(self.scale).mul_(step)
