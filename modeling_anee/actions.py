@@ -235,6 +235,18 @@ class ActionTable(Sequence[Action]):
         """Which actions run anything of the layer, bool [actions], on the CPU."""
         return self.where([row.runs for row in self.rows])
 
+    @cached_property
+    def whole(self) -> Tensor:
+        """For each action the one that leaves nothing out, uint8 [actions], on the CPU.
+
+        What was left out runs in the variant of the keys and values; PROCESS where no row does that.
+        """
+        return torch.tensor([self._whole(row) for row in self.rows], dtype=torch.uint8, device="cpu")
+
+    def _whole(self, row: Action) -> int:
+        attention, feed_forward = (row.keys_values if own == NONE else own for own in (row.attention, row.feed_forward))
+        return self.find(attention, feed_forward) or PROCESS
+
     @staticmethod
     def where(answers: list[bool]) -> Tensor:
         """One answer for each action, bool [actions], on the CPU; `answers[actions.long()]` tells it for many at once."""

@@ -69,8 +69,9 @@ class AneeConfig(PreTrainedConfig):
         decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
         budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
             at or under it (down to the floor).
-        keep_first_tokens (`int`): first tokens of a sequence that are always processed in full, except in strict mode:
-            attention sinks with massive activations, which nothing small stands in for (arXiv:2402.17762).
+        keep_first_tokens (`int`): first tokens of a sequence that leave nothing out, except in strict mode: attention sinks
+            with massive activations, which nothing small stands in for (arXiv:2402.17762). With `precisions` they run in
+            those that are decided, else in full.
         min_layers (`int`): first layers that are always processed; a `routed` controller decides after them.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when

@@ -56,7 +56,8 @@ class Decision:
 class Controller(nn.Module):
     """Interface of every kind. `segments` are the decisions: (first layer, layer after the last).
 
-    The first `keep_first` tokens of a sequence are processed without being asked about.
+    The first `keep_first` tokens of a sequence never leave anything out: where there are other variants than the full one, they
+    run whole in those that are decided, else in full, without being asked about.
     """
 
     format_version: Tensor

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .actions import NONE, PROCESS, ActionTable
+from .actions import FULL, NONE, PROCESS, ActionTable
 from .base_block import Block
 from .base_model import BaseStack
 from .bridges import Bridge, Bridges
@@ -62,6 +62,7 @@ class Executor:
         self.bridges = bridges
         self.costs = costs
         self.table = table
+        self._has_variants = table.variants != {FULL}
         self._blocks = {variant: stack.blocks_of(variant) for variant in sorted(table.variants)}
         works = [LayerWork.of(block) for block in stack.blocks]
         self._attention_flops = [work.attention.flops for work in works]  # of each layer, per token
@@ -102,7 +103,9 @@ class Executor:
             spent=torch.full(hidden.shape[:2], self.costs.head, dtype=torch.float64, device="cpu"),
             decided=given is not None,
         )
-        limited = (step.budget < 1.0) & step.valid & (step.places.index >= self.controller.keep_first)
+        limited = (step.budget < 1.0) & step.valid
+        if not self._has_variants:  # kept tokens could only be told to run in full
+            limited &= step.places.index >= self.controller.keep_first
         segments = self.controller.segments if given is None and limited.any() else []
         entered, done, previous = hidden, 0, hidden
         for segment, (start, _) in enumerate(segments):
@@ -150,7 +153,8 @@ class Executor:
             row = _pick(step.places.sequence, who)
             account = _pick(account_without(step, asked, self.controller.floor), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
-        chosen, leaves = decision.actions, leaving[decision.actions.long()]
+        chosen = self._kept_whole(decision.actions, index)
+        leaves = leaving[chosen.long()]
         if leaves.any():
             left = leaves.cumsum(dim=-1) > 0
             gone = chosen.gather(-1, leaves.int().argmax(dim=-1, keepdim=True))  # the action by which each token leaves
@@ -166,6 +170,13 @@ class Executor:
             _put(ledger.head, who, decision.head)
         _put(ledger.spent, who, spent + decision.cost)
         ledger.decided = True
+
+    def _kept_whole(self, actions: Tensor, index: Tensor) -> Tensor:
+        """Actions uint8 [N, n] of tokens at indices [N], with nothing left out for the kept first ones of a sequence."""
+        if not self._has_variants or self.controller.keep_first == 0:
+            return actions
+        kept = index < self.controller.keep_first
+        return torch.where(kept.unsqueeze(-1), self.table.whole[actions.long()], actions) if kept.any() else actions
 
     def _logits_before(self, layer: int, hidden: Tensor) -> Tensor:
         """Logits [n, V] of hidden states [n, D] as if they left before a layer."""

@@ -142,3 +142,12 @@ def test_unknown_actions_are_refused_with_the_known_ones(plan, layers):
 def test_a_plan_of_another_length_is_refused(plan, layers):
     with pytest.raises(ValueError, match=f"must have {layers}|unknown action"):
         DEFAULT_TABLE.plan(plan, layers)
+
+
+def test_every_action_has_one_that_leaves_nothing_out():
+    table = ActionTable().with_precisions(["int8", "int4"])
+    whole = {table.names[place]: table.names[to] for place, to in enumerate(table.whole.tolist())}
+    assert {whole[name] for name in ("PROCESS", "SKIP", "SKIP_FFN", "EXIT")} == {"PROCESS"}
+    assert whole["SKIP_INT4"] == whole["INT4_SKIP_FFN"] == whole["EXIT_INT4"] == whole["INT4"] == "INT4"
+    assert all(table[table.place(name)].is_whole for name in whole.values())
+    assert all(whole[action.name] == action.name for action in table if action.is_whole)

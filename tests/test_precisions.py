@@ -167,3 +167,15 @@ def test_generation_is_that_of_one_forward_and_follows_weights_that_were_moved(t
     for layer in model.base.model.layers:
         layer.mlp.down_proj.weight = torch.nn.Parameter(-layer.mlp.down_proj.weight, requires_grad=False)
     assert float((model(ids, energy_budget=0.0).logits - before).abs().max()) > 0.1
+
+
+def test_the_kept_first_tokens_run_whole_in_the_precision_of_the_plan():
+    plans = ["INT4, SKIP_INT4, INT4_SKIP_FFN, INT8 / int8"]
+    model = wrap(tiny_base(), controller="plan", precisions=["int8", "int4"], keep_first_tokens=2, plans=plans)
+    ids, budget = token_ids(2, 6), 0.0
+    trace = model(ids, energy_budget=budget).execution
+    names = [[model.config.table.names[action] for action in row] for row in trace.actions[0].tolist()]
+    assert names[:2] == [["INT4", "INT4", "INT4", "INT8"]] * 2
+    assert names[2:] == [["INT4", "SKIP_INT4", "INT4_SKIP_FFN", "INT8"]] * 4
+    assert trace.head.eq(model.config.table.heads.index("int8")).all()
+    assert torch.equal(trace.cost.double(), model.costs.of_plans(trace.actions, trace.head).float().double())

@@ -139,11 +139,10 @@ def of_each_layer(model: AneeForCausalLM, actions: Tensor) -> Tensor:
 
 
 def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor, head: Tensor | None = None) -> Followed:
-    """Run ids [B, T] by actions uint8 [..., L] and heads uint8 [...], of each token or of all, the kept first ones in full."""
+    """Run ids [B, T] by actions uint8 [..., L] and heads uint8 [...], of each token or of all, the kept first ones whole."""
     actions = with_plan(model, ids, actions)
     if head is not None:
-        head = head.expand(ids.shape).clone()
-        head[:, : model.config.keep_first_tokens] = 0
+        head = head.expand(ids.shape)
     hidden, step = begin(model, ids)
     return Followed(run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions, head)
 

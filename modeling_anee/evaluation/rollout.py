@@ -40,7 +40,7 @@ def processed(model: AneeModel, ids: Tensor) -> Tensor:
 
 
 def with_plan(model: AneeModel, ids: Tensor, plan: Tensor) -> Tensor:
-    """Actions uint8 [B, T, L] in which every token but the kept first ones follows a plan uint8 [L] (or [B, T, L])."""
-    actions = plan.expand(*ids.shape, -1).clone()
-    actions[:, : model.config.keep_first_tokens] = PROCESS
+    """Actions uint8 [B, T, L] in which every token follows a plan uint8 [L] (or [B, T, L]), the kept first ones whole."""
+    actions, kept = plan.expand(*ids.shape, -1).clone(), model.config.keep_first_tokens
+    actions[:, :kept] = model.config.table.whole[actions[:, :kept].long()]
     return actions

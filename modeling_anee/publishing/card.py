@@ -245,9 +245,9 @@ def limits(config: AneeConfig, measured: Measured, language: str) -> list[str]:
     if config.budget_mode == "strict":
         found.append("`budget_mode` is `strict`: every single token is kept at or under its budget, or at the floor.")
     else:
-        first = "token is" if config.keep_first_tokens == 1 else f"{config.keep_first_tokens} tokens are"
+        first = "token leaves" if config.keep_first_tokens == 1 else f"{config.keep_first_tokens} tokens leave"
         if config.keep_first_tokens:
-            found.append(f"The first {first} always processed in full, so a very short text costs more than its budget.")
+            found.append(f"The first {first} nothing out, so a very short text can cost more than its budget.")
         found.append(
             'A budget is the mean over a text, not the limit of a token. Load with `budget_mode="strict"` to keep every single '
             "token at or under it, or at the floor, the first ones too; these figures are not of that mode."
