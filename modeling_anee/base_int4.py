@@ -22,7 +22,8 @@ LEVELS, MIDDLE = 15, 8  # integers are 0 to 15; the kernel takes 8 off
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of a group's range
 OUTPUTS = 16  # the kernel wants a multiple of so many
 PART = 1 << 20  # weights that are rounded at once
-FEW = 4  # rows, without a measurement: on an H100 one row took half of the time of bfloat16, 16 took half as long again
+FEW = 4  # rows on CUDA: on an H100 one row took half of the time of bfloat16, 16 took half as long again
+FEW_ON_CPU = 16  # rows, without a measurement: a Xeon and an EPYC were faster at 16 than with integers of 8 bits
 CUDA_INPUTS = 128  # the kernel of CUDA wants a multiple of so many
 SLOW = ("DEFAULT", "NO AVX")  # instructions with which torch's kernel is a plain loop
 PACKED, INTEGERS = "packed", "integers"
@@ -142,12 +143,12 @@ def few_rows() -> int:
     if _int4_linear is None or torch.backends.cpu.get_cpu_capability() in SLOW:
         return 0
     if os.environ.get(KERNELS_VARIABLE) == "default":
-        return FEW
-    return machine_table().limits("int4", measure, PACKED)[1]
+        return FEW_ON_CPU
+    return machine_table().limits("int4 rows", measure, PACKED)[1]
 
 
 def measure() -> list[str]:
-    """The faster kernel for each number of `ROWS`, this one or that for integers of 8 bits."""
+    """The faster kernel for each number of `ROWS`, this one or that for integers of 8 bits, which is called twice."""
     outputs, inputs = 2048, 1024
     copies = max(2, cold_bytes() // (outputs * inputs))
     packed = cycle(torch.ones(copies, outputs, inputs // 2, dtype=torch.uint8, device="cpu"))
@@ -159,9 +160,11 @@ def measure() -> list[str]:
             break
         x = torch.ones(rows, inputs, dtype=torch.bfloat16, device="cpu")
         digits = torch.ones(2 * rows, inputs, dtype=torch.int8, device="cpu")
-        own, other = best_times(
-            lambda x=x: _int4_linear(x, next(packed), GROUP, scales),  # type: ignore[misc]
-            lambda digits=digits: torch._int_mm(digits, next(wide).t()),  # type: ignore[misc]
-        )
+
+        def products(digits: Tensor = digits, coarse: Tensor = digits[:rows]) -> Tensor:
+            torch._int_mm(digits, next(wide).t())
+            return torch._int_mm(coarse, next(wide).t())
+
+        own, other = best_times(lambda x=x: _int4_linear(x, next(packed), GROUP, scales), products)  # type: ignore[misc]
         fastest.append(PACKED if own < other else INTEGERS)
     return fastest + fastest[-1:] * (len(ROWS) - len(fastest))
