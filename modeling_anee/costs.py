@@ -1,7 +1,7 @@
 """What an action costs, as a share of the whole model run in full, head included: work, counted once, at hardware's prices."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,7 @@ class CostTable:
         hardware: whose prices these are.
         heads: the same for each variant of the head, in the order of the table's `heads`.
         translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
+        works: the work of each layer in each variant, which the costs were counted from.
     """
 
     layers: Tensor
@@ -54,6 +55,7 @@ class CostTable:
     hardware: Hardware
     translator: float = 0.0
     heads: tuple[float, ...] = ()
+    works: Mapping[str, Sequence[LayerWork]] = field(default_factory=dict)
 
     @classmethod
     def measure(
@@ -86,7 +88,7 @@ class CostTable:
         total = sum(row[PROCESS] for row in rows) + priced[0]
         layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
         shares = tuple(price / total for price in priced)
-        return cls(layers / total, shares[0], total, hardware, translator / total, shares)
+        return cls(layers / total, shares[0], total, hardware, translator / total, shares, counted)
 
     @property
     def unit(self) -> str:

@@ -21,7 +21,7 @@ from .bridges import Bridge, Bridges
 from .budget import account_after, account_without
 from .cache import AneeCache
 from .controller import Controller, Observation
-from .costs import CostTable, LayerWork
+from .costs import CostTable
 from .hardware import gathering_pays
 from .plan_runner import is_alone, layer_run
 from .step import Step, Subset, flat_indices
@@ -64,9 +64,6 @@ class Executor:
         self.table = table
         self._has_variants = table.variants != {FULL}
         self._blocks = {variant: stack.blocks_of(variant) for variant in sorted(table.variants)}
-        works = [LayerWork.of(block) for block in stack.blocks]
-        self._attention_flops = [work.attention.flops for work in works]  # of each layer, per token
-        self._feed_forward_flops = [work.feed_forward.flops for work in works]
         layers = range(len(stack.blocks))
         self._bridges = [[bridges.stand_in(action, layer) for action in table] for layer in layers]
         self._runs = {
@@ -365,7 +362,8 @@ class Executor:
         if len(attends) > 1 or len(feeds) > 1:  # a dense run would run every variant for every token
             return True
         attending, feeding = (sum(int(mask.sum()) for mask in group.values()) for group in (attends, feeds))
-        saved = (tokens - attending) * self._attention_flops[layer] + (tokens - feeding) * self._feed_forward_flops[layer]
+        work = self.costs.works[FULL][layer]
+        saved = (tokens - attending) * work.attention.flops + (tokens - feeding) * work.feed_forward.flops
         return gathering_pays(saved, device)
 
 

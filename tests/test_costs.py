@@ -10,7 +10,7 @@ from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.base_model import BaseStack
 from modeling_anee.configuration_anee import COST_UNITS
 from modeling_anee.controller import Observation
-from modeling_anee.costs import CostTable
+from modeling_anee.costs import CostTable, LayerWork
 from modeling_anee.hardware import HARDWARE
 from modeling_anee.work import work_of
 
@@ -120,6 +120,16 @@ def test_shares_do_not_depend_on_whether_projections_are_joined(unit):
     before = model.costs.layers.clone()
     model(token_ids(), energy_budget=0.5)
     assert torch.equal(BaseStack(model.base).measure_costs(unit).layers, before)
+
+
+@pytest.mark.parametrize("precisions", [None, ["int8"]])
+def test_the_work_of_a_layer_is_counted_once_in_each_variant(precisions, monkeypatch):
+    base, counted, count = tiny_base(), [], LayerWork.of
+    monkeypatch.setattr(LayerWork, "of", lambda block: counted.append(block) or count(block))
+    model = wrap(base, precisions=precisions)
+    assert len(counted) == len({id(block) for block in counted}) == LAYERS * len(model.config.table.variants)
+    for variant, works in model.costs.works.items():
+        assert works == [count(block) for block in model.stack.blocks_of(variant)]
 
 
 def test_costs_of_actions_are_sums_over_layers():

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ..actions import NONE
-from ..costs import LayerWork
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
 
@@ -98,8 +97,8 @@ def weights_read(model: AneeForCausalLM, trace: ExecutionTrace) -> float:
     read = costs.layers.clone()
     for place, action in enumerate(table):
         if action.attention == NONE:  # its layers cost keys and values
-            blocks = model.stack.blocks_of(action.keys_values)
-            read[:, place] -= torch.tensor([costs.hardware.price(LayerWork.of(b).keys_values) / costs.total for b in blocks])
+            works = costs.works[action.keys_values]
+            read[:, place] -= torch.tensor([costs.hardware.price(work.keys_values) / costs.total for work in works])
     taken = trace.actions[trace.valid].long()
     stack = float(read[torch.arange(len(read)), taken].sum(dim=-1).mean())
     return stack + (costs.head if trace.head is None else float(costs.of_heads(trace.head[trace.valid]).mean()))
