@@ -80,6 +80,20 @@ def test_bridges_are_in_place_afterwards_even_after_an_error(model):
     assert model.executor is executor and torch.equal(model(ids, energy_budget=0.6).logits, before)
 
 
+def test_without_bridges_the_models_own_executor_has_no_part(model, monkeypatch):
+    ids, bare = token_ids(1, 20), WithoutBridges(model)
+    expected = wrap(model.base, "plan", plans=PLANS)(ids, energy_budget=0.6)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the model's own executor ran")
+
+    for name in ("run", "run_layers"):
+        monkeypatch.setattr(model.executor, name, refuse)
+    found = bare.static(ids, 0.6)
+    assert torch.equal(found.actions, expected.execution.actions)
+    torch.testing.assert_close(model.stack.logits(found.hidden), expected.logits)
+
+
 def test_random_skips_are_among_those_of_the_cheapest_plan_and_repeatable(model):
     ids = token_ids(2, TOKENS)
     hidden, actions, _ = random_skip(model, ids, 0.8)

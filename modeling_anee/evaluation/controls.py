@@ -19,7 +19,7 @@ from ..executor import Executor
 from ..modeling_anee import AneeForCausalLM
 from ..plans import PlanTable, plan_table
 from .perplexity import Scores, score_with
-from .rollout import begin, run_layers, with_plan
+from .rollout import begin, with_plan
 
 
 class Followed(NamedTuple):
@@ -83,11 +83,13 @@ def controls(model: AneeForCausalLM) -> list[Control]:
     return found
 
 
-def static(model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None) -> Followed:
-    """Run ids [B, T] by the plans nearest to the budget."""
+def static(
+    model: AneeForCausalLM, ids: Tensor, budget: float, table: PlanTable | None = None, executor: Executor | None = None
+) -> Followed:
+    """Run ids [B, T] by the plans nearest to the budget, of the model's own table unless another is given."""
     table = table or plan_table(model.config, model.costs)
     plans = plans_at(table, budget, ids.shape[1])
-    return follow(model, ids, table.actions[plans], table.heads[plans])
+    return follow(model, ids, table.actions[plans], table.heads[plans], executor)
 
 
 def plans_at(table: PlanTable, budget: float, tokens: int) -> Tensor:
@@ -138,13 +140,19 @@ def of_each_layer(model: AneeForCausalLM, actions: Tensor) -> Tensor:
     return model.costs.layers[torch.arange(actions.shape[-1]), actions.long()]
 
 
-def follow(model: AneeForCausalLM, ids: Tensor, actions: Tensor, head: Tensor | None = None) -> Followed:
-    """Run ids [B, T] by actions uint8 [..., L] and heads uint8 [...], of each token or of all, the kept first ones whole."""
+def follow(
+    model: AneeForCausalLM, ids: Tensor, actions: Tensor, head: Tensor | None = None, executor: Executor | None = None
+) -> Followed:
+    """Run ids [B, T] by actions uint8 [..., L] and heads uint8 [...], of each token or of all, the kept first ones whole.
+
+    The model's own executor runs them, unless another is given.
+    """
     actions = with_plan(model, ids, actions)
     if head is not None:
         head = head.expand(ids.shape)
     hidden, step = begin(model, ids)
-    return Followed(run_layers(model, hidden, step, actions, range(actions.shape[-1])), actions, head)
+    hidden, _ = (executor or model.executor).run(hidden, step, given=actions)
+    return Followed(hidden, actions, head)
 
 
 def bare_costs(model: AneeForCausalLM) -> CostTable:
@@ -153,9 +161,10 @@ def bare_costs(model: AneeForCausalLM) -> CostTable:
 
 
 class WithoutBridges:
-    """The same model, its bridges taken out while it runs."""
+    """The same model without its bridges: an executor of its own over the same base."""
 
     def __init__(self, model: AneeForCausalLM) -> None:
+        model.prepare()  # the base may have been changed since it was wrapped
         self.model = model
         costs = bare_costs(model)
         none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
@@ -164,9 +173,4 @@ class WithoutBridges:
 
     def static(self, ids: Tensor, budget: float) -> Followed:
         """The plans nearest to the budget."""
-        model = self.model
-        executor, model.executor = model.executor, self.executor
-        try:
-            return static(model, ids, budget, self.table)
-        finally:
-            model.executor = executor
+        return static(self.model, ids, budget, self.table, self.executor)
