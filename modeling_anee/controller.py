@@ -4,12 +4,15 @@ Every kind answers for many tokens at once and looks at each token's own past al
 batch nor on how a sequence was cut into steps. Tokens with a budget of 1 are never asked about: they are processed.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from .budget import Dial
 from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
 
@@ -61,6 +64,7 @@ class Controller(nn.Module):
     """
 
     format_version: Tensor
+    dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
 
@@ -77,6 +81,12 @@ class Controller(nn.Module):
     def bind(self, costs: CostTable) -> None:
         """Take the costs of the attached base; sets `floor`, the lowest mean cost that can be reached."""
         raise NotImplementedError
+
+    def with_dial(self, dial: Dial) -> Self:
+        """The same controller with another dial: a shallow copy that shares the parameters."""
+        twin = copy.copy(self)
+        twin.dial = dial
+        return twin
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """Actions of N tokens for the layers of a segment."""

@@ -29,7 +29,6 @@ class ConfidenceController(Controller):
         self.metric = config.confidence_metric
         self._exit = config.table.exit
         self._config = config
-        self.dial = Dial(config.calibration, neutral=config.confidence_threshold)
 
     @property
     def _caps(self) -> bool:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from modeling_anee.budget import Dial
 from modeling_anee.training.run import Run
 from modeling_anee.training.stages import calibration
 
@@ -55,6 +56,29 @@ def test_a_base_that_computes_no_numbers_is_named_with_window_and_budget(worksho
         run.model.base.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="window 1 of 3 at budget 1 has no score"):
         calibration.run_stage(run)
+
+
+@pytest.mark.parametrize(("controller", "settings"), [("learned", [0.0, 30.0]), ("confidence", [0.2, 0.99])])
+def test_measuring_at_a_setting_leaves_the_model_as_it_is(workshop, tmp_path, controller, settings):
+    run = opened(workshop, tmp_path, controller=controller)
+    model, windows = run.model, run.windows("calibrate")[:3]
+    parts = [model.executor, model.controller, model.controller.dial, model.costs]
+    costs = [calibration.mean_cost(run, windows, 0.5, setting) for setting in settings]
+    after = [model.executor, model.controller, model.controller.dial, model.costs]
+    assert all(one is other for one, other in zip(parts, after, strict=True)) and costs[0] != costs[1]
+    for setting, cost in zip(settings, costs, strict=True):
+        model.controller.dial = Dial({"budgets": [0.5], "settings": [setting]}, neutral=0.0)
+        assert cost == pytest.approx(model(windows, energy_budget=0.5).execution.mean_cost, abs=1e-6)
+
+
+def test_a_base_that_was_cast_meanwhile_is_measured_as_it_is(workshop, tmp_path):
+    run = opened(workshop, tmp_path, controller="learned")
+    windows, before = run.windows("calibrate")[:3], run.model.executor
+    run.model.base.to(torch.bfloat16)
+    executor = calibration.executor_at(run.model, 0.0)
+    assert run.model.executor is not before and executor.costs is run.model.costs
+    uncalibrated = run.model(windows, energy_budget=0.5).execution.mean_cost  # a setting of 0
+    assert calibration.mean_cost(run, windows, 0.5, 0.0) == pytest.approx(uncalibrated, abs=1e-6)
 
 
 def test_a_router_or_a_cost_that_is_no_number_is_named(workshop, tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from modeling_anee import AneeForCausalLM
 from modeling_anee import controller_kinds as controllers
 from modeling_anee.actions import PROCESS, SKIP
+from modeling_anee.budget import Dial
 from modeling_anee.controller import Controller, Decision
 from modeling_anee.controller_kinds import CONTROLLER_CLASSES
 from modeling_anee.controller_plan import PlanController
@@ -44,6 +45,23 @@ def test_a_kind_is_built_by_name_and_marks_its_weights(kind):
     assert type(controller) is CONTROLLER_CLASSES[kind] and set(CONTROLLER_CLASSES) == set(CONTROLLERS)
     assert "format_version" in controller.state_dict()
     assert 0.0 < controller.floor <= 1.0 + EXACT
+
+
+@pytest.mark.parametrize("kind", ["confidence", "learned", "routed"])
+def test_another_dial_is_a_copys_and_the_calibration_is_read_when_bound(kind):
+    costs = random_costs(6)
+    table = {"budgets": [0.3, 0.9], "settings": [0.9, 0.1]}
+    controller, calibrated = build(kind, costs), build(kind, costs, calibration=table)
+    dial = controller.dial
+    twin = controller.with_dial(Dial(table, neutral=0.0))
+    assert controller.dial is dial and not dial.calibrated and twin.dial.calibrated
+    own, shared = controller.state_dict(keep_vars=True), twin.state_dict(keep_vars=True)
+    assert own.keys() == shared.keys() and all(own[name] is shared[name] for name in own)
+    arguments = (costs, 0.5, None, states(20), random_head(0))
+    assert torch.equal(run(twin, *arguments)[0], run(calibrated, *arguments)[0])
+    controller._config.calibration = table
+    controller.bind(costs)
+    assert torch.equal(controller.dial.settings, calibrated.dial.settings)
 
 
 @every_kind

@@ -11,10 +11,13 @@ from ..executor import Ledger, Step
 from ..modeling_anee import AneeModel
 
 
-def begin(model: AneeModel, ids: Tensor) -> tuple[Tensor, Step]:
-    """Token ids int64 [B, T] -> hidden states [B, T, D] that enter the first layer, and the step to run them in."""
+def begin(model: AneeModel, ids: Tensor, budget: float = 0.0) -> tuple[Tensor, Step]:
+    """Token ids int64 [B, T] -> hidden states [B, T, D] that enter the first layer, and the step to run them in.
+
+    The budget matters where a controller decides; given actions ask for none.
+    """
     model.prepare()  # the base may have been changed since it was wrapped
-    return model.begin(input_ids=ids, energy_budget=0.0)
+    return model.begin(input_ids=ids, energy_budget=budget)
 
 
 def run_layers(

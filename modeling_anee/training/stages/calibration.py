@@ -18,6 +18,8 @@ from ...controller_routed import RoutedController
 from ...data.encoding import start_tokens
 from ...data.windows import Window
 from ...evaluation.perplexity import Scores, ratio, score
+from ...evaluation.rollout import begin
+from ...executor import Executor
 from ...modeling_anee import AneeForCausalLM
 from ..run import Run
 from . import routing
@@ -50,7 +52,7 @@ def run_stage(run: Run) -> dict:
     table: dict[str, list[float]] = {"budgets": budgets}
     if found:
         table["settings"] = monotone([found[str(budget)] for budget in budgets], rising_of(model))
-        controller_of(model).dial = Dial(table, neutral=0.0)
+        controller_of(model).dial = Dial(table, neutral=0.0)  # as the artifact will have it, for the curve
     return {"calibration": table | curve(run, windows, budgets)}
 
 
@@ -110,14 +112,20 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 @torch.no_grad()
 def mean_cost(run: Run, windows: Tensor, budget: float, setting: float) -> float:
     """Mean realised cost of a token of windows int64 [W, T] with the dial at a setting; the head is not run."""
-    model = run.model
-    controller_of(model).dial = Dial({"budgets": [budget], "settings": [setting]}, neutral=setting)
+    model, executor = run.model, executor_at(run.model, setting)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.share(windows).split(BATCH_WINDOWS):
-        trace = model(batch, energy_budget=budget, use_cache=False, logits_to_keep=1).execution
+        _, trace = executor.run(*begin(model, batch, budget))
         sums += torch.tensor([float(trace.cost.double().sum()), float(trace.valid.sum())], device=run.device)
     cost, tokens = run.sum(sums).tolist()
     return cost / tokens
+
+
+def executor_at(model: AneeForCausalLM, setting: float) -> Executor:
+    """An executor over the model's parts, whose controller has its dial at a setting; the model stays as it is."""
+    model.prepare()  # the base may have been changed since it was wrapped
+    controller = controller_of(model).with_dial(Dial({"budgets": [0.0], "settings": [setting]}, neutral=setting))
+    return Executor(model.stack, controller, model.bridges, model.costs, model.config.table)
 
 
 @torch.no_grad()
