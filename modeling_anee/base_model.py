@@ -85,8 +85,9 @@ class BaseStack:
 
     @property
     def changed(self) -> bool:
-        """Whether the base is no longer what was taken apart."""
-        return self._watch is None or self._watch.changed()
+        """Whether the base is no longer what was taken apart; numbers count where others were made from them."""
+        rounded = len(self._variants) > 1 or len(self._heads) > 1
+        return self._watch is None or self._watch.changed() or (rounded and self._watch.written())
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 LIBRARIES = ("torch.nn.", "transformers.")  # whose forwards we know
 CAPTURING = "transformers.utils.output_capturing"  # its hooks only look on, while the base's own forward runs
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_is_trained = attrgetter("requires_grad")
+_is_trained, _version = attrgetter("requires_grad"), attrgetter("_version")
 
 
 def foreign_code(module: nn.Module) -> str | None:
@@ -103,6 +103,12 @@ class Watch:
         self._weights = [member for member in self._members if type(member) is nn.Parameter and member.layout == torch.strided]
         self._pointers = list(map(Tensor.data_ptr, self._weights))
         self._trained = list(map(_is_trained, self._weights))
+        self._counted = [weight for weight in self._weights if not weight.is_inference()]  # those count how often they changed
+        self._versions = list(map(_version, self._counted))
+
+    def written(self) -> bool:
+        """Whether the numbers of a weight were written over in place; what goes by its `data` is not seen."""
+        return list(map(_version, self._counted)) != self._versions
 
     def _look(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._places)))

@@ -179,3 +179,35 @@ def test_the_kept_first_tokens_run_whole_in_the_precision_of_the_plan():
     assert names[2:] == [["INT4", "SKIP_INT4", "INT4_SKIP_FFN", "INT8"]] * 4
     assert trace.head.eq(model.config.table.heads.index("int8")).all()
     assert torch.equal(trace.cost.double(), model.costs.of_plans(trace.actions, trace.head).float().double())
+
+
+def scaled(base):
+    base.model.layers[1].mlp.down_proj.weight.mul_(-1.0)
+
+
+def loaded(base):
+    base.load_state_dict(tiny_base(seed=1).state_dict())
+
+
+def optimised(base):
+    weight = base.model.layers[2].self_attn.q_proj.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=1.0).step()
+    weight.grad = None
+
+
+def scaled_head(base):
+    base.lm_head.weight.mul_(2.0)
+
+
+@pytest.mark.parametrize("write", [scaled, loaded, optimised, scaled_head], ids=lambda write: write.__name__)
+@torch.no_grad()
+def test_weights_that_were_written_over_in_place_are_rounded_anew(write):
+    base, ids, fields = tiny_base(), token_ids(1, 6), {"precisions": ["int8"], "plans": PLANS["int8"], "keep_first_tokens": 0}
+    model = wrap(base, **fields)
+    before = model(ids, energy_budget=0.0).logits
+    write(base)
+    after = model(ids, energy_budget=0.0).logits
+    assert float((after - before).abs().max()) > 0.1
+    assert torch.equal(after, wrap(base, **fields)(ids, energy_budget=0.0).logits)
+    assert not model.stack.changed
