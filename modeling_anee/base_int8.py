@@ -6,7 +6,6 @@ weight have lost. With bfloat16 activations (`torch._weight_int8pack_mm`) the lo
 token in a text differed by up to 0.27 on SmolLM2-135M (the largest is 35); so they differ by 0.02.
 """
 
-import sys
 from functools import cache
 
 import torch
@@ -22,8 +21,8 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 SMALLEST = torch.finfo(torch.float32).tiny
 LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
-BLOCK = 1 << 22  # sums of one call, so that wide maps need little memory: fewer cost more calls than caches save
-FEWEST = 16  # rows of a block
+BLOCK, LEAST_OUTPUTS = 1 << 19, 256  # sums of one call stay in the cache; fewer outputs at once cost more calls than that saves
+MOST_ROWS = 512  # of one call, for the same reason
 FEWEST_ON_CUDA, MULTIPLE = 32, 8  # rows that the kernel of CUDA wants, and what all sizes must be multiples of
 LEAST = 16  # inputs of a map that the kernel is used for: with a single one its sums are wrong
 ONEDNN_HAS = ("AVX2", "AVX512")  # instructions for which oneDNN has such a kernel
@@ -53,7 +52,7 @@ class Int8Linear:
         on_cpu = self.weight.device.type == "cpu"
         self._integers = (self.weight.shape[1] >= LEAST and integers_pay()) if on_cpu else fits_accelerator(self.weight)
         self.row = self._row if self._integers and on_cpu and not self.coarse else self._row_of_several
-        self._rows = max(FEWEST, BLOCK // (2 * len(self.weight))) if on_cpu else sys.maxsize
+        self._blocks = on_cpu
         self._product = torch._int_mm if on_cpu else padded_product
 
     @property
@@ -89,10 +88,10 @@ class Int8Linear:
         flat = x.reshape(-1, x.shape[-1]).float()
         if len(flat) == 1 and self.row == self._row:
             return self._row(flat[0]).to(x.dtype).view(*x.shape[:-1], -1)
-        if len(flat) <= self._rows:
+        if not self._blocks or len(flat) <= MOST_ROWS:
             out = self._several(flat)
         else:
-            out = torch.cat([self._several(part) for part in flat.split(self._rows)])
+            out = torch.cat([self._several(part) for part in flat.split(MOST_ROWS)])
         if self.bias is not None:
             out += self.bias
         return out.to(x.dtype).view(*x.shape[:-1], -1)
@@ -105,10 +104,23 @@ class Int8Linear:
         """Rows [N, in] -> [N, out]."""
         step = x.abs().amax(dim=-1, keepdim=True)  # for many rows a fourteenth of the time of torch's norm
         step = (step / (LEVELS if self.coarse else self.largest)).clamp_(min=SMALLEST)
-        if self.coarse:
-            return self._product((x / step).round_().to(torch.int8), self._weight).mul(self.scale).mul_(step)
-        low, high = self._product(_planes(x / step), self._weight).chunk(2)
-        return torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
+        digits = (x / step).round_().to(torch.int8) if self.coarse else _planes(x / step)
+        size = max(BLOCK // len(digits), LEAST_OUTPUTS)
+        if not self._blocks or len(self.weight) <= size:
+            return self._sums(digits, slice(None)).mul_(step)
+        out = x.new_empty(len(x), len(self.weight))
+        for start in range(0, len(self.weight), size):
+            part = slice(start, start + size)
+            self._sums(digits, part, out[:, part])
+        return out.mul_(step)
+
+    def _sums(self, digits: Tensor, part: slice, out: Tensor | None = None) -> Tensor:
+        """Some of the outputs [N, n] of digits [N or 2 N, in], in steps of the activations."""
+        sums = self._product(digits, self._weight[:, part])
+        if not self.coarse:
+            low, high = sums.chunk(2)
+            sums = torch.add(low, high, alpha=256)
+        return torch.mul(sums, self.scale[part], out=out)
 
 
 def _digits(x: Tensor) -> Tensor:
