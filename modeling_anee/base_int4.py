@@ -7,6 +7,8 @@ many rows run in the same weights as integers of 8 bits, and what these lose as 
 """
 
 import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import cycle
 
 import torch
@@ -29,45 +31,59 @@ SLOW = ("DEFAULT", "NO AVX")  # instructions with which torch's kernel is a plai
 PACKED, INTEGERS = "packed", "integers"
 _int4_linear = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
+Wide = tuple[Int8Linear, Int8Linear]  # the same weights as integers of 8 bits, and what these lose
+
 
 class Int4Linear:
     """`F.linear` with a weight [out, in] in 4 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape
-        integers = self._settle(weight, bias)
-        exact = dequantise(integers, self.scales)[:outputs, :inputs]
-        self._many = Int8Linear(exact, bias)
-        self._rest = Int8Linear(exact - self._many.dequantised(exact.dtype), None, coarse=True)
+        padded = _padded(weight, (-inputs % GROUP, -outputs % OUTPUTS))
+        parts = [quantise(part) for part in padded.split(max(PART // inputs, 1))]
+        pairs = torch.cat([_paired(integers) for integers, _ in parts])
+        scales = torch.cat([part for _, part in parts]).transpose(0, 1).contiguous()  # [groups, out, 2]
+        self._settle(pairs, scales, bias, weight.shape)
 
-    def _settle(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Round a weight [out, in] and pack it for a few rows; returns the integers, padded."""
-        self._source, self.bias = weight, bias
-        outputs, inputs = weight.shape
-        self._padding = -inputs % GROUP, -outputs % OUTPUTS
-        parts = [quantise(part) for part in _padded(weight, self._padding).split(max(PART // inputs, 1))]
-        integers = torch.cat([part for part, _ in parts])
-        self.scales = torch.cat([scales for _, scales in parts]).transpose(0, 1).contiguous()  # [groups, out, 2]
+    def _settle(
+        self, pairs: Tensor, scales: Tensor, bias: Tensor | None, shape: Sequence[int], wider: Callable[[], Wide] | None = None
+    ) -> None:
+        """Pack integers for a few rows; for many, `wider` makes others when they are first needed, of these by default."""
+        self._pairs, self.scales, self.bias, self._wider = pairs, scales, bias, wider
+        self._outputs, self._inputs = shape
+        self._padding = -self._inputs % GROUP, -self._outputs % OUTPUTS
         self._few, self._packed = 0, None
-        if weight.device.type == "cpu" and few_rows():
+        if pairs.device.type == "cpu" and few_rows():
             self._few, self._kernel = few_rows(), _int4_linear
-            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
-        elif weight.device.type == "cuda" and integers.shape[1] % CUDA_INPUTS == 0:
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpaired(pairs).to(torch.int32), 1)
+        elif pairs.device.type == "cuda" and 2 * pairs.shape[1] % CUDA_INPUTS == 0:
             self._few, self._kernel = FEW, torch._weight_int4pack_mm
-            pairs = (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
             self._packed = torch._convert_weight_to_int4pack(pairs, CUDA_INPUTS // 16)
-        return integers
+
+    @cached_property
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _wide(self) -> Wide:
+        """The map in 8 bits, and what is missing of it then: made when many rows first come, since decoding needs neither."""
+        if self._wider is not None:
+            return self._wider()
+        exact = dequantise(_unpaired(self._pairs), self.scales)[: self._outputs, : self._inputs]
+        many = Int8Linear(exact, self.bias)
+        return many, Int8Linear(exact - many.dequantised(exact.dtype), None, coarse=True)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights, scales, offsets and bias that a row reads."""
-        return self._source.numel() // 2 + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self._outputs * self._inputs // 2 + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def rows(self, start: int, stop: int | None) -> "Int4Linear":
-        """The map to outputs `start:stop`: the same integers, since those of an output follow from its weights alone."""
-        part = object.__new__(Int4Linear)
-        part._settle(self._source[start:stop], None if self.bias is None else self.bias[start:stop])
-        part._many, part._rest = self._many.rows(start, stop), self._rest.rows(start, stop)
+        """The map to outputs `start:stop`, in the same integers."""
+        start, stop, _ = slice(start, stop).indices(self._outputs)
+        part, missing = object.__new__(Int4Linear), -(stop - start) % OUTPUTS
+        pairs = F.pad(self._pairs[start:stop], (0, 0, 0, missing))
+        scales = F.pad(self.scales[:, start:stop], (0, 0, 0, missing)).contiguous()
+        bias, shape = None if self.bias is None else self.bias[start:stop], (stop - start, self._inputs)
+        part._settle(pairs, scales, bias, shape, lambda: (self._wide[0].rows(start, stop), self._wide[1].rows(start, stop)))
         return part
 
     def row(self, x: Tensor) -> Tensor:
@@ -80,7 +96,8 @@ class Int4Linear:
         """Outputs [..., out] for inputs [..., in]."""
         rows = x.numel() // x.shape[-1]
         if rows > self._few or (torch.is_grad_enabled() and x.requires_grad):
-            return self._many(x) + self._rest(x)
+            many, rest = self._wide
+            return many(x) + rest(x)
         flat = x.reshape(rows, -1).to(torch.bfloat16)
         inputs, outputs = self._padding
         if inputs:
@@ -96,7 +113,8 @@ class Int4Linear:
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weights as numbers, [out, in], as many rows meet them."""
-        return self._many.dequantised(dtype) + self._rest.dequantised(dtype)
+        many, rest = self._wide
+        return many.dequantised(dtype) + rest.dequantised(dtype)
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +142,16 @@ def dequantise(integers: Tensor, scales: Tensor) -> Tensor:
     scale, offset = scales.float().transpose(0, 1).unsqueeze(2).unbind(-1)  # each [out, groups, 1]
     groups = integers.unflatten(1, (-1, GROUP))
     return torch.addcmul(offset, groups - float(MIDDLE), scale).flatten(1)
+
+
+def _paired(integers: Tensor) -> Tensor:
+    """Integers [out, in] -> two in a byte, uint8 [out, in / 2]."""
+    return (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
+
+
+def _unpaired(pairs: Tensor) -> Tensor:
+    """Integers uint8 [out, in] of pairs."""
+    return torch.stack((pairs >> 4, pairs & LEVELS), dim=-1).flatten(1)
 
 
 def _rounded(x: Tensor) -> Tensor:
