@@ -53,9 +53,9 @@ def account_after(step: Step, spent: Tensor, floor: float) -> Tensor:
     return step.account + step.places.running_sum((spent - step.budget.clamp(min=floor)) * step.valid)
 
 
-def account_without(step: Step, asked: Tensor, floor: float) -> Tensor:
-    """The same before each token, the tokens in a mask [B, T] left out; all others are processed in full."""
-    above = (1.0 - step.budget.clamp(min=floor)) * (step.valid & ~asked)
+def account_without(step: Step, asked: Tensor, cost: Tensor, floor: float) -> Tensor:
+    """The same before each token, the tokens in a mask [B, T] left out; all others will have cost so much, float64 [B, T]."""
+    above = (cost - step.budget.clamp(min=floor)) * (step.valid & ~asked)
     return step.account + step.places.running_sum(above) - above
 
 

@@ -72,7 +72,7 @@ class AneeConfig(PreTrainedConfig):
         keep_first_tokens (`int`): first tokens of a sequence that leave nothing out, except in strict mode: attention sinks
             with massive activations, which nothing small stands in for (arXiv:2402.17762). With `precisions` they run in
             those that are decided, else in full.
-        min_layers (`int`): first layers that are always processed; a `routed` controller decides after them.
+        min_layers (`int`): first layers that are always run whole; a `routed` controller decides after them.
         keep_last_layers (`int`): last layers that are always processed by tokens that have not exited.
         exit_budget_threshold (`float`): `budget` controller: tokens whose budget is at or below it EXIT when
             their budget is used up (the last layers are then not kept); above it they SKIP. 0: never EXIT.
@@ -97,8 +97,10 @@ class AneeConfig(PreTrainedConfig):
         confidence_threshold (`float`): in [0, 1].
         controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
             at the layers that have its bridge or translator, if any layer has; default: SKIP, SKIP_FFN and EXIT.
-        router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through all layers, or through
-            the dearest of the `plans` within one of these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4.
+        router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through the cheapest plan that
+            leaves nothing out (all layers in full, without `precisions`), or through the dearest of the `plans` within one of
+            these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4; with `precisions`, as many, spread evenly from the cheapest
+            plan up to that one.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
             of `confidence`; monotone); and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
@@ -175,10 +177,10 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(f"text_config={self.text_config!r} is not allowed: it must be a dict or a PreTrainedConfig")
         if self.controller_hidden_sizes is None:
             self.controller_hidden_sizes = [32]
-        if self.router_budgets is None:
-            self.router_budgets = list(ROUTER_BUDGETS)
         if self.precisions is None:
             self.precisions = []
+        if self.router_budgets is None and not self.precisions:
+            self.router_budgets = list(ROUTER_BUDGETS)
         self._check_precisions()
         self.actions = self.table.with_precisions(self.precisions).stored()
         if self.controller_actions is None:
@@ -302,7 +304,7 @@ class AneeConfig(PreTrainedConfig):
         self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         budgets: Any = self.router_budgets
         numbers = isinstance(budgets, list | tuple) and all(is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
-        if not numbers or not 0 < len(budgets) == len(set(budgets)):
+        if budgets is not None and (not numbers or not 0 < len(budgets) == len(set(budgets))):
             raise ValueError(
                 f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers between 0 and 1"
             )

@@ -49,15 +49,19 @@ class Decision:
     """Actions uint8 [N, n] for the n layers of a segment, and what deciding cost, float64 [N] or a float.
 
     `head`: variant of the head of each token, uint8 [N], places in the table's `heads`; None: what it was, full at first.
+    `settled`: tokens that later decisions are not asked about, bool [N]; None: nobody.
     """
 
     actions: Tensor
     cost: Tensor | float = 0.0
     head: Tensor | None = None
+    settled: Tensor | None = None
 
 
 class Controller(nn.Module):
     """Interface of every kind. `segments` are the decisions: (first layer, layer after the last).
+
+    A later decision replaces what an earlier one said of its layers.
 
     The first `keep_first` tokens of a sequence never leave anything out: where there are other variants than the full one, they
     run whole in those that are decided, else in full, without being asked about.
@@ -87,6 +91,10 @@ class Controller(nn.Module):
         twin = copy.copy(self)
         twin.dial = dial
         return twin
+
+    def looks(self, segment: int) -> bool:
+        """Whether a decision needs hidden states, and the account where one is kept."""
+        return self.needs_hidden
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """Actions of N tokens for the layers of a segment."""

@@ -3,6 +3,9 @@
 A small MLP predicts how much each plan would lose on the token; the dial decides how much a loss must be worth: every
 plan pays its cost times a price that falls as the budget rises. Where the mean of a text drifts from its budget, since it
 is harder or easier than the text of the calibration, the price follows what the text has over- or underspent so far.
+
+Fewer bits lose next to nothing, and the same on every token: so what a budget affords without leaving anything out is a fixed
+plan, as of the `plan` controller, and nobody looks at the token.
 """
 
 import math
@@ -10,10 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .actions import PROCESS
+from .actions import FULL
 from .bridges import normalised
 from .budget import TOLERANCE, Dial
-from .configuration_anee import AneeConfig
+from .configuration_anee import ROUTER_BUDGETS, AneeConfig
 from .controller import Controller, Decision, Observation
 from .costs import CostTable
 from .plans import plan_table
@@ -24,10 +27,14 @@ STEEPEST = 15.0  # logarithm of the highest price
 
 
 class RoutedController(Controller):
-    """One decision per token, before layer `min_layers`: PROCESS everywhere, or one of the plans of `router_budgets`.
+    """One decision per token, before layer `min_layers`: the cheapest plan that leaves nothing out, or one of `router_budgets`.
+
+    Without other variants than the full one the first of these is PROCESS everywhere. All of them begin with its first
+    `min_layers` layers. Tokens whose budget affords it take a fixed plan instead, at the first layer, and so do the kept first
+    ones.
 
     Capacity moves between tokens, as in mixture-of-depths (arXiv:2404.02258), but a token's way depends on its own past
-    alone. Untrained it answers PROCESS, uncalibrated with the plan of least predicted loss. In strict mode every
+    alone. Untrained it leaves nothing out, uncalibrated it takes the plan of least predicted loss. In strict mode every
     token takes the best plan within its budget, and the price stays what it is.
     """
 
@@ -36,15 +43,17 @@ class RoutedController(Controller):
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.start = config.min_layers
-        self.segments = [(self.start, self.num_layers)] if self.start < self.num_layers else []
+        self._fixed = [(0, self.num_layers)] if config.table.variants != {FULL} else []  # else PROCESS is all that it could be
+        self.segments = [*self._fixed, *([(self.start, self.num_layers)] if self.start < self.num_layers else [])]
+        outputs = 1 + len(ROUTER_BUDGETS if config.router_budgets is None else config.router_budgets)
         sizes = [config.text_config.hidden_size, *(config.controller_hidden_sizes or ())]
         inner = [part for a, b in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(a, b), nn.GELU())]
-        self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], 1 + len(config.router_budgets or ())))
+        self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], outputs))
         self._config = config
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to PROCESS, whatever the token."""
+        """Back to leaving nothing out, whatever the token."""
         super().reset_parameters()
         for part in self.predictor:
             if isinstance(part, nn.Linear):
@@ -56,17 +65,41 @@ class RoutedController(Controller):
             last.bias[0] = -1.0  # type: ignore[index, operator]
 
     def bind(self, costs: CostTable) -> None:
-        """Look up the plans of the budgets; the layers before the decision are always processed."""
-        self.budgets = sorted(self._config.router_budgets or (), reverse=True)
-        asked = torch.tensor([1.0, *self.budgets], dtype=torch.float64, device="cpu")
-        plans = plan_table(self._config, costs, strict=True).choose(asked, torch.zeros_like(asked, dtype=torch.int64))
-        plans[:, : self.start] = PROCESS
-        self.plans = plans  # uint8 [K, L], the dearest first
+        """Look up the plans of the budgets."""
+        self._table = plan_table(self._config, costs, self.strict)
+        self._whole = self._cheapest_whole()
+        self.top = float(self._table.costs[self._whole])  # budget from which on plans are fixed
+        places = torch.cat(
+            (torch.tensor([self._whole], device="cpu"), self._table.within(self._budgets()).clamp(max=self._whole))
+        )
+        self.plans, self.heads = (
+            self._table.actions[places],
+            self._table.heads[places],
+        )  # uint8 [K, L] and [K], the dearest first
+        self.plans[:, : self.start] = self.plans[0, : self.start]
         self._own = costs.of_module(self.predictor)
-        self.plan_costs = costs.of_plans(plans)  # float64 [K]
+        self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
         self.charges = self.plan_costs + self._own  # the decision included
         self.floor = float(self.charges.min())
         self.dial = Dial(self._config.calibration, neutral=-torch.inf)
+
+    def _cheapest_whole(self) -> int:
+        """Place in the table of the cheapest plan that leaves nothing out: there is one that runs all in full."""
+        actions = self._config.table
+        whole = actions.where([row.is_whole and not row.leaves for row in actions])
+        return int(whole[self._table.actions.long()].all(dim=1).int().argmax())
+
+    def _budgets(self) -> Tensor:
+        """Budgets of the plans that leave something out, descending, float64 [K - 1]."""
+        budgets = self._config.router_budgets
+        if budgets is None:
+            count, lowest = len(ROUTER_BUDGETS), self._table.floor
+            budgets = [lowest + (self.top - lowest) * step / count for step in range(count)]
+        return torch.tensor(sorted(budgets, reverse=True), dtype=torch.float64, device="cpu")
+
+    def looks(self, segment: int) -> bool:
+        """Only the router reads anything of a token."""
+        return segment >= len(self._fixed)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logarithm of the loss of each plan (KL to the base, nats) for hidden states [..., D] -> float32 [..., K]."""
@@ -82,7 +115,18 @@ class RoutedController(Controller):
         return (loss + self._prices(setting)).argmin(dim=-1)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
-        """For each token the plan whose predicted loss and price are least together."""
+        """What is fixed; then for each other token the plan whose predicted loss and price are least together."""
+        return self._route(seen) if self.looks(segment) else self._fix(seen)
+
+    def _fix(self, seen: Observation) -> Decision:
+        """The plan of tokens that none is chosen for; the others begin as if they left nothing out."""
+        affords = seen.budget >= self.top - TOLERANCE
+        places = self._table.places(seen.budget, seen.index).masked_fill_(~affords, self._whole)
+        settled = affords | (seen.index < self.keep_first)
+        return Decision(self._table.actions[places], head=self._table.heads[places], settled=settled)
+
+    def _route(self, seen: Observation) -> Decision:
+        """The best plan of each token."""
         loss = self.losses(seen.hidden)
         setting = self.dial.setting(seen.budget)
         if self.strict:
@@ -93,7 +137,8 @@ class RoutedController(Controller):
             chosen = self._choose_in_turn(loss, setting, seen)
         else:
             chosen = self.choose(loss, setting)
-        return Decision(self.plans[chosen, self.start :], self._own)
+        head = self.heads[chosen] if self._fixed else None
+        return Decision(self.plans[chosen, self.start :], self._own, head)
 
     def _prices(self, setting: Tensor) -> Tensor:
         """What each plan pays at logarithms of the price [N], [N, K]."""

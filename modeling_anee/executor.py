@@ -106,6 +106,8 @@ class Executor:
         segments = self.controller.segments if given is None and limited.any() else []
         entered, done, previous = hidden, 0, hidden
         for segment, (start, _) in enumerate(segments):
+            if not limited.any():  # all are settled
+                break
             hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
@@ -133,22 +135,27 @@ class Executor:
             raise ValueError(f"actions has {int(given.max())}, which is not allowed: the table has {len(self.table)} actions")
 
     def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
-        """Ask the controller about every token that has a limit and has not left; write its answer down."""
+        """Ask the controller about every token that has a limit and has not left; write its answer down.
+
+        Those that are settled by it are taken off `limited`, bool [B, T].
+        """
         start, stop = self.controller.segments[segment]
         actions, leaving = ledger.actions, self.table.leaving
-        asked = limited if start == 0 else limited & ~leaving[actions[..., start - 1].long()]
+        asked = limited.clone() if start == 0 else limited & ~leaving[actions[..., start - 1].long()]
         count = int(asked.sum())
         if count == 0:
             return
         who = None if count == asked.numel() else asked  # indices are slow, and mostly nobody is left out
-        if self.controller.needs_hidden:
+        looks = self.controller.looks(segment)
+        if looks:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
         budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.places.index))
         logits = partial(self._logits_before, start)
         row = account = None
-        if self.controller.keeps_account:
+        if looks and self.controller.keeps_account:
             row = _pick(step.places.sequence, who)
-            account = _pick(account_without(step, asked, self.controller.floor), who)
+            cost = ledger.spent + self.costs.of_actions(actions[..., start:], start)
+            account = _pick(account_without(step, asked, cost, self.controller.floor), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen = self._kept_whole(decision.actions, index)
         leaves = leaving[chosen.long()]
@@ -167,6 +174,8 @@ class Executor:
             _put(ledger.head, who, decision.head)
         _put(ledger.spent, who, spent + decision.cost)
         ledger.decided = True
+        if decision.settled is not None:
+            _put(limited, who, ~decision.settled)
 
     def _kept_whole(self, actions: Tensor, index: Tensor) -> Tensor:
         """Actions uint8 [N, n] of tokens at indices [N], with nothing left out for the kept first ones of a sequence."""

@@ -41,7 +41,7 @@ class PlanTable:
 
     def places(self, budget: Tensor, index: Tensor) -> Tensor:
         """Plans int64 [N] for budgets float64 [N] and token indices int64 [N]."""
-        low = (torch.searchsorted(self.costs, budget + TOLERANCE, right=True) - 1).clamp(min=0)
+        low = self.within(budget)
         if self.strict:
             return low
         high = (low + 1).clamp(max=len(self.costs) - 1)
@@ -49,6 +49,10 @@ class PlanTable:
         share = (budget - self.costs[low]) / gap
         dear = (index + 1).double() * GOLDEN_RATIO % 1.0 < share - TOLERANCE
         return torch.where(dear, high, low)
+
+    def within(self, budget: Tensor) -> Tensor:
+        """The dearest plan within each budget float64 [N], or the cheapest of all, int64 [N]."""
+        return (torch.searchsorted(self.costs, budget + TOLERANCE, right=True) - 1).clamp(min=0)
 
     def choose(self, budget: Tensor, index: Tensor) -> Tensor:
         """The same as actions [N, L]."""
