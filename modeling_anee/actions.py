@@ -186,9 +186,22 @@ class ActionTable(Sequence[Action]):
         Raises:
             ValueError: there is none.
         """
+        return self._needed(
+            self._left_out(keys_values, False), f"leaves a whole layer out, but for {keys_values} keys and values"
+        )
+
+    def exit_with(self, keys_values: str) -> int:
+        """The place of the action that leaves the stack with keys and values in a variant.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._needed(self._left_out(keys_values, True), f"leaves the stack with {keys_values} keys and values")
+
+    def _left_out(self, keys_values: str, leaves: bool) -> int | None:
         rows = enumerate(self.rows)
-        found = (i for i, row in rows if not row.runs and not row.leaves and row.keys_values == keys_values)
-        return self._needed(next(found, None), f"leaves a whole layer out, but for {keys_values} keys and values")
+        wanted = (leaves, keys_values)
+        return next((i for i, row in rows if not row.runs and (row.leaves, row.keys_values) == wanted), None)
 
     @property
     def exit(self) -> int:

@@ -66,7 +66,8 @@ class AneeConfig(PreTrainedConfig):
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
         controller (`str`): `"budget"`, `"confidence"`, `"learned"`, `"plan"` or `"routed"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
-        decision_interval (`int`): layers that one decision of a `learned` controller covers; 1 decides at every layer.
+        decision_interval (`int`): layers that one decision of a `learned` controller covers, or of a `budget` controller with
+            `precisions`; 1 decides at every layer.
         budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
             at or under it (down to the floor).
         keep_first_tokens (`int`): first tokens of a sequence that leave nothing out, except in strict mode: attention sinks
@@ -81,7 +82,7 @@ class AneeConfig(PreTrainedConfig):
         actions (`list[dict]`, *optional*): what can be done with a token at a layer: rows with a `name`, the variants of
             `attention` and `feed_forward`, and whether the token `leaves`; default: PROCESS, SKIP, EXIT and SKIP_FFN.
         precisions (`list[str]`, *optional*): cheaper variants of the base's weights, dearest first, `["int8", "int4"]` for
-            example: rows for them are added to `actions`, and the `plan` controller uses them before it skips anything.
+            example: rows for them are added to `actions`, and `plan` and `budget` use them before they skip anything.
         plans (`list`, *optional*): `plan` controller: one action per layer for each plan: a list of names, in short
             `"2*PROCESS, SKIP"`, or one letter a layer; with a head in a variant, `"30*INT8 / int8"`; see `actions.py`. A budget
             uses the two plans whose costs are nearest to it. Replaces `skip_order`.

@@ -1,5 +1,7 @@
 """Fixed plans, sorted by what they cost: one action a layer."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,20 @@ class PlanTable:
         costs: what they cost.
         strict: see above.
         heads: place of the variant of each plan's head; default: full.
+        first: the layer that plans begin with.
     """
 
-    def __init__(self, plans: list[list[int]], costs: CostTable, strict: bool = False, heads: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        plans: list[list[int]],
+        costs: CostTable,
+        strict: bool = False,
+        heads: list[int] | None = None,
+        first: int = 0,
+    ) -> None:
         actions = torch.tensor(plans, dtype=torch.uint8, device="cpu")
         of_heads = torch.tensor(heads or [0] * len(plans), dtype=torch.uint8, device="cpu")
-        cost = costs.of_plans(actions, of_heads)
+        cost = costs.of_actions(actions, first) + costs.of_heads(of_heads)
         order = cost.argsort(stable=True)
         self.actions, self.heads, self.costs = actions[order], of_heads[order], cost[order]
         self.strict = strict
@@ -72,24 +82,28 @@ def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> Pl
 def default_plans(config: AneeConfig) -> tuple[list[list[int]], list[int]]:
     """Plans, each cheaper than the one before by one step, and their heads.
 
-    First everything in the precisions of the configuration, one after the other: the head (in the first of them only, since
-    it is what rounding hurts most), then the layers from the middle outwards. Then layers are left out, see `plans_of_order`.
+    First everything in cheaper precisions, layers from the middle outwards, see `precision_plans`. Then layers are left out,
+    see `plans_of_order`.
     """
-    layers, table = config.num_layers, config.table
-    plan, head = [PROCESS] * layers, 0
-    plans, heads = [], []
-    for variant in config.precisions or ():
-        if head == 0:
-            head = table.heads.index(variant)
-            plans.append(plan)
-            heads.append(head)
-        place = table.place_of(variant, variant)
-        for layer in from_the_middle(range(layers), layers):
-            plan = [*plan[:layer], place, *plan[layer + 1 :]]
-            plans.append(plan)
-            heads.append(head)
-    skipped = plans_of_order(config, plan)
-    return [*plans, *skipped], [*heads, *[head] * len(skipped)]
+    layers = config.num_layers
+    plans, heads = precision_plans(config, from_the_middle(range(layers), layers))
+    skipped = plans_of_order(config, plans[-1] if plans else None)
+    return [*plans, *skipped], [*heads, *(heads[-1:] or [0]) * len(skipped)]
+
+
+def precision_plans(config: AneeConfig, order: Iterable[int]) -> tuple[list[list[int]], list[int]]:
+    """Plans from everything in full to everything in the cheapest precision, each cheaper by one step, and their heads.
+
+    The precisions of the configuration come one after the other: the head (in the first of them only, since it is what
+    rounding hurts most), then the layers in an order.
+    """
+    table, order = config.table, list(order)
+    if not config.precisions:
+        return [], []
+    plans = [[PROCESS] * config.num_layers]
+    for variant in config.precisions:
+        plans += one_by_one(plans[-1], table.place_of(variant, variant), order)
+    return plans, [table.heads.index(config.precisions[0])] * len(plans)
 
 
 def plans_of_order(config: AneeConfig, start: list[int] | None = None) -> list[list[int]]:
@@ -107,9 +121,14 @@ def plans_of_order(config: AneeConfig, start: list[int] | None = None) -> list[l
     if order is None:
         order = from_the_middle(range(config.min_layers, layers - config.keep_last_layers), layers)
     skip = table.skip if start is None else table.skip_with(table[start[0]].keys_values)
-    plan, plans = start or [PROCESS] * layers, []
+    return one_by_one(start or [PROCESS] * layers, skip, order)
+
+
+def one_by_one(plan: list[int], action: int, order: Iterable[int]) -> list[list[int]]:
+    """A plan with one layer after the other, in an order, in another action; without the plan itself."""
+    plans = []
     for layer in order:
-        plan = [*plan[:layer], skip, *plan[layer + 1 :]]
+        plan = [*plan[:layer], action, *plan[layer + 1 :]]
         plans.append(plan)
     return plans
 
