@@ -244,13 +244,14 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
 
     def head_logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """Logits [..., V] of what left the final norm [..., D], by heads in variants uint8 [...]; None: in full."""
-        places = [0] if head is None else head.unique().tolist() or [0]
         names = self.executor.table.heads
-        logits = self.stack.head_of(names[places[0]])(hidden)
-        for place in places[1:]:
-            own = (head == place).to(hidden.device).unsqueeze(-1)  # type: ignore[union-attr]
-            logits = torch.where(own, self.stack.head_of(names[place])(hidden), logits)
-        return logits
+        places = [0] if head is None else head.unique().tolist() or [0]
+        if head is None or len(places) == 1:
+            return self.stack.head_of(names[places[0]])(hidden)
+        which, flat = head.flatten().to(hidden.device), hidden.flatten(0, -2)
+        groups = [(which == place).nonzero().squeeze(1) for place in places]
+        parts = [self.stack.head_of(names[place])(flat[group]) for place, group in zip(places, groups, strict=True)]
+        return torch.cat(parts)[torch.cat(groups).argsort()].view(*hidden.shape[:-1], -1)
 
     def _with_gradient(self, logits: Tensor, trace: ExecutionTrace) -> Tensor:
         """Logits that a backward may start from: a batch that teaches nothing must not end a training."""

@@ -1,5 +1,7 @@
 """The stage `routing`: what a router learns, and that an interrupted fit makes the same."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -110,3 +112,55 @@ def test_another_kind_has_no_router(fitted, tmp_path):
     run = Run.open(recipe_of(fitted), tmp_path / "run", fitted / "data")
     with pytest.raises(ValueError, match="controller='learned' has no router"):
         routing.run_stage(run)
+
+
+IN_FEWER_BITS = {
+    "controller": "routed",
+    "precisions": ["int8", "int4"],
+    "bridge_rank": 4,
+    "ffn_bridge_rank": 4,
+    "plans": [
+        "4*INT8 / int8",
+        "4*INT8 / int4",
+        "INT8, INT8_SKIP_FFN, 2*INT8 / int4",
+        "INT8, INT8_SKIP_FFN, SKIP_INT8, INT8 / int4",
+        "INT8, INT8_SKIP_FFN, SKIP_INT8, INT8_SKIP_FFN / int4",
+    ],
+    "controller_hidden_sizes": [16],
+}
+STAGES_IN_FEWER_BITS = {
+    "closed_form": {"windows": 12, "ridge": 0.001},
+    "refit": {"windows": 12, "ridge": 0.001, "budgets": [0.24, 0.2]},
+    "bridges": {"steps": 30, "learning_rate": 0.01, "batch_windows": 4, "budgets": [0.15, 0.25]},
+    "routing": {"steps": 60, "learning_rate": 0.01, "batch_windows": 4},
+    "calibration": {"windows": 6, "budgets": [0.2, 0.4, 0.7]},
+}
+
+
+@pytest.fixture(scope="module")
+def in_fewer_bits(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bits")
+    fields = {"text": recipe(fitted).text, "anee": IN_FEWER_BITS, "stages": STAGES_IN_FEWER_BITS}
+    made = recipe_of(fitted, length=16, **fields)
+    fit(made, folder / "run", fitted / "data")
+    return folder / "run"
+
+
+def test_bridges_and_router_learn_under_plans_in_fewer_bits(in_fewer_bits):
+    rows = [json.loads(line) for line in (in_fewer_bits / "log.jsonl").read_text().splitlines()]
+    for stage, name in (("bridges", "loss"), ("routing", "misfit")):
+        values = [row[name] for row in rows if row["stage"] == stage]
+        assert sum(values[-10:]) < sum(values[:10]), stage
+    costs = [row["cost"] for row in rows if row["stage"] == "routing"]
+    model = AutoModelForCausalLM.from_pretrained(in_fewer_bits / "artifact", dtype="float32")
+    assert max(costs) < model.controller.top and min(costs) >= float(model.controller.plan_costs.min()) - 1e-6
+
+
+def test_the_dial_stands_still_where_plans_are_fixed(in_fewer_bits):
+    model = AutoModelForCausalLM.from_pretrained(in_fewer_bits / "artifact", dtype="float32")
+    table, top = model.config.calibration, model.controller.top
+    assert table["budgets"] == sorted([0.2, 0.4, 0.7, round(top, 4)]) and 0.2 < top < 0.4
+    assert len(set(table["settings"][1:])) == 1 and table["settings"][0] > table["settings"][1]
+    ids = torch.randint(3, 60, (1, 400), generator=torch.Generator().manual_seed(0))
+    for budget in (0.2, (0.2 + top) / 2, 0.4, 0.7):
+        assert abs(model(ids, energy_budget=budget).execution.mean_cost - budget) <= 0.02

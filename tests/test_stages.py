@@ -125,9 +125,11 @@ def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_
         costs = torch.tensor([0.3, 0.97, 1.0])
         actions = torch.tensor([[PROCESS, SKIP, SKIP, PROCESS], [PROCESS, SKIP, PROCESS, PROCESS], [PROCESS] * 4])
 
-        def choose(self, budget, index):
+        heads = torch.zeros(3, dtype=torch.uint8)
+
+        def places(self, budget, index):
             asked.append(budget)
-            return torch.zeros(len(budget), 4, dtype=torch.uint8)
+            return torch.zeros(len(budget), dtype=torch.int64)
 
     ids = torch.zeros(50, 40, dtype=torch.long)
     for seed in range(8):

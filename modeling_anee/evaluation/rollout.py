@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..actions import PROCESS
 from ..executor import Ledger, Step
-from ..modeling_anee import AneeModel
+from ..modeling_anee import AneeForCausalLM, AneeModel
 
 
 def begin(model: AneeModel, ids: Tensor, budget: float = 0.0) -> tuple[Tensor, Step]:
@@ -35,6 +35,11 @@ def run(model: AneeModel, ids: Tensor, actions: Tensor | None = None, keep: list
     hidden, step = begin(model, ids)
     hidden = run_layers(model, hidden, step, actions, range(actions.shape[-1]), keep)
     return model.executor.translate(hidden, actions)
+
+
+def logits_of(model: AneeForCausalLM, hidden: Tensor, heads: Tensor) -> Tensor:
+    """Logits [..., V] of hidden states [..., D] that enter the final norm, by heads in variants uint8 [...]."""
+    return model.head_logits(model.stack.final_norm(hidden), heads)
 
 
 def processed(model: AneeModel, ids: Tensor) -> Tensor:

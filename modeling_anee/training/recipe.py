@@ -71,7 +71,9 @@ class Bridges(LongStage):
 
     @field_validator("budgets")
     @classmethod
-    def _rising(cls, budgets: list[float]) -> list[float]:
+    def _rising(cls, budgets: list[float] | None) -> list[float] | None:
+        if budgets is None:
+            return None
         if budgets[0] > budgets[1]:
             raise ValueError("the lowest budget comes first")
         if budgets[1] == 1.0:
@@ -81,6 +83,13 @@ class Bridges(LongStage):
 
 class Routing(Bridges):
     """The router of a `routed` controller, and the bridges on what it sends to them."""
+
+    budgets: list[Share] | None = Field(  # type: ignore[assignment]
+        None,
+        min_length=2,
+        max_length=2,
+        description="Lowest and highest budget to train at; default: those of its plans that leave something out.",
+    )
 
 
 class Exits(LongStage):

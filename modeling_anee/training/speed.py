@@ -12,9 +12,8 @@ from ..evaluation.rollout import run as run_tokens
 from ..evaluation.rollout import with_plan
 from ..modeling_anee import AneeForCausalLM
 from ..plans import plan_table
-from .losses import kl_divergence
 from .shape import plan_in
-from .stages.bridges import sample_actions
+from .stages.bridges import loss_of
 from .stages.closed_form import Moments, solve
 
 
@@ -92,10 +91,7 @@ def _training(
     table = plan_table(model.config, model.costs)
 
     def step() -> None:
-        actions = sample_actions(model, table, ids, budgets, generator)
-        with torch.no_grad():
-            target = model.stack.logits(run_tokens(model, ids))
-        kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean().backward()
+        loss_of(model, table, ids, budgets, generator).backward()
         model.zero_grad()
 
     return step

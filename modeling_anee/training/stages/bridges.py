@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...evaluation.rollout import logits_of, with_plan
 from ...evaluation.rollout import run as run_tokens
-from ...evaluation.rollout import with_plan
 from ...modeling_anee import AneeForCausalLM
 from ...plans import PlanTable, plan_table
 from ..losses import kl_divergence
@@ -30,19 +30,30 @@ def run_stage(run: Run) -> dict:
     }
     table = plan_table(model.config, model.costs)
     windows = run.windows("train")
-    train(run, NAME, parameters, lambda step, generator: loss_of(run, table, batch_of(windows, settings, step, run), generator))
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        return loss_of(model, table, batch_of(windows, settings, step, run), tuple(settings.budgets), generator)
+
+    train(run, NAME, parameters, loss_of_step)
     return {}
 
 
 def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
     """Actions uint8 [B, T, L] of random budgets."""
+    return sample_plans(model, table, ids, budgets, generator)[0]
+
+
+def sample_plans(
+    model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same, and the heads of their plans, uint8 [B, T]."""
     tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
     drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
     budget = spread(budgets, drawn).clamp(max=dearest_with_gaps(model, table))  # dearer plans have nothing to train
     # Between two plans a random one: an index of the golden-ratio sequence.
     index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
-    plan = table.choose(budget, index)
-    return with_plan(model, ids, plan.view(*ids.shape, -1) if tokenwise else plan[0])
+    places = table.places(budget, index).view(ids.shape if tokenwise else 1).expand(ids.shape)
+    return with_plan(model, ids, table.actions[places]), table.heads[places]
 
 
 def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
@@ -67,11 +78,11 @@ def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
     return 1.0 - least * (most / least) ** drawn
 
 
-def loss_of(run: Run, table: PlanTable, ids: Tensor, generator: torch.Generator) -> Tensor:
+def loss_of(
+    model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """KL to the base of a batch of windows int64 [B, T] at random budgets."""
-    model, settings = run.model, run.settings(NAME)
-    actions = sample_actions(model, table, ids, tuple(settings.budgets), generator)
+    actions, heads = sample_plans(model, table, ids, budgets, generator)
     with torch.no_grad():
-        teacher = run_tokens(model, ids)
-        target = model.stack.logits(teacher)
-    return kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))).mean()
+        target = model.stack.logits(run_tokens(model, ids))
+    return kl_divergence(target, logits_of(model, run_tokens(model, ids, actions), heads)).mean()

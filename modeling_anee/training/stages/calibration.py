@@ -41,19 +41,31 @@ def run_stage(run: Run) -> dict:
     windows = run.windows("calibrate")[: settings.windows].to(run.device)
     saved = run.load(NAME)
     found: dict[str, float] = {} if saved is None else saved[2]["found"]
-    budgets = sorted(settings.budgets)
+    budgets = with_top(model, sorted(settings.budgets))
     if model.config.controller in SETTINGS:
         cost_of = (
             mean_costs_of_router(run, windows) if model.config.controller == "routed" else partial(mean_cost, run, windows)
         )
         for number in run.track(len(budgets), "calibrating", len(found)):
-            found[str(budgets[number])] = find_setting(model, cost_of, budgets[number])
+            found[str(budgets[number])] = find_setting(model, cost_of, min(budgets[number], top_of(model)))
             run.save(NAME, number + 1, {}, {"found": found})
     table: dict[str, list[float]] = {"budgets": budgets}
     if found:
         table["settings"] = monotone([found[str(budget)] for budget in budgets], rising_of(model))
         controller_of(model).dial = Dial(table, neutral=0.0)  # as the artifact will have it, for the curve
     return {"calibration": table | curve(run, windows, budgets)}
+
+
+def with_top(model: AneeForCausalLM, budgets: list[float]) -> list[float]:
+    """Ascending budgets with the one from which on plans are fixed, if some are above it: there the dial comes to a stand."""
+    top = top_of(model)
+    known = budgets[-1] <= top or any(abs(budget - top) < TOLERANCE for budget in budgets)
+    return budgets if known else sorted([*budgets, top])
+
+
+def top_of(model: AneeForCausalLM) -> float:
+    """The budget from which on nothing is decided by the dial."""
+    return round(model.controller.top, 4) if isinstance(model.controller, RoutedController) else 1.0
 
 
 def controller_of(model: AneeForCausalLM) -> LearnedController | RoutedController | ConfidenceController:
@@ -136,7 +148,7 @@ def mean_costs_of_router(run: Run, windows: Tensor) -> Callable[[float, float], 
     if any(part.isnan().any() for part in parts):
         raise ValueError("no budget can be calibrated: what the router predicts of the text is not a number")
     losses = torch.cat([part.flatten(0, 1) for part in parts]) if parts else torch.zeros(0, len(controller.plans))
-    kept = model.config.keep_first_tokens * len(windows)
+    kept = model.config.keep_first_tokens * len(windows) * float(controller.plan_costs[0])
 
     def cost_of(budget: float, setting: float) -> float:
         chosen = controller.choose(losses, torch.full((len(losses),), setting, dtype=torch.float64))

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...bridges import normalised
+from ...budget import TOLERANCE
 from ...controller_routed import RoutedController
-from ...evaluation.rollout import begin, processed, run_layers, with_plan
+from ...evaluation.rollout import begin, logits_of, run_layers, with_plan
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
+from ...step import Step
 from ..losses import kl_divergence
 from ..optimise import batch_of, train
 from ..run import Run
@@ -70,6 +72,7 @@ def run_stage(run: Run) -> dict:
     learned = has_learned(controller)
     # At first a router tells no token from another and would send all of them the same way.
     warmup = 0 if learned else settings.warmup * settings.steps
+    budgets = settings.budgets or budgets_of(controller)
     if run.load(NAME) is None:
         if learned:
             standard.unfold(controller)
@@ -79,12 +82,24 @@ def run_stage(run: Run) -> dict:
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run, seen)
         explores = step < warmup or float(torch.rand(1, generator=generator)) < EXPLORE
-        budget = None if explores else draw_budget(settings.budgets, generator)
+        budget = None if explores else draw_budget(budgets, generator)
         return losses(model, standard, ids, budget, generator)
 
     train(run, NAME, parameters, loss_of_step)
     standard.fold(controller)
     return {}
+
+
+def budgets_of(controller: RoutedController) -> tuple[float, float]:
+    """Costs of the cheapest plan and of the dearest that leaves something out.
+
+    Raises:
+        ValueError: none does.
+    """
+    cheaper = controller.plan_costs[controller.plan_costs < controller.plan_costs[0] - TOLERANCE]
+    if len(cheaper) == 0:
+        raise ValueError("no plan of the router leaves anything out: seek cheaper plans, or name lower router_budgets")
+    return float(cheaper.min()), float(cheaper.max())
 
 
 def draw_budget(budgets: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -127,9 +142,15 @@ def standard_of(model: AneeForCausalLM, ids: Tensor) -> Standard:
 @torch.no_grad()
 def entering(model: AneeForCausalLM, ids: Tensor) -> Tensor:
     """Hidden states that the router reads of token ids [B, T], kept first tokens left out, [B, T - kept, D]."""
+    return until_routed(model, ids)[0][:, model.config.keep_first_tokens :]
+
+
+@torch.no_grad()
+def until_routed(model: AneeForCausalLM, ids: Tensor) -> tuple[Tensor, Step]:
+    """Token ids [B, T] through the layers that all plans begin with, [B, T, D], and the step to go on in."""
+    controller = controller_of(model)
     hidden, step = begin(model, ids)
-    hidden = run_layers(model, hidden, step, processed(model, ids), range(controller_of(model).start))
-    return hidden[:, model.config.keep_first_tokens :]
+    return run_layers(model, hidden, step, with_plan(model, ids, controller.plans[0]), range(controller.start)), step
 
 
 @torch.no_grad()
@@ -137,11 +158,12 @@ def start_from_means(model: AneeForCausalLM, ids: Tensor) -> None:
     """Let the router begin with the mean KL of each plan over token ids [B, T], the same for every token."""
     controller = controller_of(model)
     target = model.stack.logits(run_tokens(model, ids))
-    means = [
-        float(kl_divergence(target, model.stack.logits(run_tokens(model, ids, with_plan(model, ids, plan)))).mean())
-        for plan in controller.plans
-    ]
-    means[0] = min(means[1:]) / 2  # beside tokens that leave something out, those that don't lose a little too
+    means = []
+    for plan, head in zip(controller.plans, controller.heads, strict=True):
+        hidden = run_tokens(model, ids, with_plan(model, ids, plan))
+        means.append(float(kl_divergence(target, logits_of(model, hidden, head.expand(ids.shape))).mean()))
+    # Beside tokens that leave something out, those that don't lose a little too.
+    means[0] = max(means[0], min(means[1:]) / 2)
     _, last = ends_of(controller)
     last.bias.copy_(torch.tensor(means).clamp(min=SMALLEST).log())
 
@@ -159,13 +181,15 @@ def losses(
         generator: draws random plans.
     """
     controller, kept = controller_of(model), model.config.keep_first_tokens
-    hidden: list[Tensor] = []
     with torch.no_grad():
-        target = model.stack.logits(run_tokens(model, ids, keep=hidden))[:, kept:]
-    predicted = standard.predict(controller, hidden[controller.start][:, kept:])
+        target = model.stack.logits(run_tokens(model, ids))[:, kept:]
+    hidden, step = until_routed(model, ids)
+    predicted = standard.predict(controller, hidden[:, kept:])
     chosen = choose(predicted.detach(), controller.plan_costs, budget, generator)
-    actions = nn.functional.pad(controller.plans[chosen], (0, 0, kept, 0))
-    kl = kl_divergence(target, model.stack.logits(run_tokens(model, ids, actions))[:, kept:])
+    actions = controller.plans[nn.functional.pad(chosen, (kept, 0))]  # the first plan leaves nothing out
+    hidden = run_layers(model, hidden, step, actions, range(controller.start, actions.shape[-1]))
+    hidden = model.executor.translate(hidden, actions)[:, kept:]
+    kl = kl_divergence(target, logits_of(model, hidden, controller.heads[chosen]))
     expected = predicted.gather(-1, chosen.to(ids.device).unsqueeze(-1)).squeeze(-1)
     misfit = (kl.detach() * (-expected).exp() + expected).mean()
     cost = controller.plan_costs[chosen].mean().to(kl)
