@@ -5,6 +5,7 @@ falls as the budget rises. With the price of a calibrated budget, the mean cost 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
 from .controller import Controller, Decision, Observation
 from .costs import CostTable
+from .plans import plan_table
 from .signals import SIGNALS, SignalProbe, state_vector
 
 
@@ -24,7 +26,8 @@ FORBIDDEN = -1e9  # preference for an action that a layer does not have
 class LearnedController(Controller):
     """One probe and one policy (an MLP) per segment of `decision_interval` layers.
 
-    Untrained it always answers PROCESS. Its cost is charged at every decision.
+    Untrained it always answers PROCESS. Its cost is charged at every decision. With `precisions` the head runs in the variant
+    that the static plan of the token's budget gives it, whatever the policy.
     """
 
     probes: Any  # a ModuleList, whose items have no type
@@ -33,7 +36,7 @@ class LearnedController(Controller):
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.segments = segments_of(config)
-        self._actions, self._exit = len(config.table), config.table.exit
+        self._actions, self.exit_action = len(config.table), leaving_action(config)
         lengths = [stop - start for start, stop in self.segments]
         size = config.text_config.hidden_size
         self.probes = nn.ModuleList([SignalProbe(size, length) for length in lengths])
@@ -62,13 +65,16 @@ class LearnedController(Controller):
         """Cost of each decision and action; the floor takes the cheapest way through every layer."""
         self._own = [costs.of_module(nn.ModuleList(pair)) for pair in zip(self.probes, self.policies, strict=True)]
         self.dial = Dial(self._config.calibration, neutral=0.0)
-        self._costs, self._head = costs.layers, costs.head
+        self._costs, self._of_heads = costs.layers, costs.of_heads
+        self._plans = plan_table(self._config, costs, self.strict) if self._config.precisions and self.segments else None
+        heads = torch.zeros(1, dtype=torch.uint8, device="cpu") if self._plans is None else self._plans.heads
+        self._least_head = heads[costs.of_heads(heads).argmin()]
         allowed = torch.tensor(self._allowed, device="cpu")
         self._blocked = torch.where(allowed, 0.0, FORBIDDEN)
         stays = costs.layers.masked_fill(~allowed, torch.inf)
-        stays[:, self._exit] = torch.inf
+        stays[:, self.exit_action] = torch.inf
         self._cheapest = stays.argmin(dim=1)  # action of each layer, short of leaving
-        self._find_floor(stays.amin(dim=1), costs.layers[:, self._exit])
+        self._find_floor(stays.amin(dim=1), costs.layers[:, self.exit_action])
 
     def _find_floor(self, staying: Tensor, leaving: Tensor) -> None:
         """The cheapest way through each segment and what follows it, from the last segment to the first.
@@ -84,19 +90,35 @@ class LearnedController(Controller):
         for (start, stop), own in zip(reversed(self.segments), reversed(self._own), strict=True):
             ways = {stop: float(staying[start:stop].sum()) + self._rest[0]}
             for layer in range(start, stop):
-                if self._allowed[layer][self._exit]:
+                if self._allowed[layer][self.exit_action]:
                     ways[layer] = float(staying[start:layer].sum() + leaving[layer:].sum())
             exit_layer = min(ways, key=lambda layer: ways[layer])
             least = self._cheapest[start:stop].clone()
-            least[exit_layer - start :] = self._exit
+            least[exit_layer - start :] = self.exit_action
             self._least.insert(0, least)
             self._rest.insert(0, ways[exit_layer] + own)
         first = self.segments[0][0] if self.segments else 0
-        self.floor = self._head + float(staying[:first].sum()) + self._rest[0]
+        self._rest_of_all = float(staying[:first].sum()) + self._rest[0]
+        self.floor = float(self._of_heads(self._least_head)) + self._rest_of_all
 
     def cost_before(self, segment: int) -> float:
         """Cost of the decisions before a segment."""
         return sum(self._own[:segment])
+
+    def heads(self, budget: Tensor, index: Tensor) -> Tensor | None:
+        """Variants of the head, uint8 [N], for budgets float64 [N] and token indices int64 [N]; None: in full."""
+        if self._plans is None:
+            return None
+        heads = self._plans.heads[self._plans.places(budget, index)]
+        if not self.strict:
+            return heads
+        affords = self._of_heads(heads) + self._rest_of_all <= budget + TOLERANCE
+        return torch.where(affords, heads, self._least_head)
+
+    def cost_of_head(self, budget: Tensor, index: Tensor) -> Tensor:
+        """What the head costs, float64 [N], for budgets float64 [N] and token indices int64 [N]."""
+        heads = self.heads(budget, index)
+        return self._of_heads(torch.zeros_like(index) if heads is None else heads)
 
     def logits(self, segment: int, seen: Observation) -> Tensor:
         """Preferences [N, n, actions] for the n layers of a segment; what training works on."""
@@ -112,21 +134,25 @@ class LearnedController(Controller):
         """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
+        heads = self.heads(seen.budget, seen.index) if segment == 0 else None
+        if heads is not None:  # what is spent has the head in full until then
+            full = self._of_heads(torch.zeros_like(heads))
+            seen = replace(seen, spent=seen.spent - full + self._of_heads(heads))
         price = self.dial.setting(seen.budget).view(-1, 1, 1)
         worth = self.logits(segment, seen).double().cpu() - price * costs
         actions = worth.argmax(dim=-1)
         own = self._own[segment]
         if self.strict:
             actions = self._affordable(segment, actions, worth, seen.budget - seen.spent - own)
-        return Decision(actions.to(torch.uint8), own)
+        return Decision(actions.to(torch.uint8), own, heads)
 
     def _affordable(self, segment: int, actions: Tensor, worth: Tensor, left: Tensor) -> Tensor:
         """Actions [N, n] that leave enough for the cheapest way on, where any do; `left` float64 [N] is for all layers on."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
-        gone = (actions == self._exit).cumsum(dim=-1) > 0
-        actions = actions.masked_fill(gone, self._exit)
-        cheapest = self._cheapest[start:stop].masked_fill(gone, self._exit)
+        gone = (actions == self.exit_action).cumsum(dim=-1) > 0
+        actions = actions.masked_fill(gone, self.exit_action)
+        cheapest = self._cheapest[start:stop].masked_fill(gone, self.exit_action)
         after = left.new_tensor([self._rest[segment + 1], self._left[segment]])[gone[:, -1].long()]
         actions = cap(actions, cheapest, worth, costs, left - after)
         spent = costs[torch.arange(stop - start, device="cpu"), actions].sum(dim=-1)
@@ -134,9 +160,15 @@ class LearnedController(Controller):
 
 
 def segments_of(config: AneeConfig) -> list[tuple[int, int]]:
-    """Layers that each decision covers: (first, the one after the last)."""
-    end = config.num_layers - config.keep_last_layers
-    starts = range(config.min_layers, end, config.decision_interval)
+    """Layers that each decision covers: (first, the one after the last).
+
+    All layers, where there are actions that run one whole in another variant; else those that may be left out.
+    """
+    names = config.controller_actions or []
+    everywhere = any(action.is_whole and action.name in names for action in config.table)
+    first = 0 if everywhere else config.min_layers
+    end = config.num_layers if everywhere else config.num_layers - config.keep_last_layers
+    starts = range(first, end, config.decision_interval)
     return [(start, min(start + config.decision_interval, end)) for start in starts]
 
 
@@ -151,18 +183,36 @@ def _policy(layers: int, hidden_sizes: Any, actions: int) -> nn.Sequential:
 def allowed_actions(config: AneeConfig) -> list[list[bool]]:
     """Which actions each layer has, [L][actions]: the configured ones, each only where it has its bridge, if any layer has.
 
-    Layers that are always processed have those that run them whole, in whatever variant.
+    Layers that are always processed have those that run them whole, in whatever variant. Of several actions that leave there
+    is one, see `leaving_action`.
     """
+    leaving = leaving_action(config)
     decided = range(config.min_layers, config.num_layers - config.keep_last_layers)
     names = set(config.controller_actions or [])
     where = [stand_in_layers(action, config) for action in config.table]
     return [
         [
-            place == PROCESS or (action.name in names and layer in where[place] and (layer in decided or action.is_whole))
+            place == PROCESS
+            or (
+                action.name in names
+                and layer in where[place]
+                and (layer in decided or action.is_whole)
+                and (place == leaving or not action.leaves)
+            )
             for place, action in enumerate(config.table)
         ]
         for layer in range(config.num_layers)
     ]
+
+
+def leaving_action(config: AneeConfig) -> int:
+    """The last of the configured actions that leave.
+
+    They differ in keys and values alone, and those of precisions stand in the table dearest first.
+    """
+    names = config.controller_actions or []
+    places = [place for place, action in enumerate(config.table) if action.leaves and action.name in names]
+    return places[-1] if places else config.table.exit
 
 
 def stand_in_layers(action: Action, config: AneeConfig) -> Sequence[int]:

@@ -151,7 +151,8 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
                 probe.linear.weight.mul_(3.0)
                 policy[0].weight[:, :2].mul_(8.0)
                 policy[0].bias.sub_(4.0 * policy[0].weight[:, :2].sum(dim=1) / 8.0)
-                policy[-1].bias.copy_(torch.tensor([2.0, 2.0, -4.0, 2.0]).repeat(len(policy[-1].bias) // 4))
+                leaves = model.config.table.leaving.repeat(len(policy[-1].bias) // len(model.config.table))
+                policy[-1].bias.copy_(torch.where(leaves, -4.0, 2.0))
     return model
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..actions import PROCESS
-from ..controller_learned import segments_of
 from ..modeling_anee import AneeForCausalLM
-from .stages.traces import read_shards, skip_action
+from .ladder import Ladder, ladder_of
+from .stages.traces import read_shards
 from .teacher import Teacher, layer_weights, pair_scores
+
+
+LOWEST, HIGHEST = 0.35, 0.98  # budgets to learn at; the lowest where no precision is cheaper
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Examples:
 
     Args:
         states: float16 [S + 1, N, D], the embeddings and what enters each decision.
-        scores: log(loss / saving) of each pair, float32 [N, L]; infinite where a layer can't be left out.
+        scores: log(loss / saving) of each step down of each layer, ascending, float32 [N, L, steps]; infinite where there is
+            none.
         bridge_error: float32 [N, L].
         targets: entropy / log V and max probability of the base, float32 [N, 2].
-        skips: action that leaves each layer out, int64 [L]; PROCESS where there is none.
-        savings: cost that it saves, float64 [L].
+        ladder: the steps.
         weights: KL that leaving out each layer costs per bridge error, float32 [L].
         teacher: thresholds.
     """
@@ -32,10 +34,17 @@ class Examples:
     scores: Tensor
     bridge_error: Tensor
     targets: Tensor
-    skips: Tensor
-    savings: Tensor
+    ladder: Ladder
     weights: Tensor
     teacher: Teacher
+
+    def budgets(self, drawn: Tensor) -> Tensor:
+        """Budgets to learn at, float64 [N], for uniform random numbers in [0, 1): half of them where something is left out."""
+        if self.ladder.whole >= 1.0:
+            return LOWEST + drawn * (HIGHEST - LOWEST)
+        lowest, middle = (self.ladder.whole + self.ladder.floor) / 2, self.ladder.whole
+        low, high = lowest + 2 * drawn * (middle - lowest), middle + (2 * drawn - 1) * (HIGHEST - middle)
+        return torch.where(drawn < 0.5, low, high)
 
     def __len__(self) -> int:
         """Number of tokens N."""
@@ -53,27 +62,16 @@ def read_examples(folder: Path, model: AneeForCausalLM) -> Examples:
     if not measured:
         raise ValueError(f"{folder} has no traces with the KL of actions: the stage 'traces' needs kl_windows of at least 1")
     kept = model.config.keep_first_tokens
-    skips, savings = skips_and_savings(model)
     weights = layer_weights(*(torch.cat([s[name][kept:] for s in measured]) for name in ("action_kl", "bridge_error")))
     errors = torch.cat([shard["bridge_error"][kept:] for shard in shards])
-    scores = pair_scores(errors, weights, savings)
+    ladder = ladder_of(model)
+    scores = ladder.scores(pair_scores(errors, weights, ladder.of_gaps))
     return Examples(
         states=torch.cat([shard["states"][:, kept:] for shard in shards], dim=1),
         scores=scores,
         bridge_error=errors,
         targets=torch.cat([torch.stack((s["entropy"], s["max_probability"]), dim=-1)[kept:] for s in shards]),
-        skips=skips,
-        savings=savings,
+        ladder=ladder,
         weights=weights,
-        teacher=Teacher.of(scores, savings),
+        teacher=Teacher.of(scores.flatten(1), ladder.savings.flatten(), ladder.start),
     )
-
-
-def skips_and_savings(model) -> tuple[Tensor, Tensor]:
-    """For each layer the action that leaves it out (PROCESS if none), int64 [L], and what that saves, float64 [L]."""
-    decided = {layer for start, stop in segments_of(model.config) for layer in range(start, stop)}
-    layers = range(model.config.num_layers)
-    chosen = [skip_action(model, layer) if layer in decided else None for layer in layers]
-    skips = torch.tensor([PROCESS if action is None else action for action in chosen])
-    costs = model.costs.layers
-    return skips, costs[:, PROCESS] - costs.gather(1, skips.unsqueeze(1)).squeeze(1)

@@ -26,29 +26,37 @@ def oracle_control(model: AneeForCausalLM, fit_folder: Path) -> Control:
 
 def control_of(model: AneeForCausalLM, examples: Examples) -> Control:
     """The oracle with the examples of a fit."""
+    ladder = examples.ladder
 
     def run(ids: Tensor, budget: float) -> Followed:
-        threshold = float(examples.teacher.threshold(torch.tensor([budget], dtype=torch.float64)).exp())
-        return Followed(*oracle(model, ids, examples.weights, threshold))
+        threshold = examples.teacher.threshold(torch.tensor([budget], dtype=torch.float64))
+        rounded = ladder.taken(examples.scores[:1].masked_fill(ladder.gaps, torch.inf), threshold)[0]
+        hidden, actions = oracle(model, ids, examples.weights, float(threshold.exp()), rounded)
+        return Followed(hidden, actions, torch.full(ids.shape, ladder.head, dtype=torch.uint8) if ladder.head else None)
 
     return Control("oracle (not a way to save)", run)
 
 
-def oracle(model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def oracle(
+    model: AneeForCausalLM, ids: Tensor, damage: Tensor, threshold: float, whole: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Run every layer, then leave it out for the tokens whose bridge turned out to miss least: not a way to save anything.
 
-    Takes ids [B, T] and the damage [L] that an error at each layer does; returns hidden states [B, T, D], actions [B, T, L].
+    Takes ids [B, T], the damage [L] that an error at each layer does, and what the layers do else, int64 [L], by default
+    PROCESS; returns hidden states [B, T, D], actions [B, T, L].
     """
     cheapest = plan_table(model.config, model.costs).actions[0]
-    kept = model.config.keep_first_tokens
+    whole = torch.full(cheapest.shape, PROCESS) if whole is None else whole
+    table, costs, kept = model.config.table, model.costs.layers, model.config.keep_first_tokens
+    actions = whole.to(torch.uint8).expand(*ids.shape, -1).clone()
     hidden, step = begin(model, ids)
-    actions = torch.zeros(*ids.shape, len(cheapest), dtype=torch.uint8)
     for layer, action in enumerate(cheapest.tolist()):
-        if action != PROCESS:
-            saving = float(model.costs.layers[layer, PROCESS] - model.costs.layers[layer, action])
+        if not table[action].is_whole:
+            saving = float(costs[layer, whole[layer]] - costs[layer, action])
             loss = miss(model, layer, action, hidden, step) * float(damage[layer]) / saving
-            actions[..., layer] = torch.where((loss < threshold).cpu(), action, PROCESS)
-            actions[:, :kept, layer] = PROCESS
+            leaves = (loss < threshold).cpu()
+            leaves[:, :kept] = False
+            actions[..., layer][leaves] = action
         hidden = run_layers(model, hidden, step, actions, range(layer, layer + 1))
     return hidden, actions
 

@@ -17,28 +17,29 @@ class Teacher:
     """One global threshold per budget over all pairs.
 
     Args:
-        scores: log(loss / saving) of every pair that was ranked, sorted, float32 [N].
-        cost: mean cost of a token when all pairs up to one are left out, float64 [N].
+        scores: log(loss / saving) of every step that was ranked, sorted, float32 [N].
+        cost: mean cost of a token when all steps up to one are taken, float64 [N].
     """
 
     scores: Tensor
     cost: Tensor
 
     @classmethod
-    def of(cls, scores: Tensor, savings: Tensor) -> "Teacher":
-        """Rank pairs.
+    def of(cls, scores: Tensor, savings: Tensor, start: float = 1.0) -> "Teacher":
+        """Rank steps.
 
         Args:
-            scores: log(loss / saving), float32 [tokens, L]; infinite where a layer can't be left out.
-            savings: cost that leaving out each layer saves, float64 [L].
+            scores: log(loss / saving), float32 [tokens, steps]; infinite where there is no such step.
+            savings: cost that each step saves, float64 [steps].
+            start: cost of a token that takes none.
         """
         flat, order = scores.flatten().sort()
         saved = savings.expand(len(scores), -1).flatten()[order].double().cumsum(dim=0) / len(scores)
         known = flat.isfinite()
-        return cls(flat[known], 1.0 - saved[known])
+        return cls(flat[known], start - saved[known])
 
     def threshold(self, budget: Tensor) -> Tensor:
-        """Scores below which pairs are left out at budgets float64 [...], so that the mean cost is the budget."""
+        """Scores below which steps are taken at budgets float64 [...], so that the mean cost is the budget."""
         # `cost` falls along the scores: count how many still cost more than the budget.
         place = torch.searchsorted(-self.cost, -budget.contiguous()).clamp(max=len(self.scores) - 1)
         return self.scores[place]

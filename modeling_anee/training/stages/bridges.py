@@ -39,17 +39,22 @@ def run_stage(run: Run) -> dict:
 
 
 def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
-    """Actions uint8 [B, T, L] of random budgets."""
-    return sample_plans(model, table, ids, budgets, generator)[0]
+    """Actions uint8 [B, T, L] of random budgets, under which something is left out."""
+    return sample_plans(model, table, ids, budgets, generator, dearest_with_gaps(model, table))[0]
 
 
 def sample_plans(
-    model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator: torch.Generator
+    model: AneeForCausalLM,
+    table: PlanTable,
+    ids: Tensor,
+    budgets: tuple[float, float],
+    generator: torch.Generator,
+    dearest: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The same, and the heads of their plans, uint8 [B, T]."""
+    """Actions uint8 [B, T, L] and heads uint8 [B, T] of plans of random budgets, up to the dearest that is of use."""
     tokenwise = float(torch.rand(1, generator=generator)) < TOKENWISE
     drawn = torch.rand(ids.numel() if tokenwise else 1, generator=generator, dtype=torch.float64)
-    budget = spread(budgets, drawn).clamp(max=dearest_with_gaps(model, table))  # dearer plans have nothing to train
+    budget = spread(budgets, drawn).clamp(max=dearest)
     # Between two plans a random one: an index of the golden-ratio sequence.
     index = torch.randint(0, 1 << 20, drawn.shape, generator=generator)
     places = table.places(budget, index).view(ids.shape if tokenwise else 1).expand(ids.shape)
@@ -62,11 +67,16 @@ def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
     Raises:
         ValueError: no plan does.
     """
-    actions = model.config.table
-    gaps = (~actions.where([row.is_whole or row.leaves for row in actions]))[table.actions.long()].any(dim=1)
+    gaps = with_gaps(model, table)
     if not gaps.any():
         raise ValueError("no plan leaves anything out, so no bridge can be tuned: leave the stage out, or seek cheaper plans")
     return float(table.costs[gaps].max())
+
+
+def with_gaps(model: AneeForCausalLM, table: PlanTable) -> Tensor:
+    """Which plans leave anything out that bridges can stand for, bool [plans]."""
+    actions = model.config.table
+    return (~actions.where([row.is_whole or row.leaves for row in actions]))[table.actions.long()].any(dim=1)
 
 
 def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ def loss_of(
     model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
     """KL to the base of a batch of windows int64 [B, T] at random budgets."""
-    actions, heads = sample_plans(model, table, ids, budgets, generator)
+    actions, heads = sample_plans(model, table, ids, budgets, generator, dearest_with_gaps(model, table))
     with torch.no_grad():
         target = model.stack.logits(run_tokens(model, ids))
     return kl_divergence(target, logits_of(model, run_tokens(model, ids, actions), heads)).mean()

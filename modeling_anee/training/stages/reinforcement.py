@@ -18,7 +18,7 @@ from ..optimise import batch_of, train
 from ..rewards import adherence, advantages, policy_loss, quality, savings
 from ..run import Run
 from .probe import controller_of
-from .supervised import BUDGETS, price_of
+from .supervised import price_of
 
 
 NAME = "reinforcement"
@@ -32,12 +32,14 @@ class Rollout:
 
     Args:
         hidden: what enters the final norm, [B, T, D].
+        head: variants of the head, uint8 [B, T]; None: in full.
         cost: float64 [B, n], controller included.
         log_probability: of the sampled actions, summed over layers, float32 [B, n], with gradient.
         entropy: of the policy, mean over layers, float32 [B, n], with gradient.
     """
 
     hidden: Tensor
+    head: Tensor | None
     cost: Tensor
     log_probability: Tensor
     entropy: Tensor
@@ -53,7 +55,7 @@ def run_stage(run: Run) -> dict:
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run)
-        budget = BUDGETS[0] + torch.rand(len(ids), generator=generator, dtype=torch.float64) * (BUDGETS[1] - BUDGETS[0])
+        budget = examples.budgets(torch.rand(len(ids), generator=generator, dtype=torch.float64))
         repeated = budget.repeat_interleave(ROLLOUTS)
         rollout = roll(run.model, ids.repeat_interleave(ROLLOUTS, dim=0), repeated, price_of(examples, repeated), generator)
         parts = reward_parts(run.model, ids, rollout, repeated, settings)
@@ -76,16 +78,15 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     rows, tokens = ids.shape[0], ids.shape[1] - kept
     log_probability = torch.zeros(rows * tokens, device=ids.device)
     entropies, done, previous = [], 0, hidden
-    each = budget.repeat_interleave(tokens)
-    prices, exit_action = price.repeat_interleave(tokens).view(-1, 1, 1), model.config.table.exit
+    each, index = budget.repeat_interleave(tokens), torch.arange(kept, ids.shape[1]).repeat(rows)
+    of_head = controller.cost_of_head(each, index)
+    prices, exit_action = price.repeat_interleave(tokens).view(-1, 1, 1), controller.exit_action
     for segment, (start, stop) in enumerate(controller.segments):
         with torch.no_grad():
             hidden = run_layers(model, hidden, step, actions, range(done, start))
         here = actions[:, kept:, :start].flatten(0, 1)
-        spent = model.costs.head + model.costs.of_actions(here) + controller.cost_before(segment)
-        seen = Observation(
-            _tokens(hidden, kept), _tokens(previous, kept), each, spent, torch.zeros_like(each).long(), model.stack.logits
-        )
+        spent = of_head + model.costs.of_actions(here) + controller.cost_before(segment)
+        seen = Observation(_tokens(hidden, kept), _tokens(previous, kept), each, spent, index, model.stack.logits)
         worth = controller.logits(segment, seen) - (prices * model.costs.layers[start:stop]).to(ids.device, torch.float32)
         logs = worth.log_softmax(dim=-1)
         drawn = _draw(logs.detach(), generator)
@@ -102,9 +103,16 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     with torch.no_grad():
         hidden = run_layers(model, hidden, step, actions, range(done, model.config.num_layers))
         hidden = model.executor.translate(hidden, actions)
-    cost = model.costs.of_plans(actions[:, kept:]) + controller.cost_before(len(controller.segments))
+    cost = (
+        model.costs.of_actions(actions[:, kept:])
+        + of_head.view(rows, tokens)
+        + controller.cost_before(len(controller.segments))
+    )
     entropy = torch.stack(entropies).mean(dim=0).view(rows, tokens)
-    return Rollout(hidden, cost, log_probability.view(rows, tokens), entropy)
+    heads = controller.heads(each, index)
+    if heads is not None:
+        heads = torch.cat((torch.zeros(rows, kept, dtype=torch.uint8), heads.view(rows, tokens)), dim=1)
+    return Rollout(hidden, heads, cost, log_probability.view(rows, tokens), entropy)
 
 
 @torch.no_grad()
@@ -113,9 +121,11 @@ def reward_parts(model: AneeForCausalLM, ids: Tensor, rollout: Rollout, budget: 
     kept = model.config.keep_first_tokens
     teacher = run_tokens(model, ids)
     rows = []
-    for row, hidden in enumerate(rollout.hidden):  # one by one: logits are large
+    heads = [None] * len(rollout.hidden) if rollout.head is None else rollout.head
+    for row, (hidden, head) in enumerate(zip(rollout.hidden, heads, strict=True)):  # one by one: logits are large
         target = model.stack.logits(teacher[row // ROLLOUTS])
-        rows.append(kl_divergence(target, model.stack.logits(hidden))[kept:].double().cpu())
+        logits = model.head_logits(model.stack.final_norm(hidden), head)
+        rows.append(kl_divergence(target, logits)[kept:].double().cpu())
     good = quality(torch.stack(rows), HORIZON)
     return {
         "quality": good,

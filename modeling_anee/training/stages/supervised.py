@@ -13,7 +13,6 @@ from .probe import controller_of, probe_losses
 
 
 NAME = "supervised"
-BUDGETS = (0.35, 0.98)
 
 
 def run_stage(run: Run) -> dict:
@@ -26,7 +25,7 @@ def run_stage(run: Run) -> dict:
         chosen = torch.randint(len(examples), (settings.batch_tokens,), generator=generator)
         drawn = torch.rand(settings.batch_tokens, generator=generator, dtype=torch.float64)
         chosen, drawn = run.rows(chosen), run.rows(drawn)
-        budget = BUDGETS[0] + drawn * (BUDGETS[1] - BUDGETS[0])
+        budget = examples.budgets(drawn)
         loss, agreement = imitation(controller, examples, chosen, budget, model.costs, run.device)
         return loss + probe_losses(controller, examples, chosen, run.device).sum(), {"agreement": agreement}
 
@@ -35,33 +34,34 @@ def run_stage(run: Run) -> dict:
 
 
 def price_of(examples: Examples, budget: Tensor) -> Tensor:
-    """Price that stands for the teacher's threshold: one unit of log(loss / saving) over the mean saving of a layer.
+    """Price that stands for the teacher's threshold: one unit of log(loss / saving) over what a layer can save, on the mean.
 
     The budget is float64 [N], and so is the price.
     """
-    middle = examples.teacher.threshold(torch.tensor([sum(BUDGETS) / 2], dtype=torch.float64))
-    mean_saving = examples.savings[examples.savings > 0].mean()
+    middle = examples.teacher.threshold(examples.budgets(torch.tensor([0.5], dtype=torch.float64)))
+    savings = examples.ladder.savings.sum(dim=1)
+    mean_saving = savings[savings > 0].mean()
     return (examples.teacher.threshold(budget) - middle).double() / mean_saving
 
 
 def teacher_actions(examples: Examples, chosen: Tensor, budget: Tensor) -> Tensor:
     """What the teacher does with tokens `chosen` int64 [N] at budgets float64 [N]: int64 [N, L]."""
-    leaves = examples.scores[chosen] < examples.teacher.threshold(budget).unsqueeze(-1)
-    return torch.where(leaves, examples.skips, 0)
+    return examples.ladder.taken(examples.scores[chosen], examples.teacher.threshold(budget))
 
 
 def imitation(
     controller: LearnedController, examples: Examples, chosen: Tensor, budget: Tensor, costs, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of N tokens against the teacher, mean over pairs that can be left out; and the share that agrees.
+    """Cross-entropy of N tokens against the teacher, mean over layers that can be made cheaper; and the share that agrees.
 
     The tokens are `chosen` int64 [N], their budgets float64 [N]; both results are scalars.
     """
     actions = teacher_actions(examples, chosen, budget)
     price = price_of(examples, budget).to(device, torch.float32).view(-1, 1, 1)
+    movable = examples.ladder.savings.sum(dim=1) > 0
     losses, agree = [], []
     for segment, (start, stop) in enumerate(controller.segments):
-        free = examples.savings[start:stop] > 0
+        free = movable[start:stop]
         if not free.any():
             continue
         seen = observation(controller, examples, chosen, budget, actions, segment, costs, device)
@@ -69,7 +69,7 @@ def imitation(
         worth, target = worth[:, free].flatten(0, 1), actions[:, start:stop][:, free].flatten().to(device)
         losses.append(cross_entropy(worth, target, reduction="sum"))
         agree.append((worth.argmax(dim=-1) == target).float().sum())
-    pairs = int((examples.savings > 0).sum()) * len(chosen)
+    pairs = int(movable.sum()) * len(chosen)
     return torch.stack(losses).sum() / pairs, torch.stack(agree).sum() / pairs
 
 
@@ -84,9 +84,11 @@ def observation(
     device: torch.device,
 ) -> Observation:
     """What a controller sees of tokens that took the teacher's actions so far."""
-    spent = costs.of_actions(actions[:, : controller.segments[segment][0]]) + controller.cost_before(segment)
+    index = torch.arange(len(chosen))
+    spent = controller.cost_of_head(budget, index) + controller.cost_before(segment)
+    spent = spent + costs.of_actions(actions[:, : controller.segments[segment][0]])
     hidden, previous = (examples.states[i, chosen].to(device, torch.float32) for i in (segment + 1, segment))
-    return Observation(hidden, previous, budget, spent, torch.ones_like(chosen), _no_logits)
+    return Observation(hidden, previous, budget, spent, index, _no_logits)
 
 
 def _no_logits(hidden: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ...actions import FULL, NONE, PROCESS
-from ...controller_learned import segments_of
+from ...controller_learned import allowed_actions, segments_of
 from ...evaluation.rollout import begin, run_layers
 from ...evaluation.rollout import run as run_tokens
 from ...plans import plan_table
 from ..checkpoint import read_tensors, write_tensors
 from ..losses import kl_divergence, relative_error
 from ..run import Run
-from .bridges import sample_actions
+from .bridges import dearest_with_gaps, sample_plans, with_gaps
 from .plans import PlanLoss
 
 
@@ -30,12 +30,13 @@ def run_stage(run: Run) -> dict:
     settings, model = run.settings(NAME), run.model
     windows = run.windows("train")[-settings.windows :]  # the last that the bridges have seen, if they saw them at all
     table = plan_table(model.config, model.costs)
+    dearest = dearest_with_gaps(model, table) if with_gaps(model, table).any() else 1.0
     (run.folder / "traces").mkdir(exist_ok=True)
     for number in run.track(len(windows), "traces"):
         if number % run.accelerator.num_processes != run.accelerator.process_index or shard(run.folder, number).exists():
             continue
         ids = windows[number : number + 1].to(run.device)
-        actions = sample_actions(model, table, ids, BUDGETS, run.generator(NAME, number))
+        actions, _ = sample_plans(model, table, ids, BUDGETS, run.generator(NAME, number), dearest)
         tensors = trace(model, ids, actions)
         if number < settings.kl_windows:
             tensors["action_kl"] = action_kl(model, ids)
@@ -100,9 +101,11 @@ def bridge_error(model, layer: int, action: int | None, hidden: Tensor, attended
 
 
 def skip_action(model, layer: int) -> int | None:
-    """What a layer can do instead of PROCESS: the first action that it has a bridge for."""
-    actions = enumerate(model.config.table)
-    return next((place for place, action in actions if model.bridges.stand_in(action, layer) is not None), None)
+    """How a controller can leave a layer out: whole if it can, over a bridge, what remains in the cheapest precision."""
+    table, allowed, variant = model.config.table, allowed_actions(model.config)[layer], (model.config.precisions or [FULL])[-1]
+    places = [place for place, action in enumerate(table) if allowed[place] and action.keys_values == variant]
+    bridged = [place for place in places if model.bridges.stand_in(table[place], layer) is not None]
+    return min(bridged, key=lambda place: table[place].runs, default=None)
 
 
 @torch.no_grad()
