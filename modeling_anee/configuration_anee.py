@@ -97,7 +97,8 @@ class AneeConfig(PreTrainedConfig):
             or `"max_probability"` (EXIT above it).
         confidence_threshold (`float`): in [0, 1].
         controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
-            at the layers that have its bridge or translator, if any layer has, and of those that leave only the last; default: all.
+            at the layers that have its bridge or translator, if any layer has, and of those that leave only the last;
+            default: all.
         router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through the cheapest plan that
             leaves nothing out (all layers in full, without `precisions`), or through the dearest of the `plans` within one of
             these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4; with `precisions`, as many, spread evenly from the cheapest

@@ -187,6 +187,20 @@ def test_a_budget_that_falls_amid_a_text_switches_variants_from_that_token_on(fa
     torch.testing.assert_close(torch.cat(logits, dim=1), scored, atol=APART, rtol=0)
 
 
+@pytest.mark.parametrize("controller", ["budget", "plan", "learned"])
+@torch.no_grad()
+def test_in_a_generation_the_prompts_variants_end_with_the_prompt(controller):
+    model, ids = wrap(tiny_base(), controller, precisions=["int8", "int4"], keep_first_tokens=0), token_ids(2, 5)
+    made = model.generate(
+        ids, max_new_tokens=6, do_sample=False, prompt_energy_budget=0.8, energy_budget=0.2, return_dict_in_generate=True
+    )
+    budgets = torch.where(torch.arange(10) < 5, 0.8, 0.2).double().expand(2, 10)
+    scored = model(made.sequences[:, :-1], energy_budget=budgets).execution
+    assert torch.equal(made.execution.head, scored.head)
+    if controller != "learned":  # whose signals differ by the rounding of 4 bits
+        assert torch.equal(made.execution.actions, scored.actions)
+
+
 @torch.no_grad()
 def test_feedback_in_a_generation_moves_the_variants_of_its_tokens():
     model, ids = model_of(keep_first_tokens=4), token_ids(1, 4)
