@@ -15,6 +15,7 @@ PLANS = "plans"  # the stage that finds plans
 ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
+ROUTER_WIDTH = 64  # of its hidden layer
 EPOCHS = 4  # how often a stage of steps sees its text at most
 # Runs of half the stack for each layer after the first look at its actions, by the greedy search, about as many as were counted
 # on SmolLM2-135M: where layers are left out, others are looked at again and again.
@@ -109,7 +110,7 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
     ),
     "bridges": DefaultStage(
         text="train",
-        share=0.25,
+        share=0.15,
         least=lambda shape, speed: 10,
         most=lambda shape, speed: 10_000,
         seconds=lambda shape, speed: (0.0, BATCH_WINDOWS * speed.step),
@@ -119,6 +120,17 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
             "learning_rate": 0.0012,
             "budgets": shape.budgets((SHARES[-1], SHARES[0])),
         },
+        needs=(PLANS,),
+        steps=True,
+    ),
+    "routing": DefaultStage(
+        text="train",
+        share=0.20,
+        least=lambda shape, speed: 10,
+        most=lambda shape, speed: 10_000,
+        # Each of some plans at first; then the layers before the router twice.
+        seconds=lambda shape, speed: (2.0 * speed.forward + 24.0 * speed.cheap, 1.1 * BATCH_WINDOWS * speed.step),
+        section=lambda steps, shape: {"steps": steps, "batch_windows": BATCH_WINDOWS, "learning_rate": 0.001},
         needs=(PLANS,),
         steps=True,
     ),
@@ -132,7 +144,7 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         needs=(PLANS,),
     ),
 }
-BRIDGED = ("closed_form", "refit", "bridges")  # what a base without bridges has no use for
+BRIDGED = ("closed_form", "refit", "bridges", "routing")  # what a base without bridges has no use for
 
 
 def chosen_stages(names: Sequence[str] | None) -> list[str]:
@@ -157,7 +169,10 @@ def chosen_stages(names: Sequence[str] | None) -> list[str]:
 
 def anee_fields(stages: Sequence[str], layers: int, hidden_size: int) -> dict[str, Any]:
     """Fields of `AneeConfig` for these stages, over a base of so many layers and such a size."""
-    fields: dict[str, Any] = {"controller": "plan", "min_layers": max(1, round(layers / 10)), "precisions": [*PRECISIONS]}
+    routed = (
+        {"controller": "routed", "controller_hidden_sizes": [ROUTER_WIDTH]} if "routing" in stages else {"controller": "plan"}
+    )
+    fields: dict[str, Any] = {**routed, "min_layers": max(1, round(layers / 10)), "precisions": [*PRECISIONS]}
     if not any(name in BRIDGED for name in stages):
         return fields | {"controller_actions": [*ACTIONS]}
     ranks = {"bridge_rank": max(1, hidden_size // 6), "ffn_bridge_rank": max(1, hidden_size // 9)}

@@ -76,8 +76,7 @@ def run_stage(run: Run) -> dict:
     if run.load(NAME) is None:
         if learned:
             standard.unfold(controller)
-        else:
-            start_from_means(model, windows[:MEAN_WINDOWS].to(run.device))
+        start_from_means(model, standard, windows[:MEAN_WINDOWS].to(run.device))
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         ids = batch_of(windows, settings, step, run, seen)
@@ -154,8 +153,11 @@ def until_routed(model: AneeForCausalLM, ids: Tensor) -> tuple[Tensor, Step]:
 
 
 @torch.no_grad()
-def start_from_means(model: AneeForCausalLM, ids: Tensor) -> None:
-    """Let the router begin with the mean KL of each plan over token ids [B, T], the same for every token."""
+def start_from_means(model: AneeForCausalLM, standard: Standard, ids: Tensor) -> None:
+    """Let what the router says of each plan be right in the mean over token ids [B, T]: steps alone would move it slowly.
+
+    One that has learned goes on to tell tokens apart as it does; its plans may be others than those that it learned with.
+    """
     controller = controller_of(model)
     target = model.stack.logits(run_tokens(model, ids))
     means = []
@@ -164,8 +166,9 @@ def start_from_means(model: AneeForCausalLM, ids: Tensor) -> None:
         means.append(float(kl_divergence(target, logits_of(model, hidden, head.expand(ids.shape))).mean()))
     # Beside tokens that leave something out, those that don't lose a little too.
     means[0] = max(means[0], min(means[1:]) / 2)
+    said = standard.predict(controller, entering(model, ids)).flatten(0, 1).exp().mean(dim=0)
     _, last = ends_of(controller)
-    last.bias.copy_(torch.tensor(means).clamp(min=SMALLEST).log())
+    last.bias.add_((torch.tensor(means).to(said).clamp(min=SMALLEST) / said).log())
 
 
 def losses(
