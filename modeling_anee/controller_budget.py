@@ -48,9 +48,9 @@ class BudgetController(Controller):
         self._exiting = self._rests([*plans, *left], [*heads, *heads[-1:] * len(left)], costs)
         self.floor = (self._exiting if self.threshold else self._skipping)[0].floor
         self._exit_below = max(self.threshold, self._skipping[0].floor)
-        # What the head costs in the account of a token that comes to each segment: full at first.
         self._head = heads[-1]
-        self._paid = [costs.head, *[float(costs.of_heads(torch.tensor(self._head, device="cpu")))] * (len(self.segments) - 1)]
+        cheap = float(costs.of_heads(torch.tensor(self._head, device="cpu")))
+        self._paid = [costs.head if start == 0 else cheap for start, _ in self.segments]  # for the head, before each decision
 
     def _rests(self, plans: list[list[int]], heads: list[int], costs: CostTable) -> list["Rest"]:
         return [Rest(plans, heads, segment, costs, self._config.table, self.strict) for segment in self.segments]

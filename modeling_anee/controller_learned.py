@@ -105,20 +105,15 @@ class LearnedController(Controller):
         """Cost of the decisions before a segment."""
         return sum(self._own[:segment])
 
-    def heads(self, budget: Tensor, index: Tensor) -> Tensor | None:
-        """Variants of the head, uint8 [N], for budgets float64 [N] and token indices int64 [N]; None: in full."""
+    def heads(self, budget: Tensor, index: Tensor) -> Tensor:
+        """Variants of the head, uint8 [N], for budgets float64 [N] and token indices int64 [N]."""
         if self._plans is None:
-            return None
+            return torch.zeros_like(index, dtype=torch.uint8)
         heads = self._plans.heads[self._plans.places(budget, index)]
         if not self.strict:
             return heads
         affords = self._of_heads(heads) + self._rest_of_all <= budget + TOLERANCE
         return torch.where(affords, heads, self._least_head)
-
-    def cost_of_head(self, budget: Tensor, index: Tensor) -> Tensor:
-        """What the head costs, float64 [N], for budgets float64 [N] and token indices int64 [N]."""
-        heads = self.heads(budget, index)
-        return self._of_heads(torch.zeros_like(index) if heads is None else heads)
 
     def logits(self, segment: int, seen: Observation) -> Tensor:
         """Preferences [N, n, actions] for the n layers of a segment; what training works on."""
@@ -134,10 +129,10 @@ class LearnedController(Controller):
         """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
         start, stop = self.segments[segment]
         costs = self._costs[start:stop]
-        heads = self.heads(seen.budget, seen.index) if segment == 0 else None
-        if heads is not None:  # what is spent has the head in full until then
-            full = self._of_heads(torch.zeros_like(heads))
-            seen = replace(seen, spent=seen.spent - full + self._of_heads(heads))
+        heads = None
+        if segment == 0 and self._plans is not None:  # what is spent has the head in full until then
+            heads = self.heads(seen.budget, seen.index)
+            seen = replace(seen, spent=seen.spent - self._of_heads(torch.zeros_like(heads)) + self._of_heads(heads))
         price = self.dial.setting(seen.budget).view(-1, 1, 1)
         worth = self.logits(segment, seen).double().cpu() - price * costs
         actions = worth.argmax(dim=-1)

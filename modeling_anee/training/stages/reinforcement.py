@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...controller import Observation
-from ...evaluation.rollout import begin, processed, run_layers
+from ...evaluation.rollout import begin, logits_of, processed, run_layers
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
 from ..examples import read_examples
@@ -32,14 +32,14 @@ class Rollout:
 
     Args:
         hidden: what enters the final norm, [B, T, D].
-        head: variants of the head, uint8 [B, T]; None: in full.
+        head: variants of the head, uint8 [B, T].
         cost: float64 [B, n], controller included.
         log_probability: of the sampled actions, summed over layers, float32 [B, n], with gradient.
         entropy: of the policy, mean over layers, float32 [B, n], with gradient.
     """
 
     hidden: Tensor
-    head: Tensor | None
+    head: Tensor
     cost: Tensor
     log_probability: Tensor
     entropy: Tensor
@@ -79,7 +79,7 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
     log_probability = torch.zeros(rows * tokens, device=ids.device)
     entropies, done, previous = [], 0, hidden
     each, index = budget.repeat_interleave(tokens), torch.arange(kept, ids.shape[1]).repeat(rows)
-    of_head = controller.cost_of_head(each, index)
+    of_head = model.costs.of_heads(controller.heads(each, index))
     prices, exit_action = price.repeat_interleave(tokens).view(-1, 1, 1), controller.exit_action
     for segment, (start, stop) in enumerate(controller.segments):
         with torch.no_grad():
@@ -109,9 +109,8 @@ def roll(model: AneeForCausalLM, ids: Tensor, budget: Tensor, price: Tensor, gen
         + controller.cost_before(len(controller.segments))
     )
     entropy = torch.stack(entropies).mean(dim=0).view(rows, tokens)
-    heads = controller.heads(each, index)
-    if heads is not None:
-        heads = torch.cat((torch.zeros(rows, kept, dtype=torch.uint8), heads.view(rows, tokens)), dim=1)
+    heads = torch.zeros(ids.shape, dtype=torch.uint8)
+    heads[:, kept:] = controller.heads(each, index).view(rows, tokens)
     return Rollout(hidden, heads, cost, log_probability.view(rows, tokens), entropy)
 
 
@@ -121,11 +120,9 @@ def reward_parts(model: AneeForCausalLM, ids: Tensor, rollout: Rollout, budget: 
     kept = model.config.keep_first_tokens
     teacher = run_tokens(model, ids)
     rows = []
-    heads = [None] * len(rollout.hidden) if rollout.head is None else rollout.head
-    for row, (hidden, head) in enumerate(zip(rollout.hidden, heads, strict=True)):  # one by one: logits are large
+    for row, (hidden, head) in enumerate(zip(rollout.hidden, rollout.head, strict=True)):  # one by one: logits are large
         target = model.stack.logits(teacher[row // ROLLOUTS])
-        logits = model.head_logits(model.stack.final_norm(hidden), head)
-        rows.append(kl_divergence(target, logits)[kept:].double().cpu())
+        rows.append(kl_divergence(target, logits_of(model, hidden, head))[kept:].double().cpu())
     good = quality(torch.stack(rows), HORIZON)
     return {
         "quality": good,

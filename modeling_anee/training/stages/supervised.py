@@ -85,7 +85,7 @@ def observation(
 ) -> Observation:
     """What a controller sees of tokens that took the teacher's actions so far."""
     index = torch.arange(len(chosen))
-    spent = controller.cost_of_head(budget, index) + controller.cost_before(segment)
+    spent = costs.of_heads(controller.heads(budget, index)) + controller.cost_before(segment)
     spent = spent + costs.of_actions(actions[:, : controller.segments[segment][0]])
     hidden, previous = (examples.states[i, chosen].to(device, torch.float32) for i in (segment + 1, segment))
     return Observation(hidden, previous, budget, spent, index, _no_logits)
