@@ -22,7 +22,7 @@ from .costs import CostTable
 from .plans import plan_table
 
 
-FEEDBACK = 0.1  # of the logarithm of the price, per unit that a text has overspent (the cost of one full token)
+FEEDBACK = 0.1  # of the logarithm of the price, for each token's worth of the dearest plan that a text has overspent
 STEEPEST = 15.0  # logarithm of the highest price
 
 
@@ -151,12 +151,13 @@ class RoutedController(Controller):
         """
         assert seen.row is not None and seen.account is not None
         costs, charges = self.plan_costs.tolist(), self.charges.tolist()
+        feedback = FEEDBACK / self.top
         own: dict[int, float] = {}  # what each row has overspent in this forward
         chosen = []
         columns = (seen.row, loss, setting, seen.account, seen.budget.clamp(min=self.floor))
         for row, losses, log_price, account, budget in zip(*(column.tolist() for column in columns), strict=True):
             over = own.get(row, 0.0)
-            price = math.exp(min(log_price + FEEDBACK * (account + over), STEEPEST))
+            price = math.exp(min(log_price + feedback * (account + over), STEEPEST))
             values = [lost + price * cost for lost, cost in zip(losses, costs, strict=True)]
             best = values.index(min(values))
             own[row] = over + charges[best] - budget

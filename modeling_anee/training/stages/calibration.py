@@ -31,7 +31,8 @@ NAME = "calibration"
 SETTINGS = {"learned": (-200.0, 200.0), "routed": (-12.0, 12.0), "confidence": (0.0, 1.0)}
 ROUNDS = 12  # evaluations at most
 HALVINGS = 2
-TOLERANCE = 0.003  # of the mean cost
+TOLERANCE = 0.003  # of the mean cost, as a share of the highest that the dial decides about
+NEAR_TOP = 0.98  # of that, where it comes to a stand: the price at which no token leaves anything out is far off
 BATCH_WINDOWS = 4
 
 
@@ -47,7 +48,7 @@ def run_stage(run: Run) -> dict:
             mean_costs_of_router(run, windows) if model.config.controller == "routed" else partial(mean_cost, run, windows)
         )
         for number in run.track(len(budgets), "calibrating", len(found)):
-            found[str(budgets[number])] = find_setting(model, cost_of, min(budgets[number], top_of(model)))
+            found[str(budgets[number])] = find_setting(model, cost_of, budgets[number])
             run.save(NAME, number + 1, {}, {"found": found})
     table: dict[str, list[float]] = {"budgets": budgets}
     if found:
@@ -59,7 +60,7 @@ def run_stage(run: Run) -> dict:
 def with_top(model: AneeForCausalLM, budgets: list[float]) -> list[float]:
     """Ascending budgets with the one from which on plans are fixed, if some are above it: there the dial comes to a stand."""
     top = top_of(model)
-    known = budgets[-1] <= top or any(abs(budget - top) < TOLERANCE for budget in budgets)
+    known = budgets[-1] <= top or any(abs(budget - top) < TOLERANCE * top for budget in budgets)
     return budgets if known else sorted([*budgets, top])
 
 
@@ -87,17 +88,20 @@ def rising_of(model: AneeForCausalLM) -> bool:
 def find_setting(model: AneeForCausalLM, cost_of: Callable[[float, float], float], budget: float) -> float:
     """Setting at which the mean cost of a token, a function of budget and setting, is the budget, or the nearest one.
 
+    Where the dial stands still it is that of a cost a little below.
+
     Raises:
         ValueError: a cost is not a finite number.
     """
     low, high = SETTINGS[model.config.controller]
-    sign = 1.0 if rising_of(model) else -1.0
+    sign, top = 1.0 if rising_of(model) else -1.0, top_of(model)
+    budget = budget if budget < top or top == 1.0 else NEAR_TOP * top
 
     def excess(setting: float) -> float:
         cost = cost_of(budget, setting)
         if not math.isfinite(cost):
             raise ValueError(f"budget {budget:g} can't be calibrated: at the setting {setting:g} the mean cost is {cost}")
-        return sign * (cost - budget)
+        return sign * (cost - budget) / top
 
     return root(excess, low, high)
 
