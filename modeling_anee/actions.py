@@ -6,7 +6,7 @@ on an action's name: whoever wants to know what one does reads its row. To add o
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -54,6 +54,11 @@ class Action:
     def runs(self) -> bool:
         """Whether anything of the layer runs for the token."""
         return self.attention != NONE or self.feed_forward != NONE
+
+    @property
+    def variants(self) -> set[str]:
+        """Names of the variants that it asks for, `"none"` left out."""
+        return {self.attention, self.feed_forward, self.keys_values} - {NONE}
 
     @property
     def is_whole(self) -> bool:
@@ -221,7 +226,7 @@ class ActionTable(Sequence[Action]):
     @property
     def variants(self) -> set[str]:
         """Names of all variants that the actions ask for, `"none"` left out."""
-        return {name for row in self.rows for name in (row.attention, row.feed_forward, row.keys_values)} - {NONE}
+        return set().union(*(row.variants for row in self.rows))
 
     @property
     def heads(self) -> list[str]:
@@ -247,6 +252,10 @@ class ActionTable(Sequence[Action]):
     def running(self) -> Tensor:
         """Which actions run anything of the layer, bool [actions], on the CPU."""
         return self.where([row.runs for row in self.rows])
+
+    def needing(self, variants: Collection[str]) -> Tensor:
+        """Which actions run anything in one of these variants, bool [actions], on the CPU."""
+        return self.where([not row.variants.isdisjoint(variants) for row in self.rows])
 
     @cached_property
     def whole(self) -> Tensor:

@@ -6,20 +6,22 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from .base_dropped import Drop
 from .base_model import BaseStack
 
 
-def take_apart(base: PreTrainedModel) -> BaseStack:
-    """A base in its parts, frozen and in eval mode; one that is refused is left as it was."""
-    trained, path = [parameter for parameter in base.parameters() if parameter.requires_grad], base.config._name_or_path
+def take_apart(base: PreTrainedModel, drop: Drop | None = None) -> BaseStack:
+    """A base in its parts, frozen and in eval mode, its full weights dropped if asked for; one that is refused is as it was."""
+    # By name, since what is held here could not be dropped.
+    trained, path = [name for name, weight in base.named_parameters() if weight.requires_grad], base.config._name_or_path
     base.requires_grad_(False)
     base.config._name_or_path = ""  # a local path would be written into our config.json
     try:
-        stack = BaseStack(base)
+        stack = BaseStack(base, drop)
     except ValueError:
         base.config._name_or_path = path
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for name in trained:
+            base.get_parameter(name).requires_grad_(True)
         raise
     base.eval()
     return stack

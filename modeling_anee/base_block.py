@@ -122,6 +122,11 @@ class Block:
         if usual and known and extras == (None,) * len(extras):
             self.plain = PlainParts(attention_norm, mlp_norm, getattr(attention, family.scaling), gated_parts[3])
 
+    @property
+    def linear(self) -> list[JointLinear]:
+        """All linear maps that are run here, not by a module of the base's."""
+        return [self.qkv, self.output, *self.mlp_maps]
+
     def in_variant(self, variant: str) -> "Block":
         """The same layer in another variant, which has been made."""
         return self.siblings[variant]
@@ -269,6 +274,14 @@ def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor],
 
 def _times(function: Callable[[Tensor], Tensor], multiplier: float, x: Tensor) -> Tensor:
     return function(x) * multiplier
+
+
+def readable_maps(layer: nn.Module, family: Family) -> tuple[list[Any], list[Any]]:
+    """The linear maps of a layer's attention and of its feed-forward whose weights may be used directly."""
+    attention, mlp = layer.get_submodule(family.attention), feed_forward_module(layer, family)
+    projections = [attention.get_submodule(name) for name in (*family.qkv, family.output)]
+    in_mlp = _gated_parts(mlp, family)[:3] or mlp.children()
+    return [one for one in projections if is_plain(one)], [one for one in in_mlp if is_plain(one)]
 
 
 def feed_forward_module(layer: nn.Module, family: Family) -> nn.Module:

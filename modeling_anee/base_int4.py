@@ -7,6 +7,7 @@ many rows run in the same weights as integers of 8 bits, and what these lose as 
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import cycle
@@ -24,8 +25,10 @@ LEVELS, MIDDLE = 15, 8  # integers are 0 to 15; the kernel takes 8 off
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of a group's range
 OUTPUTS = 16  # the kernel wants a multiple of so many
 PART = 1 << 20  # weights that are rounded at once
+BLOCK = 64  # outputs that are packed together, whatever the CPU
 FEW = 4  # rows on CUDA: on an H100 one row took half of the time of bfloat16, 16 took half as long again
 FEW_ON_CPU = 16  # rows, without a measurement: a Xeon and an EPYC were faster at 16 than with integers of 8 bits
+MANY = 256  # rows of one call of the kernel
 CUDA_INPUTS = 128  # the kernel of CUDA wants a multiple of so many
 SLOW = ("DEFAULT", "NO AVX")  # instructions with which torch's kernel is a plain loop
 PACKED, INTEGERS = "packed", "integers"
@@ -35,9 +38,13 @@ Wide = tuple[Int8Linear, Int8Linear]  # the same weights as integers of 8 bits, 
 
 
 class Int4Linear:
-    """`F.linear` with a weight [out, in] in 4 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x."""
+    """`F.linear` with a weight [out, in] in 4 bits and a bias [out]: x [..., in] -> [..., out], in the dtype of x.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    A `small` one keeps 4 bits a weight and nothing else: many rows run in the kernel for a few, too, which is slower then.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, small: bool = False) -> None:
+        self._small = small
         outputs, inputs = weight.shape
         padded = _padded(weight, (-inputs % GROUP, -outputs % OUTPUTS))
         parts = [quantise(part) for part in padded.split(max(PART // inputs, 1))]
@@ -49,16 +56,21 @@ class Int4Linear:
         self, pairs: Tensor, scales: Tensor, bias: Tensor | None, shape: Sequence[int], wider: Callable[[], Wide] | None = None
     ) -> None:
         """Pack integers for a few rows; for many, `wider` makes others when they are first needed, of these by default."""
-        self._pairs, self.scales, self.bias, self._wider = pairs, scales, bias, wider
+        self._pairs: Tensor | None = pairs
+        self.scales, self.bias, self._wider = scales, bias, wider
         self._outputs, self._inputs = shape
         self._padding = -self._inputs % GROUP, -self._outputs % OUTPUTS
         self._few, self._packed = 0, None
         if pairs.device.type == "cpu" and few_rows():
             self._few, self._kernel = few_rows(), _int4_linear
-            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpaired(pairs).to(torch.int32), 1)
+            parts = pairs.split(max(PART // self._inputs // BLOCK * BLOCK, BLOCK))
+            convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+            self._packed = torch.cat([convert(_unpaired(part).to(torch.int32), 1) for part in parts])
         elif pairs.device.type == "cuda" and 2 * pairs.shape[1] % CUDA_INPUTS == 0:
             self._few, self._kernel = FEW, torch._weight_int4pack_mm
             self._packed = torch._convert_weight_to_int4pack(pairs, CUDA_INPUTS // 16)
+        if self._small and self._packed is not None:
+            self._few, self._pairs = sys.maxsize, None
 
     @cached_property
     @torch.inference_mode(False)
@@ -67,9 +79,26 @@ class Int4Linear:
         """The map in 8 bits, and what is missing of it then: made when many rows first come, since decoding needs neither."""
         if self._wider is not None:
             return self._wider()
-        exact = dequantise(_unpaired(self._pairs), self.scales)[: self._outputs, : self._inputs]
+        exact = self._exact()
         many = Int8Linear(exact, self.bias)
         return many, Int8Linear(exact - many.dequantised(exact.dtype), None, coarse=True)
+
+    def _exact(self) -> Tensor:
+        """The weights as numbers, float32 [out, in]."""
+        return dequantise(self._integers(), self.scales)[: self._outputs, : self._inputs]
+
+    def _integers(self) -> Tensor:
+        """The integers, padded, uint8 [out, in]."""
+        if self._pairs is not None:
+            return _unpaired(self._pairs)
+        # How they are packed is the kernel's affair, which gives them back where all scales are 1.
+        groups, outputs, _ = self.scales.shape
+        one = torch.eye(groups * GROUP, dtype=torch.bfloat16, device=self.scales.device)
+        scales = torch.ones_like(self.scales)
+        scales[..., 1] = MIDDLE
+        assert self._kernel is not None
+        columns = [self._kernel(part, self._packed, GROUP, scales) for part in one.split(MANY)]
+        return torch.cat(columns).t().to(torch.uint8)
 
     @property
     def weight_bytes(self) -> int:
@@ -80,7 +109,8 @@ class Int4Linear:
         """The map to outputs `start:stop`, in the same integers."""
         start, stop, _ = slice(start, stop).indices(self._outputs)
         part, missing = object.__new__(Int4Linear), -(stop - start) % OUTPUTS
-        pairs = F.pad(self._pairs[start:stop], (0, 0, 0, missing))
+        part._small = self._small
+        pairs = F.pad(_paired(self._integers()[start:stop]), (0, 0, 0, missing))
         scales = F.pad(self.scales[:, start:stop], (0, 0, 0, missing)).contiguous()
         bias, shape = None if self.bias is None else self.bias[start:stop], (stop - start, self._inputs)
         part._settle(pairs, scales, bias, shape, lambda: (self._wide[0].rows(start, stop), self._wide[1].rows(start, stop)))
@@ -115,6 +145,8 @@ class Int4Linear:
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weights as numbers, [out, in], as many rows meet them."""
+        if self._small:
+            return self._exact().to(dtype)
         many, rest = self._wide
         return many.dequantised(dtype) + rest.dequantised(dtype)
 

@@ -37,14 +37,16 @@ class Int8Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, coarse: bool = False) -> None:
-        self.scale = (weight.abs().amax(dim=1).float() / LEVELS).clamp(min=SMALLEST)
+        self.scale = torch.empty(len(weight), device=weight.device)
         self.weight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        step = max(PART // weight.shape[1], 1)
+        step, sums = max(PART // weight.shape[1], 1), []
         for rows, scale, out in zip(*(part.split(step) for part in (weight, self.scale, self.weight)), strict=True):
+            scale.copy_(rows.abs().amax(dim=1)).div_(LEVELS).clamp_(min=SMALLEST)
             out.copy_((rows.float() / scale.unsqueeze(1)).round_())
+            sums.append(out.abs().sum(dim=1, dtype=torch.int64).max())
         self.bias, self.coarse = bias, coarse
         # The largest activation for which no sum can leave 32 bits.
-        self.largest = int(min(LARGEST, (2**31 - 1) // max(1, int(self.weight.abs().sum(dim=1, dtype=torch.int64).max()))))
+        self.largest = int(min(LARGEST, (2**31 - 1) // max(1, int(torch.stack(sums).max()))))
         self._settle()
 
     def _settle(self) -> None:

@@ -13,6 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .actions import FULL
+from .base_dropped import DroppedLinear
+from .base_kernels import LinearKernel
 from .base_packed import is_ordinary
 from .base_variants import VARIANTS, LinearMap, Variant
 from .base_watch import is_untouched
@@ -52,10 +54,8 @@ class JointLinear:
     def __init__(self, modules: list[Any], variant: Variant = VARIANTS[FULL]) -> None:
         self.modules, self.variant = modules, variant
         self._ends = list(accumulate(out_features(module) for module in modules))
-        self._weight: torch.Tensor | None = None  # [out, in], None when the modules run themselves
-        self._bias: torch.Tensor | None = None  # [out]
-        self._join()
-        self._whole: LinearMap | None = None if self._weight is None else variant.make(self._weight, self._bias)
+        joined = self._join()
+        self._whole: LinearMap | None = None if joined is None else variant.make(*joined)  # None: the modules run themselves
         self._parts: dict[tuple[int, int | None], LinearMap] = {}
         if short := getattr(self._whole, "row", None):
             self.row = short  # type: ignore[method-assign]
@@ -68,7 +68,12 @@ class JointLinear:
     @property
     def runs_modules(self) -> bool:
         """Whether the modules are called, not stood in for."""
-        return self._weight is None
+        return self._whole is None
+
+    @property
+    def maps(self) -> list[LinearMap]:
+        """What was made: the whole map and parts of it."""
+        return [] if self._whole is None else [self._whole, *self._parts.values()]
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of all; only those are computed, where the modules allow it."""
@@ -92,6 +97,12 @@ class JointLinear:
             begin = end
         return needed / self._ends[-1]
 
+    def forget(self) -> None:
+        """Let what was made go; what it cost stays known."""
+        if self._whole is not None:
+            gone = DroppedLinear(self._whole.weight_bytes)
+            self._whole, self._parts, self.row = gone, {}, gone.row  # type: ignore[method-assign]
+
     @property
     def weight_bytes(self) -> int | None:
         """Bytes of weights that one call reads; None: those of the modules' own parameters."""
@@ -113,15 +124,15 @@ class JointLinear:
 
     @torch.inference_mode(False)  # else joining in inference mode would make the base's parameters unfit for training
     @torch.no_grad()
-    def _join(self) -> None:
+    def _join(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight [out, in] and bias [out] of all modules, None when they run themselves."""
         first = self.modules[0]
         if len(self.modules) == 1 and is_plain(first):
-            self._weight = first.weight.t() if isinstance(first, Conv1D) else first.weight
-            self._bias = first.bias
-        elif self._can_join():
-            self._weight = _share_storage([module.weight for module in self.modules])
-            if first.bias is not None:
-                self._bias = _share_storage([module.bias for module in self.modules])
+            return first.weight.t() if isinstance(first, Conv1D) else first.weight, first.bias
+        if not self._can_join():
+            return None
+        weight = _share_storage([module.weight for module in self.modules])
+        return weight, None if first.bias is None else _share_storage([module.bias for module in self.modules])
 
     def _can_join(self) -> bool:
         first = self.modules[0]
@@ -144,15 +155,16 @@ class GroupedLinear(JointLinear):
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Outputs `start:stop` of every group; only those are computed, where the module allows it."""
-        if self._weight is None or (start == 0 and stop is None) or self.variant.name != FULL:
+        whole = self._whole
+        if not isinstance(whole, LinearKernel) or (start == 0 and stop is None):
             return super().__call__(x).unflatten(-1, (self.groups, -1))[..., start:stop]
         # A strided view of the weight, one matrix per group: nothing is copied.
-        weight = self._weight.unflatten(0, (self.groups, -1))[:, start:stop].mT  # [groups, in, outputs]
+        weight = whole.weight.unflatten(0, (self.groups, -1))[:, start:stop].mT  # [groups, in, outputs]
         inputs = x.reshape(1, -1, x.shape[-1]).expand(self.groups, -1, -1)  # [groups, N, in]
-        if self._bias is None:
+        if whole.bias is None:
             out = torch.bmm(inputs, weight)
         else:
-            out = torch.baddbmm(self._bias.unflatten(0, (self.groups, 1, -1))[..., start:stop], inputs, weight)
+            out = torch.baddbmm(whole.bias.unflatten(0, (self.groups, 1, -1))[..., start:stop], inputs, weight)
         return out.transpose(0, 1).unflatten(0, x.shape[:-1])
 
     def share(self, start: int, stop: int | None = None) -> float:

@@ -5,7 +5,8 @@ This is the only file that knows where a base keeps its parts; `base_families.py
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
+from transformers.utils import logging
 
 from .actions import DEFAULT_TABLE, FULL, ActionTable
-from .base_block import Block
+from .base_block import Block, readable_maps
+from .base_dropped import Drop, DroppedLinear, DroppedWeight, FilePages, check_whole, drop_weights, return_memory
 from .base_families import Family, family_of
 from .base_linear import JointLinear, is_plain
 from .base_rotary import Rotation, prepare_rotation
-from .base_variants import variant_named
+from .base_variants import LinearMap, Variant, variant_named
 from .base_watch import Watch, check_bypassed
 from .bridges import Bridges
 from .cache import AneeCache
@@ -30,17 +33,24 @@ from .positions import Mask
 from .work import Work, work_of
 
 
+MANY_WEIGHTS = 1 << 28  # to be made in another variant, which takes some seconds
+
+
 class BaseStack:
     """The parts of a base causal LM, by reference; nothing is copied.
 
     What it gives holds for the base as it was when it was last prepared.
 
+    Args:
+        base: the causal LM.
+        drop: what is made at once, whereupon the base's own weights are dropped; None: they stay.
+
     Raises:
-        ValueError: an unknown family, or a variant or attention implementation that is not supported.
+        ValueError: an unknown family, a variant or attention implementation that is not supported, or dropped weights.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
-        self.base = base
+    def __init__(self, base: PreTrainedModel, drop: Drop | None = None) -> None:
+        self.base, self.drop = base, drop
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
         self._heads: dict[str, JointLinear] = {}
@@ -57,6 +67,7 @@ class BaseStack:
             ValueError: what can't be run as the base would, or code of others on a module that never runs.
         """
         base, self._watch = self.base, None  # half taken apart is changed, too
+        check_whole(base)
         self.config = base.config
         self.family = family = family_of(base)
         decoder = base.get_submodule(family.decoder)
@@ -65,11 +76,13 @@ class BaseStack:
         if self.blocks and len(layers) != len(self.blocks):
             raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
         self._layers, self._variants, self._heads = list(layers), {}, {}
-        self.blocks = self.blocks_of(FULL)
+        self.blocks = self.blocks_of(FULL) if self.drop is None else self._drop_layers(self.drop)
         self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
         self.final_norm = _in_turn(self._head_modules)
         self._head_modules.append(head)
+        if self.drop is not None:
+            self._drop_head(self.drop)
         self.head_of(FULL)  # made now, so that no call waits for it
         self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
         self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
@@ -91,7 +104,7 @@ class BaseStack:
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
-        return type(self), (self.base,)
+        return type(self), (self.base, self.drop)
 
     def blocks_of(self, variant: str) -> list[Block]:
         """The layers in a variant; made when they are first asked for, and anew when the base is prepared again.
@@ -101,10 +114,83 @@ class BaseStack:
         """
         if variant not in self._variants:
             row, config = variant_named(variant), self.base.config
-            self._variants[variant] = [Block(layer, self.family, config, n, row) for n, layer in enumerate(self._layers)]
+            check_whole(self.base)
+            layers = self._shown([variant])
+            self._variants[variant] = [Block(layer, self.family, config, n, row) for n, layer in enumerate(layers)]
             for full, block in zip(self._variants[FULL], self._variants[variant], strict=True):
                 full.siblings[variant] = block
         return self._variants[variant]
+
+    @property
+    def rounded(self) -> list[str]:
+        """The variants that were made beside the full one."""
+        return sorted({*self._variants, *self._heads} - {FULL})
+
+    def maps_of(self, variant: str) -> list[LinearMap]:
+        """All linear maps that were made in a variant, of the layers and the head."""
+        joint = [one for block in self._variants.get(variant, ()) for one in block.linear]
+        heads = [self._heads[variant]] if variant in self._heads else []
+        return [one for linear in (*joint, *heads) for one in linear.maps]
+
+    def _shown(self, variants: Sequence[str]) -> Iterable[nn.Module]:
+        """The layers, with a bar of how many are done where making these variants takes long."""
+        made = [variant for variant in variants if variant != FULL]
+        count = len(made) * sum(parameter.numel() for layer in self._layers for parameter in layer.parameters())
+        hidden = True if count < MANY_WEIGHTS else None
+        return logging.tqdm(self._layers, desc=f"Making weights in {' and '.join(made)}", disable=hidden)
+
+    def _drop_layers(self, drop: Drop) -> list[Block]:
+        """The layers in these variants, each of which loses its own weights before the next is made."""
+        maps = [readable_maps(layer, self.family) for layer in self._layers]
+        if not all(in_mlp for _, in_mlp in maps):  # said before anything is lost
+            names = ", ".join(drop.variants)
+            raise ValueError(f"drop_full=True is not possible: {names} can't run all feed-forwards of this base")
+        rows, pages = [_FULL, *map(_small, drop.variants)], FilePages()
+        self._variants = {row.name: [] for row in rows}
+        for index, layer in enumerate(self._shown(drop.variants)):
+            weights = [one.weight.data for part in maps[index] for one in part]  # where they lay before they were joined
+            for row in rows:
+                block = Block(layer, self.family, self.base.config, index, row)
+                self._variants[row.name].append(block)
+                self._variants[FULL][index].siblings[row.name] = block
+            rounded = [one for row in rows[1:] for one in self._variants[row.name][index].linear if not one.runs_modules]
+            drop_weights({id(module): module for one in rounded for module in one.modules}.values())
+            for one in rounded:
+                if one.variant.name not in drop.layers:
+                    one.forget()
+            pages.leave(weights)
+            del weights
+            return_memory()
+        return self._variants[FULL]
+
+    def _drop_head(self, drop: Drop) -> None:
+        """The head in these variants; it loses its own weight, unless it is needed or the embeddings are read from it."""
+        head: Any = self._head_modules[-1]
+        if not is_plain(head):
+            return
+        weight, pages = head.weight.data, FilePages()
+        for variant in drop.variants:
+            self._heads[variant] = JointLinear([head], _small(variant))
+            if variant not in drop.heads:
+                self._heads[variant].forget()
+        if FULL not in drop.heads and head.weight is not getattr(self.embed_tokens, "weight", None):
+            self._heads[FULL] = JointLinear([head], _FULL)
+            drop_weights([head])
+        pages.leave([weight])  # of embeddings a text needs few rows
+        del weight
+        return_memory()
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Variants that layers can't run in any more."""
+        return frozenset() if self.drop is None else frozenset({FULL, *self.drop.variants}) - self.drop.layers
+
+    @property
+    def gone_heads(self) -> frozenset[str]:
+        """The same of the head."""
+        own = getattr(self._head_modules[-1], "weight", None)
+        rest = frozenset() if self.drop is None else frozenset(self.drop.variants) - self.drop.heads
+        return rest | {FULL} if isinstance(own, DroppedWeight) else rest
 
     def head_of(self, variant: str) -> Callable[[Tensor], Tensor]:
         """The head in a variant, [..., D] -> [..., V]; made when it is first asked for.
@@ -112,8 +198,8 @@ class BaseStack:
         Raises:
             ValueError: nobody knows the variant, or the head can't be run in it.
         """
-        module = self._head_modules[-1]
-        if is_plain(module):
+        module, made = self._head_modules[-1], self._heads.get(variant)
+        if is_plain(module) or (made is not None and not made.runs_modules):
             return head_function(self._head_map(variant), self.config, self.family)
         if variant_named(variant).name != FULL:
             raise ValueError(f"variant {variant!r} is not possible for the head of this base: a {type(module).__name__}")
@@ -135,7 +221,8 @@ class BaseStack:
         """What every action costs at every layer, the bridges included."""
         blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
         heads = {variant: self._head_work(variant) for variant in table.heads}
-        return CostTable.measure(blocks, heads, HARDWARE[unit], bridges, table)
+        costs = CostTable.measure(blocks, heads, HARDWARE[unit], bridges, table)
+        return replace(costs, gone=self.gone, gone_heads=self.gone_heads)
 
     def logits(self, hidden: Tensor, head: str = FULL) -> Tensor:
         """Final norm and head, in a variant, [..., D] -> [..., V]."""
@@ -202,6 +289,15 @@ class BaseStack:
                 else "attention_mask=dict is not allowed: the layers of this base share one mask"
             )
         return [masks[str(block.layer_type)] for block in self.blocks]
+
+
+_FULL = Variant(FULL, DroppedLinear.make)
+
+
+def _small(name: str) -> Variant:
+    """A variant as it is made where memory counts."""
+    row = variant_named(name)
+    return row if row.make_small is None else replace(row, make=row.make_small)
 
 
 def called_modules(base: PreTrainedModel, family: Family) -> set[nn.Module]:

@@ -5,6 +5,7 @@ To add one, register it: costs, actions, plans, traces and pictures know it by i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -39,10 +40,12 @@ class Variant:
     Args:
         name: as it stands in actions.
         make: weight [out, in] and bias [out] (or None) -> the map. What it keeps is its own; the weight is the base's.
+        make_small: the same for where memory counts more than time; None: no other.
     """
 
     name: str
     make: Callable[[Tensor, Tensor | None], LinearMap]
+    make_small: Callable[[Tensor, Tensor | None], LinearMap] | None = None
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -72,4 +75,4 @@ def variant_named(name: str) -> Variant:
 
 register_variant(Variant(FULL, LinearKernel))
 register_variant(Variant("int8", Int8Linear))
-register_variant(Variant("int4", Int4Linear))
+register_variant(Variant("int4", Int4Linear, partial(Int4Linear, small=True)))

@@ -71,6 +71,9 @@ class Controller(nn.Module):
     dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
+    runs_without_full = False  # whether it can do without the base's own weights
+    ceiling = 1.0  # the largest budget: less where the base's own weights were dropped, with
+    dearest: tuple[list[int], int] | None = None  # actions, one a layer, and head of what costs so much
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ class PlanController(Controller):
     """Of the plans of the configuration, those nearest to each token's budget."""
 
     needs_hidden = False
+    runs_without_full = True
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
@@ -20,6 +21,9 @@ class PlanController(Controller):
         """Sort the plans by what they cost on this base."""
         self._table = plan_table(self._config, costs, self.strict)
         self.floor = self._table.floor
+        if costs.gone:
+            self.ceiling = float(self._table.costs[-1])
+            self.dearest = self._table.actions[-1].tolist(), int(self._table.heads[-1])
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The plans nearest to each token's budget."""

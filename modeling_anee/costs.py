@@ -47,6 +47,8 @@ class CostTable:
         heads: the same for each variant of the head, in the order of the table's `heads`.
         translator: cost of one call of an exit translator; `layers` has it at the last layer, for actions that leave.
         works: the work of each layer in each variant, which the costs were counted from.
+        gone: variants that layers can't run in any more, since weights were dropped.
+        gone_heads: the same of the head.
     """
 
     layers: Tensor
@@ -56,6 +58,8 @@ class CostTable:
     translator: float = 0.0
     heads: tuple[float, ...] = ()
     works: Mapping[str, Sequence[LayerWork]] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    gone_heads: frozenset[str] = frozenset()
 
     @classmethod
     def measure(

@@ -90,16 +90,12 @@ class Executor:
             given: actions uint8 [B, T, L], instead of what the controller decides.
 
         Raises:
-            ValueError: given actions of another shape, or that the table does not have.
+            ValueError: given actions of another shape, or that the table does not have; full ones where those weights are gone.
         """
         layers = len(self.stack.blocks)
         if given is not None:
-            self._check_given(given, (*hidden.shape[:2], layers))
-        ledger = Ledger(
-            actions=torch.zeros(*hidden.shape[:2], layers, dtype=torch.uint8, device="cpu") if given is None else given,
-            spent=torch.full(hidden.shape[:2], self.costs.head, dtype=torch.float64, device="cpu"),
-            decided=given is not None,
-        )
+            self._check_given(given, (*hidden.shape[:2], layers), step)
+        ledger = self._begin((*hidden.shape[:2], layers), given)
         limited = (step.budget < 1.0) & step.valid
         if not self._has_variants:  # kept tokens could only be told to run in full
             limited &= step.places.index >= self.controller.keep_first
@@ -128,11 +124,34 @@ class Executor:
             head=ledger.head,
         )
 
-    def _check_given(self, given: Tensor, shape: tuple[int, ...]) -> None:
+    def _begin(self, shape: tuple[int, ...], given: Tensor | None) -> Ledger:
+        """What is known before the first decision."""
+        head, spent = None, self.costs.head
+        if FULL in self.costs.gone_heads:
+            assert self.controller.dearest is not None
+            head = torch.full(shape[:2], self.controller.dearest[1], dtype=torch.uint8, device="cpu")
+            spent = self.costs.heads[self.controller.dearest[1]]
+        return Ledger(
+            actions=torch.zeros(shape, dtype=torch.uint8, device="cpu") if given is None else given,
+            spent=torch.full(shape[:2], spent, dtype=torch.float64, device="cpu"),
+            head=head,
+            decided=given is not None,
+        )
+
+    def _check_given(self, given: Tensor, shape: tuple[int, ...], step: Step) -> None:
         if given.shape != shape or given.dtype != torch.uint8 or given.device.type != "cpu":
             raise ValueError(f"actions of shape {tuple(given.shape)}, {given.dtype} is not allowed: uint8 {shape} on the CPU")
         if given.numel() and int(given.max()) >= len(self.table):
             raise ValueError(f"actions has {int(given.max())}, which is not allowed: the table has {len(self.table)} actions")
+        if self.costs.gone:
+            taken = given[step.valid].unique().long()
+            lost = taken[self.table.needing(self.costs.gone)[taken]].tolist()
+            if lost:
+                names = ", ".join(self.table.names[one] for one in lost)
+                raise ValueError(
+                    f"actions has {names}, which is not possible: the weights for it were dropped (drop_full=True keeps "
+                    "what the plans run in, never the full ones)"
+                )
 
     def _decide(self, segment: int, hidden: Tensor, previous: Tensor, step: Step, limited: Tensor, ledger: Ledger) -> None:
         """Ask the controller about every token that has a limit and has not left; write its answer down.
@@ -194,7 +213,7 @@ class Executor:
             return hidden
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
-        shared = self._shared_actions(actions, step, ledger)
+        shared = self._shared_actions(actions, step, ledger, layers)
         if keep is None and isinstance(step.cache, AneeCache) and is_alone(hidden, step.masks):
             return self._run_alone(layers, hidden, step, step.cache, shared)
         for layer, only in zip(layers, shared, strict=True):
@@ -214,10 +233,11 @@ class Executor:
                 row = run(row, step.rotations[layer], cache.layers[layer])
         return row.view(1, 1, -1)
 
-    def _shared_actions(self, actions: Tensor, step: Step, ledger: Ledger) -> list[int | None]:
+    def _shared_actions(self, actions: Tensor, step: Step, ledger: Ledger, layers: range) -> list[int | None]:
         """For each of n layers the one action that every real token takes, None where they differ; actions [B, T, n]."""
         if not ledger.decided or step.real_tokens == 0:
-            return [PROCESS] * actions.shape[-1]
+            dearest = self.controller.dearest
+            return [PROCESS] * len(layers) if dearest is None else list(dearest[0][layers.start : layers.stop])
         real = actions.flatten(0, 1) if step.real_tokens == step.valid.numel() else actions[step.valid]  # [N, n]
         first = real[0]
         if len(real) == 1:

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput, logging
 from .budget import TOLERANCE, budget_tensor
 from .cache import AneeCache
 from .compatibility import CACHE, BothCacheNames, cache_argument, cache_of, rename_cache
+from .dropping import check_ceiling, default_budget
 from .execution_log import execution_log
 from .generation_state import GenerationState, NotingCriteria, generation_of, running
 from .trace import ExecutionTrace
@@ -57,8 +58,9 @@ class AneeGenerationMixin(GenerationMixin):
             row after its last token is not in it.
 
         Raises:
-            ValueError: a budget or feedback out of [0, 1], or not one per row; feedback without a cache, which keeps the costs,
-                or in strict mode; a keyword that nobody knows; `compile_config` and `assistant_early_exit`.
+            ValueError: a budget or feedback out of [0, 1], or not one per row; a budget that needs weights which were dropped;
+                feedback without a cache, which keeps the costs, or in strict mode; a keyword that nobody knows;
+                `compile_config` and `assistant_early_exit`.
         """
         state = GenerationState(self)
         with running(state):
@@ -96,8 +98,14 @@ class AneeGenerationMixin(GenerationMixin):
         if (state := generation_of(self)) is not None:
             for name, value in given.items():
                 value = getattr(generation_config, name, None) if value is None else value
-                state.given[name] = getattr(self.config, name) if value is None else value
+                state.given[name] = self._default(name) if value is None else value
         return generation_config, model_kwargs
+
+    def _default(self, name: str) -> Any:
+        """What holds where neither the call nor a generation config says anything."""
+        value = getattr(self.config, name)
+        is_budget = name != "budget_feedback" and value is not None
+        return default_budget(value, self.controller.ceiling) if is_budget else value
 
     def _prepare_model_inputs(self, inputs: Tensor | None, bos_token_id: Tensor | None, model_kwargs: dict[str, Any]) -> Any:
         inputs, input_name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
@@ -112,6 +120,8 @@ class AneeGenerationMixin(GenerationMixin):
         """Turn what was asked for into one number a row."""
         given = {name: value for name, value in state.given.items() if value is not None}
         values = {name: budget_tensor(value, rows, name) for name, value in given.items()}
+        for name in set(values) - {"budget_feedback"}:
+            check_ceiling(values[name], self.controller.ceiling, name)
         state.budget, state.prompt_budget = values["energy_budget"], values.get("prompt_energy_budget")
         if values["budget_feedback"].any():
             state.feedback = values["budget_feedback"]

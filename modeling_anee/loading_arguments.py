@@ -52,6 +52,7 @@ OWN_KWARGS = (
     "_from_pipeline",
     "_commit_hash",
     "_fast_init",
+    "drop_full",
     "mirror",
     "from_tf",
     "from_flax",

@@ -17,6 +17,7 @@ from .budget import budget_tensor
 from .cache import AneeCache
 from .compatibility import BothCacheNames, cache_argument, cache_of, take_cache
 from .configuration_anee import AneeConfig
+from .dropping import check_ceiling, default_budget
 from .execution_log import account_of, execution_log
 from .forward_arguments import hidden_states_selected, loss_keywords
 from .generation_anee import AneeGenerationMixin
@@ -138,7 +139,7 @@ class AneeModel(AneePreTrainedModel):
         if position_ids is None:
             position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
         hidden = stack.add_positions(embeddings, position_ids)
-        budget = self._budgets(energy_budget, rows, tokens, past, cache)
+        budget = self._budgets(energy_budget, rows, tokens, past, cache).clamp(max=self.controller.ceiling)
         return hidden, Step(
             budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),
             places=places,
@@ -154,7 +155,11 @@ class AneeModel(AneePreTrainedModel):
         state = generation_of(self)
         if given is None and state is not None and state.budget is not None:
             return state.budgets(rows, tokens, past, cache)
-        return budget_tensor(self.config.energy_budget if given is None else given, rows)
+        if given is None:
+            given = default_budget(self.config.energy_budget, self.controller.ceiling)
+        budget = budget_tensor(given, rows)
+        check_ceiling(budget, self.controller.ceiling)
+        return budget
 
 
 class AneeForCausalLM(AneeModel, AneeGenerationMixin):

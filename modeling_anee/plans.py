@@ -1,6 +1,7 @@
 """Fixed plans, sorted by what they cost: one action a layer."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -70,13 +71,27 @@ class PlanTable:
 
 
 def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> PlanTable:
-    """The plans of a configuration, with everything processed as the dearest."""
-    layers, table = config.num_layers, config.table
-    if config.plans:
-        plans, heads = [table.plan(plan, layers) for plan in config.plans], [table.head_of(plan) for plan in config.plans]
-    else:
-        plans, heads = default_plans(config)
-    return PlanTable([*plans, [PROCESS] * layers], costs, strict, [*heads, 0])
+    """The plans of a configuration, with everything processed as the dearest; those that need dropped weights left out."""
+    plans, heads = listed_plans(config)
+    plans, heads = [*plans, [PROCESS] * config.num_layers], [*heads, 0]
+    if costs.gone:
+        table, gone = config.table, need(config, plans, costs.gone)
+        runs = [not one and table.heads[head] not in costs.gone_heads for one, head in zip(gone, heads, strict=True)]
+        plans, heads = list(compress(plans, runs)), list(compress(heads, runs))
+    return PlanTable(plans, costs, strict, heads)
+
+
+def listed_plans(config: AneeConfig) -> tuple[list[list[int]], list[int]]:
+    """The plans of a configuration, or the default ones, and their heads."""
+    if not config.plans:
+        return default_plans(config)
+    table = config.table
+    return [table.plan(plan, config.num_layers) for plan in config.plans], [table.head_of(plan) for plan in config.plans]
+
+
+def need(config: AneeConfig, plans: list[list[int]], variants: Collection[str]) -> list[bool]:
+    """Whether each plan runs anything of a layer in one of these variants."""
+    return config.table.needing(variants)[torch.tensor(plans, device="cpu")].any(dim=1).tolist()
 
 
 def default_plans(config: AneeConfig) -> tuple[list[list[int]], list[int]]:

@@ -16,12 +16,15 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .adoption import adopt, adopt_generation_config, take_apart
+from .base_dropped import DroppedWeight
 from .base_loading import base_to_wrap, check_device_map, check_fingerprint, load_base
+from .base_memory import held_bytes
 from .base_model import running_device
 from .bridges import Bridges
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controller_kinds import build_controller
+from .dropping import what_to_drop
 from .executor import Executor
 from .fingerprint import fingerprint, same_base
 from .loading_arguments import BASE_KWARGS, HUB_KWARGS, refuse_unknown_kwargs
@@ -84,6 +87,7 @@ class AneePreTrainedModel(PreTrainedModel):
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
+        drop_full: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Wrap a base that is not an artifact yet; the controllers are untrained.
@@ -96,11 +100,14 @@ class AneePreTrainedModel(PreTrainedModel):
             revision: revision of the base on the Hub.
             dtype: dtype of the base; default: that of its checkpoint.
             device_map: where the base's layers go.
+            drop_full: let the base's own weights go as soon as the `precisions` are made from them: a loaded base that is given
+                can't be run by itself afterwards, moved or cast. Budgets that need the full weights are refused then.
             kwargs: fields of `AneeConfig`, and further arguments of the base's `from_pretrained`.
 
         Raises:
             ValueError: a base of an unknown family (the known ones are listed), what is no causal LM (an artifact, a wrapper, a
-                classifier, ...; the message says what to do), a keyword that nobody knows, or a bad configuration field.
+                classifier, ...; the message says what to do), a keyword that nobody knows, a bad configuration field, or
+                `drop_full` where every plan needs the full weights.
             OSError: the base can't be found.
         """
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AneeConfig.__dataclass_fields__}
@@ -114,7 +121,7 @@ class AneePreTrainedModel(PreTrainedModel):
         with without_base():
             model = cls(AneeConfig(text_config=text_config, **(names | fields)))
         check_fingerprint(model.config, wrapped)
-        model.attach_base(wrapped)
+        model.attach_base(wrapped, drop_full)
         return model.eval()
 
     @classmethod
@@ -124,13 +131,15 @@ class AneePreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: Any = None,
         output_loading_info: bool = False,
+        drop_full: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load an artifact: our modules from its safetensors, the base by the name in its config.
 
         Arguments about weights (`dtype`, `device_map`, `quantization_config`, `attn_implementation`, `gguf_file`, ...) go
         to the base; our modules are small and stay in float32. Fields of `AneeConfig` override the artifact's:
-        `base_model_name_or_path=` points to another copy of the base.
+        `base_model_name_or_path=` points to another copy of the base. `drop_full=True` lets the base's own weights go as soon
+        as the `precisions` are made from them, see `from_base`.
 
         Raises:
             ValueError: a plain model instead of an artifact, weights that don't belong to this model, a newer format, a keyword
@@ -159,7 +168,7 @@ class AneePreTrainedModel(PreTrainedModel):
             model, info = cls._load_own(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         base = load_base(model.config, pretrained_model_name_or_path, files, **hub_kwargs, **base_kwargs)
         check_fingerprint(model.config, base, pretrained_model_name_or_path, **hub_kwargs, **files)
-        model.attach_base(base)
+        model.attach_base(base, drop_full)
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -217,11 +226,12 @@ class AneePreTrainedModel(PreTrainedModel):
         own = ((name, module) for name, module in self.named_children() if name != "base")
         return {f"{name}.{key}": value for name, module in own for key, value in module.state_dict().items()}
 
-    def attach_base(self, base: PreTrainedModel) -> None:
-        """Hold a base by reference, frozen and in eval mode.
+    def attach_base(self, base: PreTrainedModel, drop_full: bool = False) -> None:
+        """Hold a base by reference, frozen and in eval mode; with `drop_full` without its own weights, see `from_base`.
 
         Raises:
-            ValueError: an unknown family, a shape other than the configuration's, or layers on several accelerators.
+            ValueError: an unknown family, a shape other than the configuration's, layers on several accelerators, or weights
+                that can't be dropped.
         """
         check_base(base)
         check_device_map(base)
@@ -229,7 +239,7 @@ class AneePreTrainedModel(PreTrainedModel):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
             if expected != found:
                 raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
-        self.stack = take_apart(base)
+        self.stack = take_apart(base, what_to_drop(self.config, self.controller) if drop_full else None)
         self.base = base
         self.controller.to(self.device)
         self.bridges.to(self.device)
@@ -266,6 +276,21 @@ class AneePreTrainedModel(PreTrainedModel):
         # transformers asks only about modules that have tensors of their own: of a bridge about its two maps.
         if isinstance(module, Controller | nn.Linear):
             module.reset_parameters()
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """As that of torch, which moves or casts one tensor after the other: what can't be is refused before the first."""
+        dropped = (weight for weight in self.parameters() if isinstance(weight, DroppedWeight))
+        if (weight := next(dropped, None)) is not None:
+            fn(weight)
+        return super()._apply(fn, *args, **kwargs)
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of weights in memory: `embeddings`, the rest of the `base`, our `own`, and each variant by its name.
+
+        What many rows need of a variant of 4 bits is made, and counts, when many rows first come.
+        """
+        return held_bytes(self.stack, [self.controller, self.bridges])
 
     # What a transformers model answers
 

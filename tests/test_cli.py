@@ -256,15 +256,15 @@ def test_the_artifact_of_a_checkout_lies_beside_the_package():
 
 
 def test_bench_prints_ratios_and_writes_figures(as_demo_base, forks, tmp_path, monkeypatch):
-    in_new_process = memory.peak_memory
+    in_new_process = memory.memory_of
 
-    def peak_memory(base, budget, dtype):
+    def memory_of(base, case, dtype):
         """One in a process as started for users, the others in forks."""
-        if budget is None:
-            return in_new_process(base, budget, dtype)
-        return int(forks.run(f"from {memory.__name__} import main; main{base, str(budget), dtype}", installed=True).stdout)
+        if case == "plain":
+            return in_new_process(base, case, dtype)
+        return memory.read(forks.run(f"from {memory.__name__} import main; main{base, case, dtype}", installed=True).stdout)
 
-    monkeypatch.setattr(memory, "peak_memory", peak_memory)
+    monkeypatch.setattr(memory, "memory_of", memory_of)
     small = ("--new-tokens", 4, "--repeats", 2, "--batch", 2, "--prefill", 20)
     done = anee("bench", "--output", tmp_path / "bench.json", *small)
     assert done.exit_code == 0, done.output
@@ -276,8 +276,12 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, forks, tmp_path, m
         assert rows["budget 0.6"]["mean_cost"] < rows["budget 0.8"]["mean_cost"] < 1.0
         assert rows["uniform INT4, INT8 head"]["mean_cost"] < rows["uniform INT8"]["mean_cost"] < 0.4
         assert title in done.stdout
-    assert set(report["peak_memory"]) == {"plain", "budget 1.0", "budget 0.5"}
-    assert "peak memory" in done.stdout
+    dropped = {"INT8, full weights dropped", "INT4, INT8 head, full weights dropped"}
+    assert set(report["memory"]) == {"plain", "budget 1.0", "budget 0.5"} | dropped
+    assert all(min(sizes["peak"], sizes["end"]) > 0 for sizes in report["memory"].values())
+    plain = report["memory"]["plain"]
+    assert plain["peak"] >= plain["end"] > plain["model"] > 0
+    assert "memory of a process" in done.stdout and all(name in done.stdout for name in dropped)
     assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "routed"}
     known = not report["energy"]["reason"]
     assert ("energy: of" if known else f"energy not known: {report['energy']['reason']}") in done.stdout

@@ -70,7 +70,7 @@ def test_weights_that_come_back_are_joined_again():
     for parameter in model.base.parameters():
         assert not parameter.is_meta
     check_same(model, expected)
-    assert model.stack.blocks[0].qkv._weight is not None
+    assert not model.stack.blocks[0].qkv.runs_modules
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_anee import AneeForCausalLM
+from modeling_anee import AneeForCausalLM, base_int4
 from modeling_anee.base_int4 import GROUP, Int4Linear, dequantise, quantise
 from modeling_anee.base_int8 import Int8Linear
 
@@ -68,6 +68,19 @@ def test_few_and_many_rows_of_int4_differ_by_bfloat16_alone(outputs, inputs, row
     found, expected = linear(x) - linear.bias, F.linear(x, exact.dequantised(torch.float32))
     assert float((found - expected).norm()) <= 0.02 * float(expected.norm()) + 0.02
     torch.testing.assert_close(linear.rows(outputs // 2, None)(x), linear(x)[:, outputs // 2 :])
+
+
+@pytest.mark.parametrize("outputs, inputs", [(16, 32), (21, 70), (300, 320)])
+def test_small_maps_of_4_bits_keep_the_same_integers(outputs, inputs, monkeypatch):
+    monkeypatch.setattr(base_int4, "PART", 1)  # made in many parts
+    torch.manual_seed(0)
+    weight, x = torch.randn(outputs, inputs), torch.randn(30, inputs)
+    small, usual = Int4Linear(weight, torch.randn(outputs), small=True), Int4Linear(weight, None)
+    assert torch.equal(small._integers(), usual._integers())
+    torch.testing.assert_close(small.rows(5, None)(x), small(x)[:, 5:])
+    found, expected = small(x) - small.bias, usual(x)
+    assert float((found - expected).norm()) <= 0.02 * float(expected.norm()) + 0.02
+    torch.testing.assert_close(small.dequantised(torch.float32), usual.dequantised(torch.float32), atol=1e-3, rtol=0)
 
 
 def test_weights_on_a_grid_of_4_bits_are_kept():

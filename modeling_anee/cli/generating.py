@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
+from ..base_memory import as_text
 from ..checks import check_budget
 from ..modeling_anee import AneeForCausalLM
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
@@ -24,6 +25,9 @@ def generate(
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
+    drop_full: Annotated[
+        bool, typer.Option("--drop-full", help="Keep only the weights that were made for --precisions, or for an artifact's.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
     sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
@@ -49,7 +53,13 @@ def generate(
     text = read_prompt(prompt)
     named = named_model(name, model)
     loaded, tokenizer = load(
-        named, controller, dtype, gguf_file=gguf_file, trust_remote_code=trust_remote_code, precisions=precisions
+        named,
+        controller,
+        dtype,
+        gguf_file=gguf_file,
+        trust_remote_code=trust_remote_code,
+        precisions=precisions,
+        drop_full=drop_full,
     )
     inputs = encode(tokenizer, text, chat)
     set_seed(seed)
@@ -60,6 +70,7 @@ def generate(
         say(done.text)
     if stats:
         print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
+        print(as_text(loaded.held_bytes), file=sys.stderr)
         print(done.trace.render(), file=sys.stderr)
 
 

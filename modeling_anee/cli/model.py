@@ -27,6 +27,7 @@ def load(
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
     precisions: str | None = None,
+    drop_full: bool = False,
 ) -> tuple[Any, Any]:
     """An artifact, or a base with an untrained controller; and its tokenizer.
 
@@ -38,6 +39,7 @@ def load(
         gguf_file: GGUF file in the base's folder or repository.
         trust_remote_code: allow code that comes with the base.
         precisions: for a base, variants like `int8,int4`.
+        drop_full: let the base's full weights go.
 
     Raises:
         ValueError: a dtype, device or precision that is not there, a controller or precisions for an artifact, which has its
@@ -61,12 +63,12 @@ def load(
                 if given is not None:
                     raise ValueError(f"{given}: {folder} is an artifact and has its own controller")
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-                model = AneeForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval()
+                model = AneeForCausalLM.from_pretrained(folder, dtype=dtype, drop_full=drop_full, **options).eval()
             else:
                 options["trust_remote_code"] = trust_remote_code
                 tokenizer = AutoTokenizer.from_pretrained(folder, **options)
                 fields |= {"controller": controller or "plan", "precisions": variants}
-                model = AneeForCausalLM.from_base(folder, dtype=dtype, **options, **fields)
+                model = AneeForCausalLM.from_base(folder, dtype=dtype, drop_full=drop_full, **options, **fields)
         return model.to(device), tokenizer
 
 

@@ -137,16 +137,21 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, met
     }
 
 
-def peak_memories(model: AneeForCausalLM) -> dict[str, int]:
-    """Peak bytes of fresh processes on the CPU; empty where the base is not a folder or the system does not tell."""
+def memories(model: AneeForCausalLM, rounded: bool) -> dict[str, dict[str, int]]:
+    """Bytes of fresh processes on the CPU; empty where the base is not a folder or the system does not tell.
+
+    With `rounded` those of the base in 8 and in 4 bits, its full weights dropped, are among them.
+    """
     where, _ = find_base(model.config.base_model_name_or_path)
     if sys.platform == "win32" or model.device.type != "cpu" or not os.path.isdir(where):
         return {}
-    from .memory import peak_memory
+    from .memory import memory_of
 
     dtype = str(model.dtype).removeprefix("torch.")
-    cases = {"plain": None, "budget 1.0": 1.0, "budget 0.5": 0.5}
-    return {name: peak_memory(where, budget, dtype) for name, budget in cases.items()}
+    cases = {"plain": "plain", "budget 1.0": "1.0", "budget 0.5": "0.5"}
+    if rounded:
+        cases |= {"INT8, full weights dropped": "int8", "INT4, INT8 head, full weights dropped": "int4"}
+    return {name: memory_of(where, case, dtype)._asdict() for name, case in cases.items()}
 
 
 def benchmark(
@@ -171,7 +176,7 @@ def benchmark(
         "energy": {"counted": meter.counted, "reason": meter.reason},
         "controller_overhead": overhead,
         "head_share": model.costs.head,
-        "peak_memory": peak_memories(model),
+        "memory": memories(model, rounded=any(case.name == INT8 for case in cases)),
     }
 
 

@@ -126,8 +126,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"what deciding adds to a decoding step: {overheads}; {question}"]
     energy = report["energy"]
     lines.append(f"energy not known: {energy['reason']}" if energy["reason"] else f"energy: of {energy['counted']}")
-    plain = report["peak_memory"].get("plain")
-    if plain:
-        more = ", ".join(f"{n} {b / plain - 1:+.1%}" for n, b in report["peak_memory"].items() if n != "plain")
-        lines.append(f"peak memory of a process: plain {plain / 2**20:.0f} MiB, {more}")
+    if report["memory"]:
+        lines += ["", f"{'memory of a process, MiB':{WIDTH + 15}s}{'at most':>10s}{'at the end':>12s}{'of it model':>13s}"]
+    for name, sizes in report["memory"].items():
+        peak, end, model = (sizes[kind] / 2**20 for kind in ("peak", "end", "model"))
+        lines.append(f"{name:{WIDTH + 15}s}{peak:10.0f}{end:12.0f}{model:13.0f}")
     return "\n".join(lines)
