@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, D hidden size, H query heads, G key/value heads, E hea
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,14 @@ from .base_watch import is_untouched
 RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3", "Olmo2", "Granite"))
 
 
+QKV, OUTPUT = "qkv", "output"  # names of linear maps
+
+
+def mlp_map(number: int) -> str:
+    """Name of a linear map of the feed-forward, in the order in which they run."""
+    return f"mlp_{number}"
+
+
 @dataclass(frozen=True)
 class PlainParts:
     """What a layer is made of that has nothing but norm, attention, residual, norm, gated feed-forward, residual.
@@ -50,8 +58,15 @@ class Block:
     """
 
     def __init__(
-        self, layer: nn.Module, family: Family, config: PreTrainedConfig, index: int, variant: Variant = VARIANTS[FULL]
+        self,
+        layer: nn.Module,
+        family: Family,
+        config: PreTrainedConfig,
+        index: int,
+        variant: Variant = VARIANTS[FULL],
+        directions: Mapping[str, Tensor] | None = None,
     ) -> None:
+        along = (directions or {}).get
         self.siblings: dict[str, Block] = {variant.name: self}  # this layer in every variant that has been made
         attention = layer.get_submodule(family.attention)
         layer_types = getattr(config, "layer_types", None)
@@ -67,7 +82,10 @@ class Block:
         projections = [attention.get_submodule(name) for name in family.qkv]
         self.kv_heads = (sum(map(out_features, projections)) // self.head_size - self.heads) // 2
         self.grouped = family.qkv_layout == "grouped"
-        self.qkv = GroupedLinear(projections[0], self.kv_heads, variant) if self.grouped else JointLinear(projections, variant)
+        if self.grouped:
+            self.qkv: JointLinear = GroupedLinear(projections[0], self.kv_heads, variant, along(QKV))
+        else:
+            self.qkv = JointLinear(projections, variant, along(QKV))
         # Outputs of `qkv` (of each group of them, when grouped) that are queries.
         self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
         self._interleaved, self._rotate = family.rotary_interleaved, rotate_function(family.rotary_interleaved)
@@ -78,7 +96,7 @@ class Block:
         mlp = feed_forward_module(layer, family)
         mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
         # What costs, beside `qkv`: output and feed-forward; norms of attention, of keys and values alone, of the feed-forward.
-        self.output, self.mlp = JointLinear([output], variant), mlp
+        self.output, self.mlp = JointLinear([output], variant, along(OUTPUT)), mlp
         self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
         self.key_norms = _present(None if after else attention_norm, key_norm)
         self.mlp_norms = _present(mlp_norm, mlp_output_norm)
@@ -104,10 +122,11 @@ class Block:
         feed_forward: Any = mlp
         self.mlp_maps: list[JointLinear] = []  # where they are not those that the module itself calls
         if gated_parts:
-            self.mlp_maps = [JointLinear(gated_parts[:2], variant), JointLinear(gated_parts[2:3], variant)]
+            joined = gated_parts[:2], gated_parts[2:3]
+            self.mlp_maps = [JointLinear(parts, variant, along(mlp_map(n))) for n, parts in enumerate(joined)]
             feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3])
         elif variant.name != FULL:
-            feed_forward, self.mlp_maps = in_variant(mlp, variant)
+            feed_forward, self.mlp_maps = in_variant(mlp, variant, along)
         if variant.name != FULL and not self.mlp_maps:
             raise ValueError(
                 f"variant {variant.name!r} is not possible for the feed-forward of a {config.model_type} base as it is here: "
@@ -123,9 +142,9 @@ class Block:
             self.plain = PlainParts(attention_norm, mlp_norm, getattr(attention, family.scaling), gated_parts[3])
 
     @property
-    def linear(self) -> list[JointLinear]:
-        """All linear maps that are run here, not by a module of the base's."""
-        return [self.qkv, self.output, *self.mlp_maps]
+    def linear(self) -> dict[str, JointLinear]:
+        """All linear maps that are run here, not by a module of the base's, by name."""
+        return {QKV: self.qkv, OUTPUT: self.output} | {mlp_map(n): one for n, one in enumerate(self.mlp_maps)}
 
     def in_variant(self, variant: str) -> "Block":
         """The same layer in another variant, which has been made."""
@@ -299,13 +318,14 @@ class _InVariant(nn.Module):
         self.forward = linear.__call__
 
 
-def in_variant(mlp: nn.Module, variant: Variant) -> tuple[nn.Module, list[JointLinear]]:
+def in_variant(mlp: nn.Module, variant: Variant, along: Callable[[str], Tensor | None]) -> tuple[nn.Module, list[JointLinear]]:
     """A feed-forward whose linear maps run in a variant, and these maps: a copy of the module that shares all else with it."""
-    twin, maps = copy.copy(mlp), []
+    twin = copy.copy(mlp)
+    maps: list[JointLinear] = []
     twin._modules = dict(mlp._modules)
     for name, child in mlp.named_children():
         if is_plain(child):
-            maps.append(JointLinear([child], variant))
+            maps.append(JointLinear([child], variant, along(mlp_map(len(maps)))))
             twin._modules[name] = _InVariant(maps[-1])
     return twin, maps
 

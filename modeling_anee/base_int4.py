@@ -8,7 +8,7 @@ many rows run in the same weights as integers of 8 bits, and what these lose as 
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import cycle
 
@@ -79,13 +79,9 @@ class Int4Linear:
         """The map in 8 bits, and what is missing of it then: made when many rows first come, since decoding needs neither."""
         if self._wider is not None:
             return self._wider()
-        exact = self._exact()
+        exact = self.dequantised(torch.float32)
         many = Int8Linear(exact, self.bias)
         return many, Int8Linear(exact - many.dequantised(exact.dtype), None, coarse=True)
-
-    def _exact(self) -> Tensor:
-        """The weights as numbers, float32 [out, in]."""
-        return dequantise(self._integers(), self.scales)[: self._outputs, : self._inputs]
 
     def _integers(self) -> Tensor:
         """The integers, padded, uint8 [out, in]."""
@@ -144,11 +140,15 @@ class Int4Linear:
         return out.view(*x.shape[:-1], -1)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """The weights as numbers, [out, in], as many rows meet them."""
-        if self._small:
-            return self._exact().to(dtype)
-        many, rest = self._wide
-        return many.dequantised(dtype) + rest.dequantised(dtype)
+        """The weights as numbers, [out, in]."""
+        return torch.cat([part.to(dtype) for part in self.parts()])
+
+    def parts(self) -> Iterator[Tensor]:
+        """The weights as numbers, some outputs after the others, float32 [n, in]."""
+        integers, step = self._integers()[: self._outputs], max(PART // self._inputs, 1)
+        for start in range(0, self._outputs, step):
+            part = slice(start, start + step)
+            yield dequantise(integers[part], self.scales[:, : self._outputs][:, part])[:, : self._inputs]
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,13 +49,20 @@ class JointLinear:
     """Linear modules that share an input: [..., in] -> [..., sum of their outputs].
 
     Made anew after the base was moved, cast or otherwise changed.
+
+    Args:
+        modules: of the base.
+        variant: what they run in.
+        directions: of the inputs, [rank, in], along which what the variant loses is added again.
     """
 
-    def __init__(self, modules: list[Any], variant: Variant = VARIANTS[FULL]) -> None:
+    def __init__(self, modules: list[Any], variant: Variant = VARIANTS[FULL], directions: torch.Tensor | None = None) -> None:
         self.modules, self.variant = modules, variant
         self._ends = list(accumulate(out_features(module) for module in modules))
         joined = self._join()
-        self._whole: LinearMap | None = None if joined is None else variant.make(*joined)  # None: the modules run themselves
+        self._whole: LinearMap | None = (
+            None if joined is None else variant.map_of(*joined, directions)
+        )  # None: the modules run themselves
         self._parts: dict[tuple[int, int | None], LinearMap] = {}
         if short := getattr(self._whole, "row", None):
             self.row = short  # type: ignore[method-assign]
@@ -108,6 +115,11 @@ class JointLinear:
         """Bytes of weights that one call reads; None: those of the modules' own parameters."""
         return None if self._whole is None else self._whole.weight_bytes
 
+    @property
+    def extra_flops(self) -> float:
+        """Floating point operations of one call besides those of the modules."""
+        return getattr(self._whole, "extra_flops", 0.0)
+
     def _part(self, whole: LinearMap, start: int, stop: int | None) -> LinearMap:
         """The map to outputs `start:stop`."""
         if (start, stop) not in self._parts:
@@ -149,8 +161,10 @@ class JointLinear:
 class GroupedLinear(JointLinear):
     """One linear module whose outputs come in groups: [..., in] -> [..., groups, outputs of a group]."""
 
-    def __init__(self, module: nn.Module, groups: int, variant: Variant = VARIANTS[FULL]) -> None:
-        super().__init__([module], variant)
+    def __init__(
+        self, module: nn.Module, groups: int, variant: Variant = VARIANTS[FULL], directions: torch.Tensor | None = None
+    ) -> None:
+        super().__init__([module], variant, directions)
         self.groups = groups
 
     def __call__(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:

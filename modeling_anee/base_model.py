@@ -27,6 +27,7 @@ from .base_watch import Watch, check_bypassed
 from .bridges import Bridges
 from .cache import AneeCache
 from .compatibility import cache_argument
+from .corrections import Corrections
 from .costs import CostTable, map_work
 from .hardware import HARDWARE
 from .positions import Mask
@@ -44,13 +45,14 @@ class BaseStack:
     Args:
         base: the causal LM.
         drop: what is made at once, whereupon the base's own weights are dropped; None: they stay.
+        corrections: directions along which what variants lose is added again, if anything is.
 
     Raises:
         ValueError: an unknown family, a variant or attention implementation that is not supported, or dropped weights.
     """
 
-    def __init__(self, base: PreTrainedModel, drop: Drop | None = None) -> None:
-        self.base, self.drop = base, drop
+    def __init__(self, base: PreTrainedModel, drop: Drop | None = None, corrections: Corrections | None = None) -> None:
+        self.base, self.drop, self.corrections = base, drop, corrections or Corrections.of({})
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
         self._heads: dict[str, JointLinear] = {}
@@ -76,6 +78,7 @@ class BaseStack:
         if self.blocks and len(layers) != len(self.blocks):
             raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
         self._layers, self._variants, self._heads = list(layers), {}, {}
+        self._corrected = self.corrections.versions()
         self.blocks = self.blocks_of(FULL) if self.drop is None else self._drop_layers(self.drop)
         self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
@@ -99,12 +102,14 @@ class BaseStack:
     @property
     def changed(self) -> bool:
         """Whether the base is no longer what was taken apart; numbers count where others were made from them."""
+        if self._watch is None or self._watch.changed():
+            return True
         rounded = len(self._variants) > 1 or len(self._heads) > 1
-        return self._watch is None or self._watch.changed() or (rounded and self._watch.written())
+        return rounded and (self._watch.written() or self._corrected != self.corrections.versions())
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
-        return type(self), (self.base, self.drop)
+        return type(self), (self.base, self.drop, self.corrections)
 
     def blocks_of(self, variant: str) -> list[Block]:
         """The layers in a variant; made when they are first asked for, and anew when the base is prepared again.
@@ -116,7 +121,8 @@ class BaseStack:
             row, config = variant_named(variant), self.base.config
             check_whole(self.base)
             layers = self._shown([variant])
-            self._variants[variant] = [Block(layer, self.family, config, n, row) for n, layer in enumerate(layers)]
+            along = self.corrections.of_layer
+            self._variants[variant] = [Block(layer, self.family, config, n, row, along(n)) for n, layer in enumerate(layers)]
             for full, block in zip(self._variants[FULL], self._variants[variant], strict=True):
                 full.siblings[variant] = block
         return self._variants[variant]
@@ -128,7 +134,7 @@ class BaseStack:
 
     def maps_of(self, variant: str) -> list[LinearMap]:
         """All linear maps that were made in a variant, of the layers and the head."""
-        joint = [one for block in self._variants.get(variant, ()) for one in block.linear]
+        joint = [one for block in self._variants.get(variant, ()) for one in block.linear.values()]
         heads = [self._heads[variant]] if variant in self._heads else []
         return [one for linear in (*joint, *heads) for one in linear.maps]
 
@@ -149,11 +155,13 @@ class BaseStack:
         self._variants = {row.name: [] for row in rows}
         for index, layer in enumerate(self._shown(drop.variants)):
             weights = [one.weight.data for part in maps[index] for one in part]  # where they lay before they were joined
+            along = self.corrections.of_layer(index)
             for row in rows:
-                block = Block(layer, self.family, self.base.config, index, row)
+                block = Block(layer, self.family, self.base.config, index, row, along)
                 self._variants[row.name].append(block)
                 self._variants[FULL][index].siblings[row.name] = block
-            rounded = [one for row in rows[1:] for one in self._variants[row.name][index].linear if not one.runs_modules]
+            blocks = [self._variants[row.name][index] for row in rows[1:]]
+            rounded = [one for block in blocks for one in block.linear.values() if not one.runs_modules]
             drop_weights({id(module): module for one in rounded for module in one.modules}.values())
             for one in rounded:
                 if one.variant.name not in drop.layers:
@@ -170,7 +178,7 @@ class BaseStack:
             return
         weight, pages = head.weight.data, FilePages()
         for variant in drop.variants:
-            self._heads[variant] = JointLinear([head], _small(variant))
+            self._heads[variant] = JointLinear([head], _small(variant), self.corrections.of_head())
             if variant not in drop.heads:
                 self._heads[variant].forget()
         if FULL not in drop.heads and head.weight is not getattr(self.embed_tokens, "weight", None):
@@ -200,22 +208,22 @@ class BaseStack:
         """
         module, made = self._head_modules[-1], self._heads.get(variant)
         if is_plain(module) or (made is not None and not made.runs_modules):
-            return head_function(self._head_map(variant), self.config, self.family)
+            return head_function(self.head_map(variant), self.config, self.family)
         if variant_named(variant).name != FULL:
             raise ValueError(f"variant {variant!r} is not possible for the head of this base: a {type(module).__name__}")
         return head_function(module, self.config, self.family)
 
-    def _head_map(self, variant: str) -> JointLinear:
+    def head_map(self, variant: str) -> JointLinear:
         """The linear map of the head in a variant; made when it is first asked for."""
         if variant not in self._heads:
-            self._heads[variant] = JointLinear(self._head_modules[-1:], variant_named(variant))
+            self._heads[variant] = JointLinear(self._head_modules[-1:], variant_named(variant), self.corrections.of_head())
         return self._heads[variant]
 
     def _head_work(self, variant: str) -> Work:
         """Work of the final norm and the head in a variant."""
         if variant == FULL:
             return work_of(self._head_modules)
-        return work_of(self._head_modules[:-1]) + map_work([self._head_map(variant)])
+        return work_of(self._head_modules[:-1]) + map_work([self.head_map(variant)])
 
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""

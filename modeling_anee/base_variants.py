@@ -6,7 +6,7 @@ To add one, register it: costs, actions, plans, traces and pictures know it by i
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from .actions import FULL, NONE
 from .base_int4 import Int4Linear
 from .base_int8 import Int8Linear
 from .base_kernels import LinearKernel
+from .corrections import CorrectedLinear
 
 
 class LinearMap(Protocol):
@@ -41,11 +42,19 @@ class Variant:
         name: as it stands in actions.
         make: weight [out, in] and bias [out] (or None) -> the map. What it keeps is its own; the weight is the base's.
         make_small: the same for where memory counts more than time; None: no other.
+        is_corrected: whether it loses so much that corrections, where there are any, are added; the map then has a
+            `parts` and a `row`, see `corrections.Rounded`.
     """
 
     name: str
     make: Callable[[Tensor, Tensor | None], LinearMap]
     make_small: Callable[[Tensor, Tensor | None], LinearMap] | None = None
+    is_corrected: bool = False
+
+    def map_of(self, weight: Tensor, bias: Tensor | None, directions: Tensor | None = None) -> LinearMap:
+        """The map of a weight [out, in] and a bias [out], corrected along directions [rank, in] of its inputs, if any."""
+        made: Any = self.make(weight, bias)
+        return CorrectedLinear.of(made, weight, directions) if self.is_corrected and directions is not None else made
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -75,4 +84,4 @@ def variant_named(name: str) -> Variant:
 
 register_variant(Variant(FULL, LinearKernel))
 register_variant(Variant("int8", Int8Linear))
-register_variant(Variant("int4", Int4Linear, partial(Int4Linear, small=True)))
+register_variant(Variant("int4", Int4Linear, partial(Int4Linear, small=True), is_corrected=True))

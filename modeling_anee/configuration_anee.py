@@ -99,6 +99,8 @@ class AneeConfig(PreTrainedConfig):
         controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
             at the layers that have its bridge or translator, if any layer has, and of those that leave only the last;
             default: all.
+        corrections (`dict[str, list[int]]`, *optional*): shapes of the directions along which what 4 bits lose is added again,
+            by linear map: `[layers, rank, inputs]`, of the `head` `[rank, inputs]`. The stage `corrections` sets it.
         router_budgets (`list[float]`, *optional*): a `routed` controller sends each token through the cheapest plan that
             leaves nothing out (all layers in full, without `precisions`), or through the dearest of the `plans` within one of
             these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4; with `precisions`, as many, spread evenly from the cheapest
@@ -152,6 +154,7 @@ class AneeConfig(PreTrainedConfig):
     confidence_threshold: float = 0.3
     controller_actions: list[str] | None = None
     router_budgets: list[float] | None = None
+    corrections: dict[str, list[int]] | None = None
     calibration: dict | None = None
     budget_feedback: float = 0.0
     controller_hidden_sizes: list[int] | None = None
@@ -258,6 +261,7 @@ class AneeConfig(PreTrainedConfig):
         self._check_numbers()
         self._check_layers()
         self._check_precisions()
+        self._check_corrections()
         self._check_actions()
         self._check_calibration()
 
@@ -285,6 +289,20 @@ class AneeConfig(PreTrainedConfig):
         names, known = self.precisions, [name for name in VARIANTS if name != FULL]
         if not isinstance(names, list | tuple) or not all(name in known for name in names) or len(set(names)) != len(names):
             raise ValueError(f"precisions={names!r} is not allowed: it must be a list of different ones of {known}")
+
+    def _check_corrections(self) -> None:
+        shapes = self.corrections
+        if shapes is not None and not (isinstance(shapes, dict) and all(map(self._is_shape, shapes, shapes.values()))):
+            raise ValueError(
+                f"corrections={shapes!r} is not allowed: it must be a dict of lists, [{self.num_layers}, rank, inputs] by "
+                "linear map, and [rank, inputs] for 'head'"
+            )
+
+    def _is_shape(self, name: Any, shape: Any) -> bool:
+        """Whether the directions of a linear map may have a shape."""
+        if not isinstance(shape, list | tuple) or not all(is_whole(size) and size > 0 for size in shape):
+            return False
+        return len(shape) == 2 if name == "head" else len(shape) == 3 and shape[0] == self.num_layers
 
     def _check_choices(self) -> None:
         from .controller_kinds import CONTROLLER_CLASSES  # their files read this one

@@ -24,6 +24,7 @@ from .bridges import Bridges
 from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controller_kinds import build_controller
+from .corrections import Corrections
 from .dropping import what_to_drop
 from .executor import Executor
 from .fingerprint import fingerprint, same_base
@@ -67,6 +68,7 @@ class AneePreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config)
         self.bridges = Bridges(config)
+        self.corrections = Corrections(config)
         self.controller: Controller = build_controller(config)
         if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
             self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
@@ -239,7 +241,8 @@ class AneePreTrainedModel(PreTrainedModel):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)
             if expected != found:
                 raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
-        self.stack = take_apart(base, what_to_drop(self.config, self.controller) if drop_full else None)
+        drop = what_to_drop(self.config, self.controller) if drop_full else None
+        self.stack = take_apart(base, drop, self.corrections.to(running_device(base)))
         self.base = base
         self.controller.to(self.device)
         self.bridges.to(self.device)
@@ -290,7 +293,7 @@ class AneePreTrainedModel(PreTrainedModel):
 
         What many rows need of a variant of 4 bits is made, and counts, when many rows first come.
         """
-        return held_bytes(self.stack, [self.controller, self.bridges])
+        return held_bytes(self.stack, [self.controller, self.bridges, self.corrections])
 
     # What a transformers model answers
 

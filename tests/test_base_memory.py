@@ -28,7 +28,7 @@ def test_variants_come_on_top_or_instead(family):
     whole, model = (wrap(tiny_base(family), precisions=["int8"], plans=plans, drop_full=drop) for drop in (False, True))
     held, left = whole.held_bytes, model.held_bytes
     assert held["int8"] == left["int8"] and held["embeddings"] == left["embeddings"]
-    linear = sum(one.modules[0].weight.nbytes for one in model.stack.blocks_of("int8")[0].linear)
+    linear = sum(one.modules[0].weight.nbytes for one in model.stack.blocks_of("int8")[0].linear.values())
     assert held["base"] - left["base"] >= LAYERS * linear and 0 < left["int8"] < held["base"] / 2
     model(token_ids(), energy_budget=0.0)
     assert model.held_bytes == left

@@ -67,6 +67,10 @@ BAD = {
     "calibration": ((3, [0.5], {}, {"settings": [1.0]}, {"budgets": 0.5}, {"budgets": [0.5], "price": [1.0]}), "'budgets'"),
     "budget_feedback": ((*BAD_BUDGETS, None), NUMBER),
     "router_budgets": ((0.5, "0.5", [], [0.5, 0.5], [1.5], [-0.1], ["a"], [True], [None]), "different numbers between 0 and 1"),
+    "corrections": (
+        (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
+        "must be a dict of lists",
+    ),
     "format_version": ((0, -1, "1", 1.5, None, True), "integer from 1"),
 }
 CASES = [(field, value, allowed) for field, (values, allowed) in BAD.items() for value in values]
@@ -136,6 +140,7 @@ def good_fields(draw) -> dict:
         "confidence_threshold": budget,
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
         "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
+        "corrections": st.none() | st.just({"qkv": [LAYERS, 2, 3], "head": [1, 2]}),
         "format_version": st.just(FORMAT_VERSION),
     }
     fields = {name: draw(strategy) for name, strategy in choices.items()}

@@ -28,6 +28,7 @@ from modeling_anee.training.default_stages import (
     BRIDGED_ACTIONS,
     DEFAULT_STAGES,
     PLANS,
+    WITHOUT_DATA,
     anee_fields,
     chosen_stages,
 )
@@ -88,7 +89,9 @@ def test_more_minutes_make_more_of_it_and_estimates_keep_to_them(workshop, quick
 
 
 def test_too_few_minutes_are_an_error_with_the_least_that_is_enough(workshop, quick):
-    with pytest.raises(DoesNotFit, match=r"--minutes 0\.01 is not allowed: closed_form.* need at least ([\d.]+) on") as error:
+    with pytest.raises(
+        DoesNotFit, match=r"--minutes 0\.01 is not allowed: corrections, closed_form.* need at least ([\d.]+) on"
+    ) as error:
         make_recipe(request_of(workshop, 0.01))
     least = float(str(error.value).split("at least ")[1].split()[0])
     make_recipe(request_of(workshop, least))
@@ -198,7 +201,7 @@ def test_stages_are_in_their_order_with_those_that_they_need():
     assert chosen_stages(["bridges", PLANS]) == [PLANS, "bridges"]
     with pytest.raises(ValueError, match=f"'refit', which is not allowed without {PLANS}: add it"):
         chosen_stages(["refit"])
-    with pytest.raises(ValueError, match="'exits', which is not allowed: the stages of the default recipe are closed_form, "):
+    with pytest.raises(ValueError, match="'exits', which is not allowed: the stages of the default recipe are corrections, "):
         chosen_stages(["exits"])
     with pytest.raises(ValueError, match="--stages is empty"):
         chosen_stages([])
@@ -225,7 +228,7 @@ def test_plans_alone_need_no_text_to_train_on_and_no_bridges(tmp_path, workshop,
 
 
 @pytest.mark.parametrize("template", [True, False])
-def test_plans_alone_need_no_data(tmp_path, workshop, template):
+def test_corrections_and_plans_need_no_data(tmp_path, workshop, template):
     base = workshop / "base"
     if not template:
         base = tmp_path / "base"
@@ -237,17 +240,18 @@ def test_plans_alone_need_no_data(tmp_path, workshop, template):
     assert done.exit_code == 0, done.output
     recipe = read_recipe(tmp_path / "run" / "recipe.yaml")
     (source,) = recipe.text.choose
-    assert recipe.planned == [PLANS] and source.generated == ("chat" if template else "bos")
+    assert recipe.planned == [*WITHOUT_DATA] and source.generated == ("chat" if template else "bos")
+    assert recipe.text.train[0].generated == source.generated
     assert source.tokens == recipe.stages.plans.windows * recipe.length
     assert "The base samples it." in (tmp_path / "run" / "recipe.yaml").read_text()
     artifact = tmp_path / "run" / "artifact"
-    assert (artifact / "model.safetensors").stat().st_size < 1000
+    assert (artifact / "model.safetensors").stat().st_size < 10_000
     model = AutoModelForCausalLM.from_pretrained(artifact, dtype="float32")
     shape = Shape.of(model)
     costs = [float(model.costs.of_plans(torch.tensor(model.config.table.plan(p, 4)))) for p in model.config.plans]
     assert costs == sorted(costs, reverse=True) and model.controller.floor <= shape.in_4_bits
     spent = []
-    for budget in (1.0, 0.5, shape.in_8_bits, shape.in_4_bits):
+    for budget in sorted({1.0, 0.5, shape.in_8_bits, shape.in_4_bits}, reverse=True):  # corrections are dear on a tiny base
         output = model.generate(
             torch.tensor([[3, 4, 5]]), energy_budget=budget, max_new_tokens=20, do_sample=False, return_dict_in_generate=True
         )

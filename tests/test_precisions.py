@@ -12,7 +12,7 @@ from modeling_anee import AneeForCausalLM, base_int4
 from modeling_anee.base_int4 import GROUP, Int4Linear, dequantise, quantise
 from modeling_anee.base_int8 import Int8Linear
 
-from .tiny import BRIDGES, FAMILIES, LAYERS, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONFIGS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 # What two ways to the same result may differ by: exact integers but for the norms and attention around them; bfloat16.
@@ -103,7 +103,7 @@ def test_gradients_of_the_inputs_are_those_of_the_rounded_weights(kind):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(CONFIGS))
 @torch.no_grad()
 def test_scoring_is_decoding_and_rows_are_alone(family, plan):
     model = model_of(family, plan)

@@ -19,7 +19,7 @@ from ..data.own_text import PARTS, OwnText
 from ..data.sampled_text import SampledText
 from ..data.sources import FileSource, GeneratedSource
 from .allotment import DoesNotFit, Effort, allot, least_seconds
-from .default_stages import BATCH_WINDOWS, DEFAULT_STAGES, EPOCHS, PLANS, SHARES, anee_fields, chosen_stages
+from .default_stages import BATCH_WINDOWS, DEFAULT_STAGES, EPOCHS, SHARES, WITHOUT_DATA, anee_fields, chosen_stages
 from .recipe import Recipe
 from .run import wrap
 from .shape import Shape, check_layers
@@ -39,9 +39,9 @@ class Request:
 
     Args:
         base: Hub name or folder of the base, or the demo's.
-        data: folder of text files; None: the base samples what plans are chosen on, and nothing else is fitted.
+        data: folder of text files; None: the base samples a little text for the stages that need no more.
         minutes: that the fit should take.
-        stages: names of stages of the default recipe; None for all, or plans alone without data.
+        stages: names of stages of the default recipe; None for all of them that there is text for.
 
     Raises:
         ValueError: a base that can be none, minutes that are no time, stages that are not allowed, or no data for them.
@@ -57,10 +57,10 @@ class Request:
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise ValueError(f"--minutes {self.minutes:g} is not allowed: it must be above 0")
         chosen = self.chosen
-        if self.data is None and chosen != [PLANS]:
+        if self.data is None and not set(chosen) <= set(WITHOUT_DATA):
             raise ValueError(
                 f"--data is missing: it must be a folder with text files for {', '.join(chosen)}; without it there are "
-                f"--stages {PLANS} alone"
+                f"--stages {','.join(WITHOUT_DATA)} alone"
             )
         known = self.base == DEMO_BASE or os.path.isdir(self.base)
         if not known and (os.path.exists(self.base) or not HUB_NAME.fullmatch(self.base)):
@@ -72,7 +72,7 @@ class Request:
     @property
     def chosen(self) -> list[str]:
         """Names of the stages in their order."""
-        return [PLANS] if self.data is None and self.stages is None else chosen_stages(self.stages)
+        return [*WITHOUT_DATA] if self.data is None and self.stages is None else chosen_stages(self.stages)
 
     @property
     def command(self) -> str:

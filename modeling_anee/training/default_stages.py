@@ -11,6 +11,7 @@ from .speed import Speed
 
 
 PLANS = "plans"  # the stage that finds plans
+WITHOUT_DATA = ("corrections", PLANS)  # stages for which a little text that the base samples is enough
 # What plans are sought over: few, since each costs a look at every layer.
 ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
@@ -69,6 +70,11 @@ def _measured_plans(shape: Shape, speed: Speed) -> tuple[float, float]:
     return 2 * speed.prepare, shape.layers * (shape.actions * full + later * cheap) + speed.length * speed.sample
 
 
+def _read(speed: Speed) -> float:
+    """Seconds of one window that the base reads, and samples first where there is no text."""
+    return speed.forward + speed.length * speed.sample
+
+
 def _sought(windows: int, shape: Shape) -> dict[str, Any]:
     """Without bridges there is a cheapest plan soon, which all steps lead to."""
     return {"windows": windows, "lowest_budget": shape.budgets((LOWEST,))[0] if shape.bridged else 0.0}
@@ -83,6 +89,15 @@ def _calibrated(shape: Shape) -> list[float]:
 # Learning rates are those of the shipped artifact's recipe. Of a few minutes, those that solve for bridges are spent best: with
 # four times their windows and half the steps, a fit of SmolLM2-135M in 5 minutes lost 15 to 34 % less (nats, at three budgets).
 DEFAULT_STAGES: dict[str, DefaultStage] = {
+    "corrections": DefaultStage(
+        text="train",
+        share=0.03,
+        least=lambda shape, speed: 2,
+        most=lambda shape, speed: 8,
+        # Weights in fewer bits are made again at the end.
+        seconds=lambda shape, speed: (2 * speed.prepare + 4 * shape.layers * speed.solve, _read(speed)),
+        section=lambda windows, shape: {"windows": windows},
+    ),
     "closed_form": DefaultStage(
         text="train",
         share=0.10,

@@ -34,6 +34,14 @@ class Text(Section):
     choose: list[Source] = Field([], description="Text to choose plans on.")
 
 
+class Corrections(Section):
+    """What rounding to 4 bits loses along a few directions of the inputs of linear maps."""
+
+    windows: Count = Field(description="Windows to find the directions on.")
+    rank: Count = Field(4, description="Directions of each linear map of a layer.")
+    head_rank: Count = Field(8, description="Directions of the head.")
+
+
 class ClosedForm(Section):
     """Bridges by ridge regression."""
 
@@ -135,6 +143,7 @@ class Calibration(Section):
 class Stages(Section):
     """The stages, in the order in which they run; one that is absent is not run."""
 
+    corrections: Corrections | None = None
     closed_form: ClosedForm | None = None
     plans: Plans | None = None
     refit: Refit | None = None

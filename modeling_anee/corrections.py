@@ -1,0 +1,124 @@
+"""Corrections: what the rounding of weights loses along a few directions of their inputs, added again.
+
+Inputs of a linear map lie mostly along a few directions (their mean is one), so that most of what rounded weights lose of the
+outputs is lost there. An artifact has the directions alone; what the base's weights lose along them follows from the weights
+when a variant is made. Low-rank error reconstruction, as in LQER (arXiv:2402.02446), with the left factor left out.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_anee import AneeConfig
+
+
+HEAD = "head"
+
+
+class Corrections(nn.Module):
+    """Directions of the inputs of linear maps, by the map's name: orthonormal rows [L, rank, in], of the head [rank, in].
+
+    Zeros, as they are before they are found or loaded, correct nothing.
+
+    Args:
+        config: `corrections` has the shapes.
+    """
+
+    def __init__(self, config: AneeConfig) -> None:
+        super().__init__()
+        for name, shape in (config.corrections or {}).items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    @classmethod
+    def of(cls, directions: Mapping[str, Tensor]) -> "Corrections":
+        """Those of such directions."""
+        made = cls(AneeConfig())
+        for name, own in directions.items():
+            made.register_buffer(name, own)
+        return made
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """What `config.corrections` has to be for them."""
+        return {name: list(own.shape) for name, own in self.named_buffers()}
+
+    def of_layer(self, layer: int) -> dict[str, Tensor]:
+        """Directions [rank, in] of the maps of a layer, by name."""
+        return {name: own[layer] for name, own in self.named_buffers() if name != HEAD}
+
+    def of_head(self) -> Tensor | None:
+        """Directions [rank, in] of the head, None without any."""
+        return self._buffers.get(HEAD)
+
+    def versions(self) -> list[tuple[int, int]]:
+        """What is other when numbers are: which tensors they are, and how often they were written."""
+        return [(id(own), 0 if own.is_inference() else own._version) for own in self.buffers()]
+
+
+class Rounded(Protocol):
+    """A linear map in rounded weights."""
+
+    weight_bytes: Any
+    row: Any
+    rows: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] for inputs [..., in]."""
+
+    def parts(self) -> Iterator[Tensor]:
+        """The weights as numbers, some outputs after the others, float32 [n, in]."""
+
+
+class CorrectedLinear:
+    """A linear map in rounded weights, and a map of low rank for what they lose: x [..., in] -> [..., out].
+
+    Args:
+        rounded: the map.
+        directions: [rank, in], orthonormal rows.
+        lost: what is lost of the outputs along each, [out, rank].
+    """
+
+    def __init__(self, rounded: Rounded, directions: Tensor, lost: Tensor) -> None:
+        self.rounded, self.directions, self.lost = rounded, directions, lost
+
+    @classmethod
+    def of(cls, rounded: Rounded, weight: Tensor, directions: Tensor) -> "CorrectedLinear":
+        """Correct a map that was made of weights [out, in]."""
+        directions = directions.to(weight.device, weight.dtype)
+        return cls(rounded, directions, lost_along(rounded, weight, directions))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a row reads."""
+        return self.rounded.weight_bytes + self.directions.nbytes + self.lost.nbytes
+
+    @property
+    def extra_flops(self) -> float:
+        """Floating point operations of the correction of a row."""
+        return 2.0 * (self.directions.numel() + self.lost.numel())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] for inputs [..., in]."""
+        return F.linear(F.linear(x, self.directions), self.lost) + self.rounded(x)
+
+    def row(self, x: Tensor) -> Tensor:
+        """Outputs [out] of one row [in], a new tensor, with nothing checked."""
+        return self.rounded.row(x).addmv_(self.lost, torch.mv(self.directions, x))
+
+    def rows(self, start: int, stop: int | None) -> "CorrectedLinear":
+        """The map to outputs `start:stop`."""
+        return CorrectedLinear(self.rounded.rows(start, stop), self.directions, self.lost[start:stop])
+
+
+@torch.no_grad()
+def lost_along(rounded: Rounded, weight: Tensor, directions: Tensor) -> Tensor:
+    """What rounding takes from outputs [out] along directions [rank, in], [out, rank]."""
+    lost, start = weight.new_empty(len(weight), len(directions)), 0
+    for part in rounded.parts():
+        stop = start + len(part)
+        lost[start:stop] = (weight[start:stop].float() - part) @ directions.T.float()
+        start = stop
+    return lost
