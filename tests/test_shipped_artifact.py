@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_anee
-from modeling_anee.actions import DEFAULT_TABLE
+from modeling_anee.actions import ActionTable
 from modeling_anee.data.encoding import encode_text
 from modeling_anee.data.smollm2 import SHIPPED_ARTIFACT, smollm2_folder
 from modeling_anee.data.windows import windows
@@ -52,15 +52,16 @@ def test_its_weights_fit_its_configuration():
 
 def test_it_holds_no_weight_of_the_base():
     with safe_open(SHIPPED_ARTIFACT / "model.safetensors", "pt") as file:
-        assert all(name.split(".")[0] in ("bridges", "controller") for name in file.keys())
+        assert all(name.split(".")[0] in ("bridges", "controller", "corrections") for name in file.keys())
 
 
 def test_it_is_what_its_recipe_says():
     recipe = read_recipe(SHIPPED_ARTIFACT.with_name(f"{SHIPPED_ARTIFACT.name}.yaml"))
     config = json.loads((SHIPPED_ARTIFACT / "config.json").read_text())
     assert {name: config[name] for name in recipe.anee} == recipe.anee
-    assert config["calibration"]["budgets"] == recipe.stages.calibration.budgets
-    assert all(DEFAULT_TABLE.plan(plan, config["text_config"]["num_hidden_layers"]) for plan in config["plans"])
+    assert set(config["calibration"]["budgets"]) >= set(recipe.stages.calibration.budgets)  # and where the router begins
+    table = ActionTable.of(config["actions"])
+    assert all(table.plan(plan, config["text_config"]["num_hidden_layers"]) for plan in config["plans"])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def text():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [0.6, 0.8])
+@pytest.mark.parametrize("budget", [0.14, 0.5])
 def test_strict_is_never_over(text, budget):
     smollm2_folder()
     strict = AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=torch.float32, budget_mode="strict")
@@ -87,9 +88,10 @@ def test_strict_is_never_over(text, budget):
 def test_perplexity_rises_as_the_budget_falls_and_bridges_earn_their_cost(model, text):
     ids = windows(encode_text(*text), 128)
     base = score(model, ids, 1.0)
-    ratios = [ratio(score(model, ids, budget), base)[0] for budget in (0.9, 0.8, 0.6, 0.5)]
-    print("perplexity ratios at 0.9, 0.8, 0.6, 0.5:", [round(value, 3) for value in ratios])
-    assert ratios == sorted(ratios) and ratios[1] < 2.7  # what the same number of layers costs without bridges
+    ratios = [ratio(score(model, ids, budget), base)[0] for budget in (0.5, 0.26, 0.18, 0.15, 0.13, 0.11)]
+    print("perplexity ratios at 0.5, 0.26, 0.18, 0.15, 0.13, 0.11:", [round(value, 3) for value in ratios])
+    assert max(ratios[:3]) < 1.02 and ratios[2:] == sorted(ratios[2:])
+    assert ratios[4] < 2.3  # plans without bridges had 18 at 0.14
 
 
 @pytest.mark.slow
@@ -102,10 +104,11 @@ def test_at_full_budget_it_is_the_base(model, text):
 @pytest.mark.slow
 def test_scoring_is_decoding_with_the_trained_controller(model, text):
     ids = encode_text(*text)[None, :96]
-    whole = model(ids, energy_budget=0.6)
+    whole = model(ids, energy_budget=0.14)
     cache, logits = None, []
     for token in range(ids.shape[1]):
-        output = model(ids[:, token : token + 1], energy_budget=0.6, past_key_values=cache, use_cache=True)
+        output = model(ids[:, token : token + 1], energy_budget=0.14, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits.append(output.logits[0, -1])
-    torch.testing.assert_close(torch.stack(logits), whole.logits[0], rtol=1e-3, atol=5e-3)
+    apart = (torch.stack(logits) - whole.logits[0]).abs()  # a few rows of 4 bits run in bfloat16, many in exact integers
+    assert float(apart.mean()) < 0.1 and float(apart.max()) < 2

@@ -14,6 +14,7 @@ from ..data.files import write_file
 from ..data.sources import name_of
 from ..evaluation import comparison, samples
 from ..evaluation.report import plus_minus
+from ..evaluation.shown import budgets_to_show
 from ..training.recipe import Recipe, read_recipe
 from ..version import __version__
 from ..weight_files import readable_weights
@@ -116,6 +117,7 @@ def usage(name: str, config: AneeConfig, chat: bool, on_hub: bool) -> str:
             'chat = [{"role": "user", "content": "Why is the sky blue?"}]',
             'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
         ]
+    budget = budgets_to_show(config)[1]
     lines = [
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -124,7 +126,7 @@ def usage(name: str, config: AneeConfig, chat: bool, on_hub: bool) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)",  # without the flag it asks and waits
         'model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype="float32")',
         *ask,
-        "output = model.generate(**inputs, energy_budget=0.8, max_new_tokens=80, return_dict_in_generate=True)",
+        f"output = model.generate(**inputs, energy_budget={budget}, max_new_tokens=80, return_dict_in_generate=True)",
         "print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))",
         "print(output.execution.summary())",
         "```",
@@ -147,6 +149,9 @@ def contents(artifact: Path, config: AneeConfig) -> str:
             own = parameters(shapes, f"bridges.{kind}.")
             what = "exit translators" if kind == "exit" else f"bridges for {stand_in}"
             rows.append([f"{what}, rank {downs[0][0]}", str(len(downs)), f"{own:,}"])
+    if config.corrections:
+        numbers = parameters(shapes, "corrections.")
+        rows.append([f"corrections of {', '.join(config.corrections)}", str(len(config.corrections)), f"{numbers:,}"])
     rows.append([f"`{config.controller}` controller", "1", f"{parameters(shapes, 'controller.'):,}"])
     if config.plans:
         rows.append(["plans", str(len(config.plans)), "-"])
