@@ -25,7 +25,7 @@ from .folders import cache_folder
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 KERNELS_VARIABLE = "ANEE_KERNELS"
-ROWS = (1, 4, 16, 64, 512)  # numbers of rows that are measured; one in between runs as the next of them
+ROWS = (1, 4, 8, 16, 64, 512)  # numbers of rows that are measured; one in between runs as the next of them
 LARGEST = 1 << 31  # multiplications of one measurement; shapes and rows with more run as the last measured
 SMALLEST = 1 << 16  # weights from which a shape is worth measuring
 REPEATS = 5  # of each kernel, at least, and for at least so many seconds:

@@ -107,7 +107,7 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at each budget.")] = 60,
     precisions: PrecisionsOption = None,
 ) -> None:
-    """Generate with a small real model at budgets 1.0, 0.8 and 0.6 (lower with --precisions), and draw what was run."""
+    """Generate with a small real model at budgets from 1.0 down, and draw what was run at the lowest."""
     from ..evaluation.shown import budgets_to_show
 
     with extra_libraries("plots", "demo"):
@@ -116,7 +116,7 @@ def demo(
     inputs = encode(tokenizer, read_prompt(prompt), chat=True)
     output.mkdir(parents=True, exist_ok=True)
     parts = [f"controller: {model.config.controller}"]
-    for budget in budgets_to_show(model.config)[:3]:
+    for budget in budgets_to_show(model.config):
         done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
         parts.append(f"--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
     parts.append(f"execution at energy_budget {budget}:\n{done.trace.render()}")
