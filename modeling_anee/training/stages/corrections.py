@@ -19,7 +19,7 @@ from ..run import Run
 
 NAME = "corrections"
 VARIANT = "int4"
-TOKENS = 1024  # whose inputs are kept, for all maps at once; twice as many found the same directions
+TOKENS = 1024  # whose inputs are kept, for all maps at once
 LOOKED_AT = 64  # of these, to see whether a map needs any
 NEGLIGIBLE = 1e-4  # share of the outputs' mean square that is lost
 
