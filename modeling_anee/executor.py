@@ -7,7 +7,6 @@ Shapes: B rows, T new tokens, L layers, D hidden size, S cached tokens. Decision
 one device sync per decision, none per layer.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,28 +22,10 @@ from .cache import AneeCache
 from .controller import Controller, Observation
 from .costs import CostTable
 from .hardware import gathering_pays
+from .ledger import Ledger
 from .plan_runner import is_alone, layer_run
 from .step import Step, Subset, flat_indices
 from .trace import ExecutionTrace
-
-
-@dataclass
-class Ledger:
-    """What is decided and spent in the course of a step; on the CPU.
-
-    Args:
-        actions: uint8 [B, T, L]; PROCESS until something else is decided.
-        head: uint8 [B, T], the variant that the head runs in; None for full.
-        spent: cost of the head, of the layers run so far and of deciding, float64 [B, T].
-        ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
-        decided: False before the first decision, when everything is still PROCESS.
-    """
-
-    actions: Tensor
-    spent: Tensor
-    head: Tensor | None = None
-    ran_anyway: Tensor | None = None
-    decided: bool = True
 
 
 class Executor:
@@ -95,14 +76,14 @@ class Executor:
         layers = len(self.stack.blocks)
         if given is not None:
             self._check_given(given, (*hidden.shape[:2], layers), step)
-        ledger = self._begin((*hidden.shape[:2], layers), given)
+        ledger = Ledger.begin((*hidden.shape[:2], layers), self.costs, self.controller, given)
         limited = (step.budget < 1.0) & step.valid
         if not self._has_variants:  # kept tokens could only be told to run in full
             limited &= step.places.index >= self.controller.keep_first
-        segments = self.controller.segments if given is None and limited.any() else []
+        segments = self.controller.segments if given is None else []
         entered, done, previous = hidden, 0, hidden
         for segment, (start, _) in enumerate(segments):
-            if not limited.any():  # all are settled
+            if not limited.any():  # nobody has a limit, or all are settled
                 break
             hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
@@ -122,20 +103,6 @@ class Executor:
             account=account_after(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
             table=self.table,
             head=ledger.head,
-        )
-
-    def _begin(self, shape: tuple[int, ...], given: Tensor | None) -> Ledger:
-        """What is known before the first decision."""
-        head, spent = None, self.costs.head
-        if FULL in self.costs.gone_heads:
-            assert self.controller.dearest is not None
-            head = torch.full(shape[:2], self.controller.dearest[1], dtype=torch.uint8, device="cpu")
-            spent = self.costs.heads[self.controller.dearest[1]]
-        return Ledger(
-            actions=torch.zeros(shape, dtype=torch.uint8, device="cpu") if given is None else given,
-            spent=torch.full(shape[:2], spent, dtype=torch.float64, device="cpu"),
-            head=head,
-            decided=given is not None,
         )
 
     def _check_given(self, given: Tensor, shape: tuple[int, ...], step: Step) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..actions import PROCESS
-from ..executor import Ledger, Step
+from ..ledger import Ledger
 from ..modeling_anee import AneeForCausalLM, AneeModel
+from ..step import Step
 
 
 def begin(model: AneeModel, ids: Tensor, budget: float = 0.0) -> tuple[Tensor, Step]:

@@ -1,0 +1,51 @@
+"""What is decided and spent in the course of a step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .actions import FULL
+from .controller import Controller
+from .costs import CostTable
+
+
+@dataclass
+class Ledger:
+    """What is decided and spent in the course of a step; on the CPU.
+
+    Args:
+        actions: uint8 [B, T, L]; PROCESS until something else is decided.
+        head: uint8 [B, T], the variant that the head runs in; None for full.
+        spent: cost of the head, of the layers run so far and of deciding, float64 [B, T].
+        ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
+        decided: False before the first decision, when everything is still PROCESS.
+    """
+
+    actions: Tensor
+    spent: Tensor
+    head: Tensor | None = None
+    ran_anyway: Tensor | None = None
+    decided: bool = True
+
+    @classmethod
+    def begin(cls, shape: tuple[int, ...], costs: CostTable, controller: Controller, given: Tensor | None = None) -> "Ledger":
+        """What is known before the first decision.
+
+        Args:
+            shape: of the actions, (B, T, L).
+            costs: what the head costs.
+            controller: knows what is dearest where the full head is gone.
+            given: actions that are decided already.
+        """
+        head, spent = None, costs.head
+        if FULL in costs.gone_heads:
+            assert controller.dearest is not None
+            head = torch.full(shape[:2], controller.dearest[1], dtype=torch.uint8, device="cpu")
+            spent = costs.heads[controller.dearest[1]]
+        return cls(
+            actions=torch.zeros(shape, dtype=torch.uint8, device="cpu") if given is None else given,
+            spent=torch.full(shape[:2], spent, dtype=torch.float64, device="cpu"),
+            head=head,
+            decided=given is not None,
+        )
