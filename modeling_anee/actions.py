@@ -253,6 +253,11 @@ class ActionTable(Sequence[Action]):
         """Which actions run anything of the layer, bool [actions], on the CPU."""
         return self.where([row.runs for row in self.rows])
 
+    @cached_property
+    def complete(self) -> Tensor:
+        """Which actions leave nothing out, bool [actions], on the CPU."""
+        return self.where([row.is_whole for row in self.rows])
+
     def needing(self, variants: Collection[str]) -> Tensor:
         """Which actions run anything in one of these variants, bool [actions], on the CPU."""
         return self.where([not row.variants.isdisjoint(variants) for row in self.rows])

@@ -60,9 +60,8 @@ class JointLinear:
         self.modules, self.variant = modules, variant
         self._ends = list(accumulate(out_features(module) for module in modules))
         joined = self._join()
-        self._whole: LinearMap | None = (
-            None if joined is None else variant.map_of(*joined, directions)
-        )  # None: the modules run themselves
+        # None: the modules run themselves.
+        self._whole: LinearMap | None = None if joined is None else variant.map_of(*joined, directions)
         self._parts: dict[tuple[int, int | None], LinearMap] = {}
         if short := getattr(self._whole, "row", None):
             self.row = short  # type: ignore[method-assign]

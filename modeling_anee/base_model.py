@@ -52,7 +52,7 @@ class BaseStack:
     """
 
     def __init__(self, base: PreTrainedModel, drop: Drop | None = None, corrections: Corrections | None = None) -> None:
-        self.base, self.drop, self.corrections = base, drop, corrections or Corrections.of({})
+        self.base, self.drop, self.corrections = base, drop, corrections or Corrections()
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
         self._heads: dict[str, JointLinear] = {}

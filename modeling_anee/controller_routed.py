@@ -69,13 +69,9 @@ class RoutedController(Controller):
         self._table = plan_table(self._config, costs, self.strict)
         self._whole = self._cheapest_whole()
         self.top = float(self._table.costs[self._whole])  # budget from which on plans are fixed
-        places = torch.cat(
-            (torch.tensor([self._whole], device="cpu"), self._table.within(self._budgets()).clamp(max=self._whole))
-        )
-        self.plans, self.heads = (
-            self._table.actions[places],
-            self._table.heads[places],
-        )  # uint8 [K, L] and [K], the dearest first
+        cheaper = self._table.within(self._budgets()).clamp(max=self._whole)
+        places = torch.cat((torch.tensor([self._whole], device="cpu"), cheaper))
+        self.plans, self.heads = self._table.actions[places], self._table.heads[places]  # uint8 [K, L], [K], dearest first
         self.plans[:, : self.start] = self.plans[0, : self.start]
         self._own = costs.of_module(self.predictor)
         self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
@@ -85,9 +81,7 @@ class RoutedController(Controller):
 
     def _cheapest_whole(self) -> int:
         """Place in the table of the cheapest plan that leaves nothing out: there is one that runs all in full."""
-        actions = self._config.table
-        whole = actions.where([row.is_whole and not row.leaves for row in actions])
-        return int(whole[self._table.actions.long()].all(dim=1).int().argmax())
+        return int(self._config.table.complete[self._table.actions.long()].all(dim=1).int().argmax())
 
     def _budgets(self) -> Tensor:
         """Budgets of the plans that leave something out, descending, float64 [K - 1]."""

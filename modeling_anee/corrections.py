@@ -5,14 +5,12 @@ outputs is lost there. An artifact has the directions alone; what the base's wei
 when a variant is made. Low-rank error reconstruction, as in LQER (arXiv:2402.02446), with the left factor left out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .configuration_anee import AneeConfig
 
 
 HEAD = "head"
@@ -24,18 +22,18 @@ class Corrections(nn.Module):
     Zeros, as they are before they are found or loaded, correct nothing.
 
     Args:
-        config: `corrections` has the shapes.
+        shapes: by name, as `config.corrections` has them; None for none.
     """
 
-    def __init__(self, config: AneeConfig) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         super().__init__()
-        for name, shape in (config.corrections or {}).items():
-            self.register_buffer(name, torch.zeros(shape))
+        for name, shape in (shapes or {}).items():
+            self.register_buffer(name, torch.zeros(*shape))
 
     @classmethod
     def of(cls, directions: Mapping[str, Tensor]) -> "Corrections":
         """Those of such directions."""
-        made = cls(AneeConfig())
+        made = cls()
         for name, own in directions.items():
             made.register_buffer(name, own)
         return made

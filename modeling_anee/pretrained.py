@@ -68,7 +68,7 @@ class AneePreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config)
         self.bridges = Bridges(config)
-        self.corrections = Corrections(config)
+        self.corrections = Corrections(config.corrections)
         self.controller: Controller = build_controller(config)
         if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
             self._keys_to_ignore_on_load_unexpected = {r"^controller\."}

@@ -41,8 +41,7 @@ class ExecutionTrace:
     @property
     def share_run_anyway(self) -> float:
         """Share of the (token, layer) pairs with something left out that were run anyway."""
-        whole = self.table.where([action.is_whole for action in self.table])
-        skipped = int((~whole[self.actions[self.valid].long()]).sum())
+        skipped = int((~self.table.complete[self.actions[self.valid].long()]).sum())
         return 0.0 if self.ran_anyway is None else int(self.ran_anyway[self.valid].sum()) / max(skipped, 1)
 
     @property

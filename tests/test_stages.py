@@ -12,7 +12,7 @@ from modeling_anee.hardware import GATHERING_FLOPS
 from modeling_anee.plans import plan_table
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
-from modeling_anee.training.stages.bridges import sample_actions
+from modeling_anee.training.stages.bridges import dearest_with_gaps, sample_plans
 from modeling_anee.training.stages.calibration import ROUNDS, TOLERANCE, monotone, root
 
 from .tiny import BRIDGES, tiny_base, wrap
@@ -118,6 +118,11 @@ def test_a_fit_killed_in_a_stage_and_resumed_makes_the_same(fitted, forks, stage
     assert_same_run(tmp_path / "run", fitted / "run")
 
 
+def sampled(model, table, ids, budgets, generator):
+    """Actions that bridges are tuned under."""
+    return sample_plans(model, table, ids, budgets, generator, dearest_with_gaps(model, table))[0]
+
+
 def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_out(fitted):
     asked = []
 
@@ -133,7 +138,7 @@ def test_budgets_to_tune_at_spread_evenly_over_the_logarithm_of_what_they_leave_
 
     ids = torch.zeros(50, 40, dtype=torch.long)
     for seed in range(8):
-        sample_actions(artifact(fitted), Table(), ids, (0.36, 0.96), torch.Generator().manual_seed(seed))
+        sampled(artifact(fitted), Table(), ids, (0.36, 0.96), torch.Generator().manual_seed(seed))
     left_out = 1.0 - torch.cat(asked)
     assert left_out.min() >= 0.04 - 1e-9 and left_out.max() <= 0.64 + 1e-9
     assert abs(float((left_out < 0.16).double().mean()) - 0.5) < 0.05
@@ -166,8 +171,8 @@ def test_bridges_are_tuned_under_plans_that_leave_something_out():
     model = wrap(tiny_base(), precisions=["int4"], plans=["4*INT4 / int4", "INT4, SKIP_INT4, 2*INT4 / int4"], **BRIDGES)
     table, ids = plan_table(model.config, model.costs), torch.randint(3, 60, (1, 8))
     for seed in range(8):
-        actions = sample_actions(model, table, ids, (0.1, 0.9), torch.Generator().manual_seed(seed))
+        actions = sampled(model, table, ids, (0.1, 0.9), torch.Generator().manual_seed(seed))
         assert (actions[:, 1:, 1] == model.config.table.place("SKIP_INT4")).any()
     whole = wrap(tiny_base(), precisions=["int4"], plans=["4*INT4 / int4"], **BRIDGES)
     with pytest.raises(ValueError, match="no plan leaves anything out"):
-        sample_actions(whole, plan_table(whole.config, whole.costs), ids, (0.1, 0.9), torch.Generator())
+        sampled(whole, plan_table(whole.config, whole.costs), ids, (0.1, 0.9), torch.Generator())

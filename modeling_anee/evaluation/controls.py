@@ -126,10 +126,10 @@ def steps_down(model: AneeForCausalLM) -> Tensor:
     Each layer goes through the cheaper variants that any plan runs it in, whole, and ends with its action of the cheapest.
     """
     table = plan_table(model.config, model.costs)
-    whole, ladders = model.config.table.where([action.is_whole for action in model.config.table]), []
+    complete, ladders = model.config.table.complete, []
     for layer, last in enumerate(table.actions[0].tolist()):
         cost = model.costs.layers[layer].tolist()
-        taken = {PROCESS, *(action for action in table.actions[:, layer].tolist() if whole[action])}
+        taken = {PROCESS, *(action for action in table.actions[:, layer].tolist() if complete[action])}
         ladders.append([*sorted((a for a in taken if cost[a] > cost[last]), key=lambda a: -cost[a]), last])
     height = max(2, *map(len, ladders))
     return torch.tensor([ladder + ladder[-1:] * (height - len(ladder)) for ladder in ladders], dtype=torch.uint8).T

@@ -74,8 +74,7 @@ def ladder_of(model: AneeForCausalLM) -> Ladder:
     ranks = torch.tensor([[rank for _, rank in own] + [torch.inf] * (height - len(own)) for own in rungs])[:, 1:]
     price = costs.gather(1, actions)
     savings = price[:, :-1] - price[:, 1:]
-    whole = table.where([action.is_whole for action in table])
-    gaps = ~whole[actions[:, 1:]] & (savings > 0)
+    gaps = ~table.complete[actions[:, 1:]] & (savings > 0)
     head = int(plan_table(model.config, model.costs).heads[0]) if model.config.precisions else 0
     start = 1.0 - model.costs.head + model.costs.heads[head]
     return Ladder(actions, savings, ranks, gaps, head, start, start - float((savings * ~gaps).sum()))

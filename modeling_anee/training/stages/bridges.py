@@ -38,11 +38,6 @@ def run_stage(run: Run) -> dict:
     return {}
 
 
-def sample_actions(model: AneeForCausalLM, table: PlanTable, ids: Tensor, budgets: tuple[float, float], generator) -> Tensor:
-    """Actions uint8 [B, T, L] of random budgets, under which something is left out."""
-    return sample_plans(model, table, ids, budgets, generator, dearest_with_gaps(model, table))[0]
-
-
 def sample_plans(
     model: AneeForCausalLM,
     table: PlanTable,
@@ -76,7 +71,7 @@ def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
 def with_gaps(model: AneeForCausalLM, table: PlanTable) -> Tensor:
     """Which plans leave anything out that bridges can stand for, bool [plans]."""
     actions = model.config.table
-    return (~actions.where([row.is_whole or row.leaves for row in actions]))[table.actions.long()].any(dim=1)
+    return (~(actions.complete | actions.leaving))[table.actions.long()].any(dim=1)
 
 
 def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:
