@@ -103,6 +103,14 @@ class Controller(nn.Module):
         """Actions of N tokens for the layers of a segment."""
         raise NotImplementedError
 
+    def probabilities(self, segment: int, seen: Observation) -> Tensor | None:
+        """How likely each of K choices is held to be the best in a decision, float [N, n, K]; None where a kind knows none.
+
+        n is the number of the segment's layers, if there is a choice for each, or 1, if one choice is for all of them. Nothing
+        is run by them: they tell whoever analyses a controller how sure it is.
+        """
+        return None
+
     def reset_parameters(self) -> None:
         """Back to the untrained state, in which nothing changes the base."""
         nn.init.constant_(self.format_version, FORMAT_VERSION)

@@ -127,19 +127,31 @@ class LearnedController(Controller):
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The action of each token and layer that is preferred most, its cost at the dial's price taken off."""
-        start, stop = self.segments[segment]
-        costs = self._costs[start:stop]
-        heads = None
-        if segment == 0 and self._plans is not None:  # what is spent has the head in full until then
-            heads = self.heads(seen.budget, seen.index)
-            seen = replace(seen, spent=seen.spent - self._of_heads(torch.zeros_like(heads)) + self._of_heads(heads))
-        price = self.dial.setting(seen.budget).view(-1, 1, 1)
-        worth = self.logits(segment, seen).double().cpu() - price * costs
+        seen, heads = self._with_head(segment, seen)
+        worth = self._worth(segment, seen)
         actions = worth.argmax(dim=-1)
         own = self._own[segment]
         if self.strict:
             actions = self._affordable(segment, actions, worth, seen.budget - seen.spent - own)
         return Decision(actions.to(torch.uint8), own, heads)
+
+    def probabilities(self, segment: int, seen: Observation) -> Tensor:
+        """Of the actions of each layer, as reinforcement draws them, float64 [N, n, actions] on the CPU."""
+        return self._worth(segment, self._with_head(segment, seen)[0]).softmax(dim=-1)
+
+    def _with_head(self, segment: int, seen: Observation) -> tuple[Observation, Tensor | None]:
+        """What is seen, and the heads, where this decision sets them: what is spent has the head in full until then."""
+        if segment > 0 or self._plans is None:
+            return seen, None
+        heads = self.heads(seen.budget, seen.index)
+        spent = seen.spent - self._of_heads(torch.zeros_like(heads)) + self._of_heads(heads)
+        return replace(seen, spent=spent), heads
+
+    def _worth(self, segment: int, seen: Observation) -> Tensor:
+        """Preferences less the price of each action, float64 [N, n, actions] on the CPU."""
+        start, stop = self.segments[segment]
+        price = self.dial.setting(seen.budget).view(-1, 1, 1)
+        return self.logits(segment, seen).double().cpu() - price * self._costs[start:stop]
 
     def _affordable(self, segment: int, actions: Tensor, worth: Tensor, left: Tensor) -> Tensor:
         """Actions [N, n] that leave enough for the cheapest way on, where any do; `left` float64 [N] is for all layers on."""

@@ -199,6 +199,20 @@ def test_the_price_is_that_of_each_tokens_budget():
     assert actions[2:, 1:-1].tolist() == [[PROCESS] * 6] * 2
 
 
+def test_the_likeliest_actions_are_those_that_are_decided_until_a_token_leaves():
+    costs = random_costs(8)
+    calibration = {"budgets": [0.2, 0.8], "settings": [3.0, -1.0]}
+    controller = build("learned", costs, calibration=calibration, decision_interval=3)
+    budget = torch.full((40,), 0.6, dtype=torch.float64)
+    for segment, (start, stop) in enumerate(controller.segments):
+        spent = costs.head + torch.zeros_like(budget)
+        seen = Observation(states(40), states(40, 1), budget, spent, torch.arange(40), unsure)
+        offered = controller.probabilities(segment, seen)
+        assert offered.shape == (40, stop - start, len(DEFAULT_TABLE))
+        assert offered.sum(dim=-1).flatten().tolist() == pytest.approx([1.0] * 40 * (stop - start))
+        assert torch.equal(offered.argmax(dim=-1), controller.decide(segment, seen).actions.long())
+
+
 # cap
 
 
