@@ -95,6 +95,7 @@ def test_sampling_is_seeded(base_folder):
         (["compare", "--text", __file__, "--also", "mine"], 1, "--also mine"),
         (["compare", "--text", __file__, "--also", "plan=x", "--also", "plan=y"], 1, "given twice"),
         (["compare", "--text", __file__, "--length", "100000"], 1, "--length 100000"),
+        (["compare", "--text", __file__, "--milliseconds", "--length", "32", "--new-tokens", "17"], 1, "at most 16, half of"),
         (["compare", "--text", __file__, "--fit", "no_such_fit"], 1, "no_such_fit has no traces"),
         (["compare", "--text", __file__, "--output", "no/such/folder/rows.json"], 1, "--output no/such/folder"),
         (["samples", "--budgets", "much"], 1, "'much'"),
@@ -342,6 +343,21 @@ def test_compare_puts_controllers_beside_controls(base_folder, text, tmp_path):
     )
     done = anee(*call, "--limit", 3, "--output", tmp_path / "rows.json")
     assert done.exit_code == 0 and json.loads((tmp_path / "rows.json").read_text())["windows"] == 3
+
+
+def test_compare_at_equal_milliseconds(base_folder, text, tmp_path):
+    call = ("compare", "--model", base_folder, "--text", text, "--length", 32, "--limit", 2, "--budgets", "0.8,0.6")
+    done = anee(*call, "--milliseconds", "--new-tokens", 3, "--repeats", 1, "--output", tmp_path / "rows.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert report["timing"] == {"tokens": 3, "repeats": 1, "threads": torch.get_num_threads()}
+    assert all(row["milliseconds"] > 0 for row in report["rows"])
+    dials = report["equal_time"]["dials"]
+    assert [entry["name"] for entry in dials] == ["plan at 0.8", "plan at 0.6"]
+    for row, entry in zip([row for row in report["rows"] if row["name"] == "plan"], dials, strict=True):
+        assert row["milliseconds"] == entry["milliseconds"] >= (entry["control_milliseconds"] or 0)
+        assert f"| {entry['name']} | {entry['milliseconds']:.2f} |" in done.stdout
+    assert "best control that is no slower" in done.stdout and "ms/token |" in done.stdout
 
 
 def test_compare_refuses_another_base_or_a_name_that_is_taken(base_folder, text, tmp_path):

@@ -1,9 +1,14 @@
 """What `anee compare` reads from its options; the comparison itself is `evaluation/comparison.py`'s."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from ..data.windows import Window, digest_of
+from ..evaluation import comparison, equal_time
+from ..evaluation.decode_time import Timing
 from ..fingerprint import same_base
 from ..modeling_anee import AneeForCausalLM
 from .model import load
@@ -39,6 +44,19 @@ def parse_also(values: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def timing_of(milliseconds: bool, new_tokens: int, repeats: int, length: int) -> Timing | None:
+    """How long is timed, if anything is.
+
+    Raises:
+        ValueError: more tokens than a window has room for.
+    """
+    if not milliseconds:
+        return None
+    if 2 * new_tokens > length:
+        raise ValueError(f"--new-tokens {new_tokens} is not allowed: it must be at most {length // 2}, half of --length")
+    return Timing(new_tokens, repeats)
+
+
 def load_others(
     loaded: tuple[AneeForCausalLM, Any], others: dict[str, str], dtype: str, device: str, trust_remote_code: bool
 ) -> tuple[dict[str, AneeForCausalLM], Any]:
@@ -71,3 +89,16 @@ def describe(models: dict[str, AneeForCausalLM], windows: Sequence[Window]) -> d
         "windows": len(windows),
         "windows_sha256": digest_of(windows),
     }
+
+
+def timed(rows: Sequence[dict[str, Any]], times: dict[Any, float], dials: Iterable[str], timing: Timing) -> dict[str, Any]:
+    """The rows with their times, and what they say at equal time, ready for JSON."""
+    rows = comparison.with_times(rows, times)
+    how = asdict(timing) | {"threads": torch.get_num_threads()}
+    return {"rows": rows, "timing": how, "equal_time": equal_time.compare_times(rows, [*dials])}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report as Markdown tables."""
+    rows = comparison.as_text(report["rows"])
+    return f"{rows}\n\n{equal_time.as_text(report['equal_time'])}" if "equal_time" in report else rows

@@ -113,6 +113,11 @@ def compare(
     length: LengthOption = 512,
     limit: LimitOption = None,
     fit: Annotated[Path | None, typer.Option(help="Folder of the `anee fit` of --model: adds the oracle.")] = None,
+    milliseconds: Annotated[
+        bool, typer.Option("--milliseconds", help="Time a token of every row, decoded at batch 1, and compare at equal time.")
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a round of --milliseconds decodes.")] = 24,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds of --milliseconds.")] = 3,
     output: FiguresOption = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
@@ -123,14 +128,16 @@ def compare(
 ) -> None:
     """Score a text under controllers and the controls that they must beat: random skips, static plans, uniform precisions."""
     from ..data.text import name_of_text
-    from ..evaluation.comparison import as_text, compare, count_scores
+    from ..evaluation.comparison import compare, count_scores
+    from ..evaluation.decode_time import decode_times, feeds_of
     from ..evaluation.report import write_report
     from ..evaluation.uniform import uniform_precisions
-    from .comparison import describe, load_others, parse_also, parse_lower_budgets
+    from .comparison import as_text, describe, load_others, parse_also, parse_lower_budgets, timed, timing_of
     from .texts import check_text_option, full_windows_of
 
     check_file("--output", output)
     listed, others = parse_lower_budgets(budgets), parse_also(also or [])
+    timing = timing_of(milliseconds, new_tokens, repeats, length)
     check_text_option(text)
     named = named_model(name, model)
     first = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
@@ -147,7 +154,11 @@ def compare(
     with progress("scoring windows", total) as advance:
         rows = compare(models, chosen, listed, oracles, advance, uniform)
     report = {"text": name_of_text(text)} | describe(models, chosen) | {"rows": rows}
-    deliver(as_text(rows), Output("figures", output, partial(write_report, report)))
+    if timing is not None:
+        with waiting("timing tokens"):
+            times = decode_times(feeds_of(models, listed, uniform, chosen[0], timing), timing)
+        report |= timed(rows, times, models, timing)
+    deliver(as_text(report), Output("figures", output, partial(write_report, report)))
 
 
 def samples(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from .shown import budgets_to_show
 from .uniform import INT4, INT8, uniform_precisions
 
 
+Key = TypeVar("Key")  # what a case is known by
 KINDS = ("plan", "budget", "learned", "routed")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
@@ -54,9 +55,9 @@ def cases_of(model: AneeForCausalLM) -> list[Case]:
     return cases + [Case(one.name, one.model, one.budget, one.cost) for one in uniform]
 
 
-def interleave(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[str, list[Run]]:
+def interleave(cases: dict[Key, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[Key, list[Run]]:
     """Seconds and joules of each case, run in turn, after one uncounted round."""
-    runs: dict[str, list[Run]] = {name: [] for name in cases}
+    runs: dict[Key, list[Run]] = {name: [] for name in cases}
     for round_number in range(repeats + 1):
         for name, case in cases.items():
             _synchronize()

@@ -64,11 +64,23 @@ def row(name: str, budget: float, scores: Scores, base: Scores) -> dict[str, Any
     }
 
 
+def with_times(rows: Sequence[dict[str, Any]], times: dict[tuple[str, float], float]) -> list[dict[str, Any]]:
+    """The rows with milliseconds of a token by name and budget; None for what was not timed."""
+    return [entry | {"milliseconds": times.get((entry["name"], entry["budget"]))} for entry in rows]
+
+
 def as_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| budget | | realised cost | perplexity | ratio to the base |", "|---|---|---|---|---|"]
+    """The rows as a Markdown table, with milliseconds if they have them."""
+    timed = "milliseconds" in rows[0]
+    lines = [
+        "| budget | | realised cost | perplexity | ratio to the base |" + " ms/token |" * timed,
+        "|---" * (5 + timed) + "|",
+    ]
     for entry in rows:
         times = plus_minus(entry["ratio"], entry["standard_error"], 3)
         budget = "fixed" if entry.get("fixed") else f"{entry['budget']:g}"
-        lines.append(f"| {budget} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |")
+        line = f"| {budget} | {entry['name']} | {entry['cost']:.3f} | {entry['perplexity']:.2f} | {times} |"
+        if timed:
+            line += "  |" if entry["milliseconds"] is None else f" {entry['milliseconds']:.2f} |"
+        lines.append(line)
     return "\n".join(lines)

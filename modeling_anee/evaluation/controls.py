@@ -13,7 +13,6 @@ from torch import Tensor
 from ..actions import PROCESS
 from ..bridges import Bridges
 from ..budget import TOLERANCE
-from ..costs import CostTable
 from ..data.windows import Window
 from ..executor import Executor
 from ..modeling_anee import AneeForCausalLM
@@ -37,12 +36,16 @@ class Control:
     Args:
         name: as it stands in tables.
         run: a batch of token ids int64 [B, T] and a budget -> what left the stack, and what was done.
-        bridged: whether its skips are charged for bridges.
+        executor: what runs it; default: the model's own.
     """
 
     name: str
     run: Callable[[Tensor, float], Followed]
-    bridged: bool = True
+    executor: Executor | None = None
+
+    def executor_of(self, model: AneeForCausalLM) -> Executor:
+        """What runs it over a model, and knows what that costs."""
+        return self.executor or model.executor
 
 
 def score_control(
@@ -53,7 +56,7 @@ def score_control(
     progress: Callable[[int], Any] | None = None,
 ) -> Scores:
     """Score windows under a control."""
-    costs = model.costs if control.bridged else bare_costs(model)
+    costs = control.executor_of(model).costs
 
     def run(ids: Tensor) -> tuple[Iterable[Tensor], Tensor]:
         hidden, actions, head = control.run(ids.to(model.device), budget)
@@ -77,7 +80,7 @@ def controls(model: AneeForCausalLM) -> list[Control]:
     bare = WithoutBridges(model)
     found = [
         Control("random skip, same bridges", lambda ids, budget: random_skip(model, ids, budget)),
-        Control("static plan, no bridges", bare.static, bridged=False),
+        Control("static plan, no bridges", bare.static, bare.executor),
         Control("static plan, same bridges", lambda ids, budget: static(model, ids, budget)),
     ]
     return found
@@ -155,18 +158,13 @@ def follow(
     return Followed(hidden, actions, head)
 
 
-def bare_costs(model: AneeForCausalLM) -> CostTable:
-    """Costs of the model without its bridges."""
-    return model.stack.measure_costs(model.config.cost_unit, table=model.config.table)
-
-
 class WithoutBridges:
     """The same model without its bridges: an executor of its own over the same base."""
 
     def __init__(self, model: AneeForCausalLM) -> None:
         model.prepare()  # the base may have been changed since it was wrapped
         self.model = model
-        costs = bare_costs(model)
+        costs = model.stack.measure_costs(model.config.cost_unit, table=model.config.table)
         none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
         self.executor = Executor(model.stack, model.controller, none, costs, model.config.table)
         self.table = plan_table(model.config, costs)
