@@ -79,9 +79,13 @@ class Dial:
 
     def setting(self, budget: Tensor) -> Tensor:
         """Settings for budgets, float64 [N] -> float64 [N], on the CPU."""
+        return self.between(budget, self.settings)
+
+    def between(self, budget: Tensor, column: Tensor) -> Tensor:
+        """A column [K, ...] of the calibration at budgets float64 [N], float64 [N, ...]."""
         if len(self.budgets) == 1:
-            return self.settings.expand(len(budget))
+            return column.expand(len(budget), *column.shape[1:])
         high = torch.searchsorted(self.budgets, budget.contiguous()).clamp(1, len(self.budgets) - 1)
         below, above = self.budgets[high - 1], self.budgets[high]
         share = ((budget - below) / (above - below)).clamp(0.0, 1.0)
-        return self.settings[high - 1].lerp(self.settings[high], share)
+        return column[high - 1].lerp(column[high], share.view(-1, *[1] * (column.dim() - 1)))

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .actions import FULL, ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
+from .configuration_gated import check_thresholds, check_variants, default_variants, strategic_layers, with_gated_rows
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -26,6 +27,7 @@ FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
+THRESHOLDS = ("thresholds", "exit_thresholds")  # columns of a `gated` one
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_METRICS = ("entropy", "max_probability")
 # What transformers passes to a configuration or writes into its file beside declared fields, in 5.23 and 5.24.
@@ -64,7 +66,7 @@ class AneeConfig(PreTrainedConfig):
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
         energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
-        controller (`str`): `"budget"`, `"confidence"`, `"learned"`, `"plan"` or `"routed"`.
+        controller (`str`): `"budget"`, `"confidence"`, `"gated"`, `"learned"`, `"plan"` or `"routed"`.
         cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
         decision_interval (`int`): layers that one decision of a `learned` controller covers, or of a `budget` controller with
             `precisions`; 1 decides at every layer.
@@ -92,7 +94,8 @@ class AneeConfig(PreTrainedConfig):
         ffn_bridge_layers (`list[int]`, *optional*): layers that have one; default: every layer.
         exit_translator_rank (`int`): inner width of the exit translators, at the `exit_layers`; 0: none.
         exit_layers (`list[int]`, *optional*): `confidence` controller: layers before which the head is asked;
-            default: at 1/2 and 3/4 of the depth. Exit translators stand before the same layers; default: every layer.
+            default: at 1/2 and 3/4 of the depth. `gated` controller: layers before which a gate lets tokens leave; default:
+            4, 8, 12, 16, 19 of 22, in proportion. Exit translators stand before the same layers; default: every layer.
         confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
             or `"max_probability"` (EXIT above it).
         confidence_threshold (`float`): in [0, 1].
@@ -105,9 +108,14 @@ class AneeConfig(PreTrainedConfig):
             leaves nothing out (all layers in full, without `precisions`), or through the dearest of the `plans` within one of
             these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4; with `precisions`, as many, spread evenly from the cheapest
             plan up to that one.
+        gated_variants (`list[str]`, *optional*): `gated` controller: variants that the feed-forward of a token may run in,
+            dearest first, `["int8", "int4", "none"]` for example; attention and head run in the first. Default: the first of
+            the `precisions`, or full, and none.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
-            of `confidence`; monotone); and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
+            of `confidence`, capacity of a `gated` one; monotone); for `gated` ones `thresholds` ([rows][variants but the
+            first][layers]) and `exit_thresholds` ([rows][exit layers]); and what was measured there: `cost`,
+            `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
             the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
             strict mode, where no token may make up for another.
@@ -154,6 +162,7 @@ class AneeConfig(PreTrainedConfig):
     confidence_threshold: float = 0.3
     controller_actions: list[str] | None = None
     router_budgets: list[float] | None = None
+    gated_variants: list[str] | None = None
     corrections: dict[str, list[int]] | None = None
     calibration: dict | None = None
     budget_feedback: float = 0.0
@@ -188,6 +197,8 @@ class AneeConfig(PreTrainedConfig):
             self.router_budgets = list(ROUTER_BUDGETS)
         self._check_precisions()
         self.actions = self.table.with_precisions(self.precisions).stored()
+        if self.controller == "gated":
+            self._prepare_gated()
         if self.controller_actions is None:
             self.controller_actions = self.table.names[1:]
         super().__post_init__(**kwargs)
@@ -195,7 +206,16 @@ class AneeConfig(PreTrainedConfig):
             setattr(self, name, value)
         # One answer for tied weights and tokens: the base's own.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
+        if self.controller == "gated" and self.exit_layers is None:
+            self.exit_layers = strategic_layers(self.num_layers)
         self.check()
+
+    def _prepare_gated(self) -> None:
+        """The variants of a `gated` controller, and the actions that it needs."""
+        if self.gated_variants is None:
+            self.gated_variants = default_variants(self.precisions or [])
+        check_variants(self.gated_variants, self.precisions or [])
+        self.actions = with_gated_rows(self.table, self.gated_variants).stored()
 
     @property
     def table(self) -> ActionTable:
@@ -262,6 +282,8 @@ class AneeConfig(PreTrainedConfig):
         self._check_layers()
         self._check_precisions()
         self._check_corrections()
+        if self.gated_variants is not None:
+            check_variants(self.gated_variants, self.precisions or [])
         self._check_actions()
         self._check_calibration()
 
@@ -359,13 +381,15 @@ class AneeConfig(PreTrainedConfig):
         table = self.calibration
         if table is None:
             return
-        known = isinstance(table, dict) and set(table) <= set(CALIBRATION_COLUMNS)
+        columns = (*CALIBRATION_COLUMNS, *THRESHOLDS)
+        known = isinstance(table, dict) and set(table) <= set(columns)
         if not known or not isinstance(table.get("budgets"), list | tuple):
             raise ValueError(
-                f"calibration={table!r} is not allowed: it must be a dict of lists, 'budgets' and some of "
-                f"{CALIBRATION_COLUMNS[1:]}"
+                f"calibration={table!r} is not allowed: it must be a dict of lists, 'budgets' and some of {columns[1:]}"
             )
-        for name, column in table.items():
+        self._check_thresholds(table)
+        for name in set(table) & set(CALIBRATION_COLUMNS):
+            column = table[name]
             if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(is_number, column)):
                 raise ValueError(
                     f"calibration has {name}={column!r}, which is not allowed: it must be a list of numbers, as many as budgets"
@@ -377,6 +401,14 @@ class AneeConfig(PreTrainedConfig):
             )
         if settings not in (sorted(settings), sorted(settings, reverse=True)):
             raise ValueError(f"calibration has settings={settings}, which is not allowed: they must be monotone")
+
+    def _check_thresholds(self, table: dict) -> None:
+        """The columns of a `gated` controller; another kind ignores those of an artifact that was one."""
+        if self.controller == "gated":
+            shapes = (len(self.gated_variants or ()) - 1, self.num_layers), (len(self.exit_layers or ()),)
+            for name, shape in zip(THRESHOLDS, shapes, strict=True):
+                if name in table:
+                    check_thresholds(name, table[name], len(table["budgets"]), shape)
 
     def _check_plans(self) -> None:
         if self.plans is None:

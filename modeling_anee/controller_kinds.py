@@ -4,6 +4,7 @@ from .configuration_anee import AneeConfig
 from .controller import Controller
 from .controller_budget import BudgetController
 from .controller_confidence import ConfidenceController
+from .controller_gated import GatedController
 from .controller_learned import LearnedController
 from .controller_plan import PlanController
 from .controller_routed import RoutedController
@@ -12,6 +13,7 @@ from .controller_routed import RoutedController
 CONTROLLER_CLASSES: dict[str, type[Controller]] = {
     "budget": BudgetController,
     "confidence": ConfidenceController,
+    "gated": GatedController,
     "learned": LearnedController,
     "plan": PlanController,
     "routed": RoutedController,

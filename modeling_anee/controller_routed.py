@@ -18,6 +18,7 @@ from .bridges import normalised
 from .budget import TOLERANCE, Dial
 from .configuration_anee import ROUTER_BUDGETS, AneeConfig
 from .controller import Controller, Decision, Observation
+from .controller_fixed import WholePlans, cheapest_whole
 from .costs import CostTable
 from .plans import plan_table
 
@@ -66,12 +67,12 @@ class RoutedController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Look up the plans of the budgets."""
-        self._table = plan_table(self._config, costs, self.strict)
-        self._whole = self._cheapest_whole()
-        self.top = float(self._table.costs[self._whole])  # budget from which on plans are fixed
-        cheaper = self._table.within(self._budgets()).clamp(max=self._whole)
-        places = torch.cat((torch.tensor([self._whole], device="cpu"), cheaper))
-        self.plans, self.heads = self._table.actions[places], self._table.heads[places]  # uint8 [K, L], [K], dearest first
+        table = plan_table(self._config, costs, self.strict)
+        self._whole = WholePlans(table, cheapest_whole(table, self._config.table.complete))
+        self.top = self._whole.top
+        cheaper = table.within(self._budgets(table.floor)).clamp(max=self._whole.place)
+        places = torch.cat((torch.tensor([self._whole.place], device="cpu"), cheaper))
+        self.plans, self.heads = table.actions[places], table.heads[places]  # uint8 [K, L], [K], dearest first
         self.plans[:, : self.start] = self.plans[0, : self.start]
         self._own = costs.of_module(self.predictor)
         self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
@@ -79,15 +80,11 @@ class RoutedController(Controller):
         self.floor = float(self.charges.min())
         self.dial = Dial(self._config.calibration, neutral=-torch.inf)
 
-    def _cheapest_whole(self) -> int:
-        """Place in the table of the cheapest plan that leaves nothing out: there is one that runs all in full."""
-        return int(self._config.table.complete[self._table.actions.long()].all(dim=1).int().argmax())
-
-    def _budgets(self) -> Tensor:
-        """Budgets of the plans that leave something out, descending, float64 [K - 1]."""
+    def _budgets(self, lowest: float) -> Tensor:
+        """Budgets of the plans that leave something out, descending, float64 [K - 1]; `lowest`: cost of the cheapest plan."""
         budgets = self._config.router_budgets
         if budgets is None:
-            count, lowest = len(ROUTER_BUDGETS), self._table.floor
+            count = len(ROUTER_BUDGETS)
             budgets = [lowest + (self.top - lowest) * step / count for step in range(count)]
         return torch.tensor(sorted(budgets, reverse=True), dtype=torch.float64, device="cpu")
 
@@ -110,14 +107,7 @@ class RoutedController(Controller):
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """What is fixed; then for each other token the plan whose predicted loss and price are least together."""
-        return self._route(seen) if self.looks(segment) else self._fix(seen)
-
-    def _fix(self, seen: Observation) -> Decision:
-        """The plan of tokens that none is chosen for; the others begin as if they left nothing out."""
-        affords = seen.budget >= self.top - TOLERANCE
-        places = self._table.places(seen.budget, seen.index).masked_fill_(~affords, self._whole)
-        settled = affords | (seen.index < self.keep_first)
-        return Decision(self._table.actions[places], head=self._table.heads[places], settled=settled)
+        return self._route(seen) if self.looks(segment) else self._whole.decide(seen, self.keep_first)
 
     def _route(self, seen: Observation) -> Decision:
         """The best plan of each token."""

@@ -1,6 +1,6 @@
 """Fixed plans, sorted by what they cost: one action a layer."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from itertools import compress
 
 import torch
@@ -70,10 +70,17 @@ class PlanTable:
         return self.actions[self.places(budget, index)]
 
 
-def plan_table(config: AneeConfig, costs: CostTable, strict: bool = False) -> PlanTable:
-    """The plans of a configuration, with everything processed as the dearest; those that need dropped weights left out."""
+def plan_table(
+    config: AneeConfig, costs: CostTable, strict: bool = False, more: Sequence[tuple[list[int], int]] = ()
+) -> PlanTable:
+    """The plans of a configuration, with everything processed as the dearest; those that need dropped weights left out.
+
+    `more`: plans beside these, and their heads.
+    """
     plans, heads = listed_plans(config)
     plans, heads = [*plans, [PROCESS] * config.num_layers], [*heads, 0]
+    for plan, head in more:
+        plans, heads = [*plans, plan], [*heads, head]
     if costs.gone:
         table, gone = config.table, need(config, plans, costs.gone)
         runs = [not one and table.heads[head] not in costs.gone_heads for one, head in zip(gone, heads, strict=True)]

@@ -21,8 +21,10 @@ from modeling_anee.configuration_anee import (
     FORMAT_VERSION,
     check_budget,
 )
+from modeling_anee.configuration_gated import default_variants, strategic_layers, with_gated_rows
+from modeling_anee.controller_kinds import CONTROLLER_CLASSES
 
-from .tiny import CONFIGS, CONTROLLERS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
+from .tiny import CONFIGS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
 
 
 TEXT_CONFIGS = {family: CONFIGS[family]().to_dict() for family in FAMILIES}
@@ -42,7 +44,7 @@ BAD = {
     "strict_base": (("yes", None, 2, 1, 0), "True, False"),
     "energy_budget": ((*BAD_BUDGETS, None), NUMBER),
     "prompt_energy_budget": (BAD_BUDGETS, NUMBER),
-    "controller": (("plans", "", None, 3, ["plan"]), ", ".join(map(repr, CONTROLLERS))),
+    "controller": (("plans", "", None, 3, ["plan"]), ", ".join(map(repr, CONTROLLER_CLASSES))),
     "cost_unit": (("joule", None, 1), ", ".join(map(repr, COST_UNITS))),
     "decision_interval": ((0, -1, 1.0, "1", True, None), "integer from 1"),
     "min_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
@@ -67,6 +69,10 @@ BAD = {
     "calibration": ((3, [0.5], {}, {"settings": [1.0]}, {"budgets": 0.5}, {"budgets": [0.5], "price": [1.0]}), "'budgets'"),
     "budget_feedback": ((*BAD_BUDGETS, None), NUMBER),
     "router_budgets": ((0.5, "0.5", [], [0.5, 0.5], [1.5], [-0.1], ["a"], [True], [None]), "different numbers between 0 and 1"),
+    "gated_variants": (
+        (3, "full", [], ["full"], ["none", "full"], ["full", "full"], ["int8", "none"], [None]),
+        "in this order",
+    ),
     "corrections": (
         (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
         "must be a dict of lists",
@@ -115,7 +121,7 @@ def good_fields(draw) -> dict:
         "strict_base": st.booleans(),
         "energy_budget": budget,
         "prompt_energy_budget": st.none() | budget,
-        "controller": st.sampled_from(CONTROLLERS),
+        "controller": st.sampled_from(list(CONTROLLER_CLASSES)),
         "cost_unit": st.sampled_from(COST_UNITS),
         "decision_interval": st.integers(1, LAYERS),
         "min_layers": st.integers(0, LAYERS),
@@ -144,6 +150,9 @@ def good_fields(draw) -> dict:
         "format_version": st.just(FORMAT_VERSION),
     }
     fields = {name: draw(strategy) for name, strategy in choices.items()}
+    variants = st.lists(st.sampled_from(["full", *fields["precisions"], "none"]), min_size=2, unique=True)
+    order = ["full", *fields["precisions"], "none"].index
+    fields["gated_variants"] = draw(st.none() | variants.map(lambda names: sorted(names, key=order)))
     return fields | ({"budget_feedback": 0.0} if fields["budget_mode"] == "strict" else {})
 
 
@@ -227,7 +236,12 @@ def test_a_newer_format_is_refused_when_loading(tmp_path):
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_good_fields_survive_dict_json_pickle_and_copies(fields):
     configuration = config(**fields)
-    fields["actions"] = ActionTable.of(fields["actions"]).with_precisions(fields["precisions"]).stored()
+    table = ActionTable.of(fields["actions"]).with_precisions(fields["precisions"])
+    if fields["controller"] == "gated":
+        fields["gated_variants"] = fields["gated_variants"] or default_variants(fields["precisions"])
+        fields["exit_layers"] = strategic_layers(LAYERS) if fields["exit_layers"] is None else fields["exit_layers"]
+        table = with_gated_rows(table, fields["gated_variants"])
+    fields["actions"] = table.stored()
     assert fields_of(configuration) == fields
     copies = [
         AneeConfig.from_dict(configuration.to_dict()),
