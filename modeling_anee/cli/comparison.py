@@ -16,14 +16,14 @@ from .perplexity import parse_budgets
 
 
 def parse_lower_budgets(text: str) -> list[float]:
-    """Budgets below 1 of a list like `0.9,0.8`, highest first; the base at 1 is always compared with.
+    """Budgets below 1 of a list like `0.9,0.8`, highest first; at 1 there is the base, and nothing is decided.
 
     Raises:
         ValueError: something that is not a number between 0 and 1, or no budget below 1.
     """
     budgets = [budget for budget in parse_budgets(text) if budget < 1.0]
     if not budgets:
-        raise ValueError(f"--budgets {text}: there is nothing to compare without a budget below 1")
+        raise ValueError(f"--budgets {text}: none is below 1, where the model is its base")
     return budgets
 
 

@@ -13,7 +13,7 @@ from .fitting import fit
 from .generating import demo, generate
 from .guard import guarded, one_line_errors
 from .making import card, export
-from .measuring import bench, compare, perplexity, samples
+from .measuring import analyze, bench, compare, perplexity, samples
 from .picturing import curve, depth
 
 
@@ -41,7 +41,7 @@ def anee(
     """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
 
 
-for verb in (bench, card, compare, curve, demo, depth, export, fit, generate, perplexity, samples):
+for verb in (analyze, bench, card, compare, curve, demo, depth, export, fit, generate, perplexity, samples):
     app.command()(guarded(verb))
 
 

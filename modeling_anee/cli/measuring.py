@@ -1,4 +1,4 @@
-"""Verbs that measure: `anee bench`, `anee perplexity`, `anee compare` and `anee samples`."""
+"""Verbs that measure: `anee bench`, `anee perplexity`, `anee compare`, `anee analyze` and `anee samples`."""
 
 from functools import partial
 from pathlib import Path
@@ -159,6 +159,46 @@ def compare(
             times = decode_times(feeds_of(models, listed, uniform, chosen[0], timing), timing)
         report |= timed(rows, times, models, timing)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
+
+
+def analyze(
+    text: Annotated[list[Path], typer.Option(help="Text to run: a UTF-8 file, plain or gzip; repeatable.")],
+    name: ModelArgument = None,
+    model: ModelOption = None,
+    budgets: Annotated[str | None, typer.Option(help="Energy budgets below 1. Default: some that fit the model.")] = None,
+    length: LengthOption = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many windows of each text, evenly spread. Default: all.")] = None,
+    output: FiguresOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the tokens' way through the layers: the picture to write.")] = None,
+    controller: ControllerOption = None,
+    precisions: PrecisionsOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    gguf_file: GgufOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Tell where a model spends its budget: use of every layer, work by class of token, entropy of what is decided."""
+    from ..data.text import name_of_text
+    from ..evaluation.analysis import analyse
+    from ..evaluation.report import write_report
+    from ..evaluation.shown import budgets_to_show
+    from .analysis import as_text, draw_plot, windows_of
+    from .comparison import parse_lower_budgets
+    from .texts import check_text_option
+
+    check_file("--output", output)
+    check_picture("--plot", plot)
+    for one in text:
+        check_text_option(one)
+    asked = None if budgets is None else parse_lower_budgets(budgets)
+    named = named_model(name, model)
+    loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
+    listed = asked or [budget for budget in budgets_to_show(loaded.config) if budget < 1.0]
+    chosen = windows_of(tokenizer, text, length, limit)
+    with progress("running windows", len(chosen) * len(listed)) as advance:
+        report = {"texts": [name_of_text(one) for one in text], **analyse(loaded, tokenizer, chosen, listed, advance)}
+    figures = Output("figures", output, partial(write_report, report))
+    deliver(as_text(report), figures, Output("plot", plot, partial(draw_plot, report)))
 
 
 def samples(

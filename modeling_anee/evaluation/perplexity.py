@@ -140,7 +140,7 @@ def score(
         raise ValueError(f"energy_budget={energy_budget!r} is not allowed: {type(model).__name__} is a plain model without one")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not allowed: it must be at least 1")
-    _check_lengths(model, windows)
+    check_lengths(model, windows)
     budget = {} if energy_budget is None else {"energy_budget": energy_budget}
 
     def run(ids: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -241,7 +241,12 @@ def _check_finite(means: Tensor, cost: Tensor, where: str) -> None:
         raise NotFiniteError(window, message)
 
 
-def _check_lengths(model: Any, windows: Sequence[Window]) -> None:
+def check_lengths(model: Any, windows: Sequence[Window]) -> None:
+    """Notice windows that a model can't run.
+
+    Raises:
+        ValueError: there are none, or one has more tokens than the model has positions.
+    """
     if not windows:
         raise ValueError("windows is empty: there is nothing to score")
     longest, positions = max(len(window.ids) for window in windows), positions_of(model)
