@@ -220,6 +220,7 @@ RECIPE_STAGES = {
 # What keeps a verb short here. `bench` starts processes to measure their memory; `tests/test_cli.py` runs it.
 NOT_RUN = {"bench"}
 SMALL = {
+    "analyze": ["--length", "16", "--limit", "2"],
     "compare": ["--length", "16", "--limit", "2", "--new-tokens", "2", "--repeats", "1"],
     "demo": ["--max-new-tokens", "2"],
     "generate": ["--max-new-tokens", "3"],
