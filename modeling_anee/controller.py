@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .budget import Dial
 from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
+from .plans import PlanTable
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Controller(nn.Module):
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
     runs_without_full = False  # whether it can do without the base's own weights
+    keeps_routes = False  # whether it was fitted to the very plans that leave something out, so that all of them must stay
     ceiling = 1.0  # the largest budget: less where the base's own weights were dropped, with
     dearest: tuple[list[int], int] | None = None  # actions, one a layer, and head of what costs so much
 
@@ -94,6 +96,11 @@ class Controller(nn.Module):
         twin = copy.copy(self)
         twin.dial = dial
         return twin
+
+    def end_at(self, table: PlanTable) -> None:
+        """Take the dearest of the plans that are left when weights are gone as the largest budget there is."""
+        self.ceiling = float(table.costs[-1])
+        self.dearest = table.actions[-1].tolist(), int(table.heads[-1])
 
     def looks(self, segment: int) -> bool:
         """Whether a decision needs hidden states, and the account where one is kept."""

@@ -40,7 +40,7 @@ class WholePlans:
 
 
 def cheapest_whole(table: PlanTable, complete: Tensor) -> int:
-    """Place of the cheapest plan that leaves nothing out: there is one that runs all in full.
+    """Place of the cheapest plan that leaves nothing out: there is one, whatever weights are gone.
 
     Args:
         table: the plans.

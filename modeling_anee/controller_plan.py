@@ -22,8 +22,7 @@ class PlanController(Controller):
         self._table = plan_table(self._config, costs, self.strict)
         self.floor = self._table.floor
         if costs.gone:
-            self.ceiling = float(self._table.costs[-1])
-            self.dearest = self._table.actions[-1].tolist(), int(self._table.heads[-1])
+            self.end_at(self._table)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The plans nearest to each token's budget."""

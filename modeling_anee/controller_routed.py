@@ -40,6 +40,8 @@ class RoutedController(Controller):
     """
 
     keeps_account = True
+    runs_without_full = True
+    keeps_routes = True
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
@@ -68,6 +70,8 @@ class RoutedController(Controller):
     def bind(self, costs: CostTable) -> None:
         """Look up the plans of the budgets."""
         table = plan_table(self._config, costs, self.strict)
+        if costs.gone:
+            self.end_at(table)
         self._whole = WholePlans(table, cheapest_whole(table, self._config.table.complete))
         self.top = self._whole.top
         cheaper = table.within(self._budgets(table.floor)).clamp(max=self._whole.place)

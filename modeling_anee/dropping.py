@@ -3,6 +3,7 @@
 import math
 from itertools import compress
 
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
@@ -26,7 +27,7 @@ def what_to_drop(config: AneeConfig, controller: Controller) -> Drop:
     if not controller.runs_without_full:
         raise ValueError(
             f"drop_full=True is not possible with controller={config.controller!r}, which processes tokens in full: it must be "
-            "'plan', with precisions=['int8'] for example"
+            "'plan' or 'routed', with precisions=['int8'] for example"
         )
     table, (plans, heads) = config.table, listed_plans(config)
     runs = [not needed for needed in need(config, plans, [FULL])]
@@ -35,12 +36,35 @@ def what_to_drop(config: AneeConfig, controller: Controller) -> Drop:
             "drop_full=True is not possible: every plan runs layers, or their keys and values, in full; give "
             "precisions=['int8'] for example, or plans of INT8, SKIP_INT8, INT8_SKIP_FFN, ..."
         )
+    if controller.keeps_routes:
+        _check_routes(config, plans, runs)
     layers = {variant for plan in compress(plans, runs) for action in plan for variant in table[action].variants}
     return Drop(
         variants=tuple(sorted(table.variants - {FULL})),
         layers=frozenset(layers),
         heads=frozenset(table.heads[head] for head in compress(heads, runs)),
     )
+
+
+def _check_routes(config: AneeConfig, plans: list[list[int]], runs: list[bool]) -> None:
+    """Check that plans which leave something out, and one that leaves nothing out, are among those that still run.
+
+    Raises:
+        ValueError: one that leaves something out, or each that doesn't, needs the full weights.
+    """
+    table, where = config.table, f"drop_full=True is not possible with controller={config.controller!r}"
+    whole = table.complete[torch.tensor(plans, device="cpu")].all(dim=1).tolist()
+    for plan, leaves_nothing_out, left in zip(plans, whole, runs, strict=True):
+        if not (leaves_nothing_out or left):
+            raise ValueError(
+                f"{where}: it chooses among plans, and {table.text(plan)!r} runs layers, or their keys and values, in full; "
+                "controller='plan' does without it"
+            )
+    if not any(one and left for one, left in zip(whole, runs, strict=True)):
+        raise ValueError(
+            f"{where}: every plan that leaves nothing out runs layers in full; give one such as '{config.num_layers}*INT8', or "
+            "controller='plan'"
+        )
 
 
 def check_ceiling(budget: Tensor, ceiling: float, name: str = "energy_budget") -> None:

@@ -8,7 +8,7 @@ import torch
 from modeling_anee import AneeForCausalLM
 from modeling_anee.base_dropped import DroppedWeight
 
-from .tiny import BRIDGES, CONFIGS, LAYERS, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONFIGS, FAMILIES, LAYERS, tiny_base, token_ids, wrap
 
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -22,6 +22,16 @@ GONE = "full weights.*dropped"
 
 def dropped_of(base, **fields) -> AneeForCausalLM:
     return wrap(base, drop_full=True, **(FIELDS | BRIDGES | fields))
+
+
+# In 8 bits alone, in which a row is computed as the same one among many: a router then decides alike.
+ROUTES = {
+    "precisions": ["int8"],
+    "plans": [f"2*PROCESS, {LAYERS - 2}*INT8 / int8", f"{LAYERS}*INT8 / int8", "INT8, SKIP_INT8, INT8_SKIP_FFN, INT8 / int8"],
+    "min_layers": 1,
+    "router_budgets": [0.2, 0.0],
+    "calibration": {"budgets": [0.15, 0.3], "settings": [3.0, -1.0]},
+}
 
 
 def lost(base) -> set[str]:
@@ -46,6 +56,37 @@ def test_what_is_left_runs_as_it_did_before(family):
     found, tokens = (each.generate(ids, energy_budget=model.controller.ceiling, **GREEDY) for each in (model, expected))
     assert torch.equal(found, tokens)
     assert torch.equal(model.costs.layers, expected.costs.layers) and model.costs.heads == expected.costs.heads
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_router_chooses_among_what_is_left_as_it_did_before(family):
+    base, ids = tiny_base(family), token_ids(2, 20)
+    expected = wrap(copy.deepcopy(base), "routed", **ROUTES, **BRIDGES)
+    model = wrap(base, "routed", drop_full=True, **ROUTES, **BRIDGES)
+    controller = model.controller
+    assert controller.ceiling == controller.top == expected.controller.top and controller.floor == expected.controller.floor
+    assert torch.equal(controller.plans, expected.controller.plans) and model.costs.gone == {"full"}
+    budgets = [controller.ceiling, (controller.floor + controller.top) / 2, 0.0]
+    for budget in budgets:
+        one, other = (each(ids, energy_budget=budget) for each in (model, expected))
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=1e-5)
+        assert torch.equal(one.execution.actions, other.execution.actions)
+        torch.testing.assert_close(one.execution.cost, other.execution.cost)
+        found, tokens = (each.generate(ids, energy_budget=budget, **GREEDY) for each in (model, expected))
+        assert torch.equal(found, tokens)
+    assert len(model(ids, energy_budget=budgets[1]).execution.actions.flatten(0, 1).unique(dim=0)) > 1  # it does choose
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=f"energy_budget=1 is not possible: .*{GONE}"):
+            call(ids, energy_budget=1.0)
+
+
+@torch.no_grad()
+def test_a_strict_router_without_full_weights_keeps_every_token_in_its_budget():
+    model, ids = wrap(tiny_base(), "routed", drop_full=True, budget_mode="strict", **ROUTES, **BRIDGES), token_ids(2, 20)
+    for budget in (model.controller.ceiling, (model.controller.floor + model.controller.top) / 2):
+        assert (model(ids, energy_budget=budget).execution.cost <= budget + 1e-6).all()
+    assert model(ids).execution.mean_cost == pytest.approx(model.controller.ceiling)
 
 
 def test_a_budget_that_needs_what_is_gone_is_refused_with_the_largest():
@@ -149,7 +190,16 @@ def test_padding_decides_nothing():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"controller": "learned", "precisions": ["int8"]}, "with controller='learned'.*it must be 'plan'"),
+        ({"controller": "learned", "precisions": ["int8"]}, "with controller='learned'.*it must be 'plan' or 'routed'"),
+        ({"controller": "routed", "precisions": None}, "every plan runs layers, or their keys and values, in full"),
+        (
+            {"controller": "routed", "plans": ["4*INT8", "3*INT8, SKIP"]},
+            "it chooses among plans, and '3.INT8, SKIP' runs layers",
+        ),
+        (
+            {"controller": "routed", "plans": ["3*INT8, SKIP_INT8"]},
+            "nothing out runs layers in full; give one such as '4.INT8'",
+        ),
         ({"precisions": None}, "every plan runs layers, or their keys and values, in full"),
         ({"plans": ["3*INT8, PROCESS"]}, "every plan runs layers"),
         ({"plans": ["3*INT8, SKIP"]}, "every plan runs layers"),
