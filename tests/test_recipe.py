@@ -45,7 +45,7 @@ def test_stages_are_planned_in_their_order_not_the_files(tmp_path):
     stages = recipe_fields(tmp_path)["stages"]
     backwards = dict(reversed(stages.items()))
     assert read_recipe(written(tmp_path, recipe_fields(tmp_path, stages=backwards))).planned == ["bridges", "supervised"]
-    assert STAGE_NAMES[0] == "corrections" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 12
+    assert STAGE_NAMES[0] == "corrections" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 15
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
@@ -177,9 +177,31 @@ def test_every_field_is_described():
 @pytest.mark.parametrize("file", sorted((ROOT / "configuration").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_that_come_with_the_project_are_recipes(file):
     recipe = read_recipe(file)
-    kind = recipe.anee["controller"] if recipe.start is None else AneeConfig.from_pretrained(recipe.located().start).controller
-    assert kind == ("learned" if "learned" in file.stem else "routed")
+    kind = recipe.anee.get("controller") or AneeConfig.from_pretrained(recipe.located().start).controller
+    assert kind == next((kind for kind in ("learned", "gated") if kind in file.stem), "routed")
     assert set(recipe.planned) <= set(STAGE_NAMES)
     if recipe.planned == ["calibration"]:  # of an artifact that has learned already
         return
-    assert ("supervised" in recipe.planned) == (kind == "learned") and ("routing" in recipe.planned) == (kind == "routed")
+    for stage, of_kind in (("supervised", "learned"), ("routing", "routed"), ("routers", "gated")):
+        assert (stage in recipe.planned) == (kind == of_kind)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "message"),
+    [
+        (
+            "routers",
+            {"capacities": [0.9, 0.5]},
+            r"routers\.capacities=\[0\.9, 0\.5\] is not allowed: .* the lowest first",
+        ),
+        ("gates", {"capacities": [0.5, 1.0]}, "they must lie between 0 and 1"),
+        ("routers", {"forward": [0.5]}, "at least 2 items"),
+        ("gates", {"backward": [0.0, 1.0]}, "greater than 0"),
+        ("gates", {"supervised": 1.5}, "less than or equal to 1"),
+        ("routers", {"layer_dropout": -0.1}, "greater than or equal to 0"),
+    ],
+)
+def test_what_stages_of_gates_refuse(tmp_path, stage, fields, message):
+    section = {"steps": 3, "batch_windows": 1, "learning_rate": 0.001} | fields
+    with pytest.raises(ValueError, match=message):
+        read_recipe(written(tmp_path, {"base": {"name": "x"}, "stages": {stage: section}}))

@@ -24,6 +24,7 @@ ANEE_FIELDS = tuple(
 Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[Number, Field(gt=0)]
+Temperature = Annotated[Number, Field(gt=0)]
 
 
 class Text(Section):
@@ -42,11 +43,17 @@ class Corrections(Section):
     head_rank: Count = Field(8, description="Directions of the head.")
 
 
-class ClosedForm(Section):
-    """Bridges by ridge regression."""
+class Regression(Section):
+    """A ridge regression."""
 
     windows: Count = Field(description="Windows to collect statistics over.")
     ridge: Number = Field(ge=0, description="Ridge penalty, relative to the mean square of the inputs.")
+
+
+class ClosedForm(Regression):
+    """Bridges by ridge regression."""
+
+    keep_trained: bool = Field(False, description="Leave bridges that have learned something as they are.")
 
 
 class Plans(Section):
@@ -56,7 +63,7 @@ class Plans(Section):
     lowest_budget: Share = Field(0.4, description="Cost down to which plans are sought.")
 
 
-class Refit(ClosedForm):
+class Refit(Regression):
     """Bridges by ridge regression along the plans."""
 
     budgets: list[Share] = Field(min_length=1, description="Budgets whose plans are followed.")
@@ -98,6 +105,52 @@ class Routing(Bridges):
         max_length=2,
         description="Lowest and highest budget to train at; default: those of its plans that leave something out.",
     )
+
+
+class Flips(Section):
+    """The routers of a `gated` controller, from what leaving out one feed-forward at a time loses."""
+
+    windows: Count = Field(description="Windows to measure on.")
+    layers: Count = Field(4, description="Layers to leave out, one at a time, in each window.")
+    ridge: Number = Field(0.1, ge=0, description="Ridge penalty, relative to the variance of each input.")
+    checkpoint_every: Count = Field(25, description="Windows between checkpoints, of each process.")
+
+
+class GateStage(LongStage):
+    """A stage of optimiser steps in which gates are sampled."""
+
+    batch_windows: Count = Field(description="Windows of a batch.")
+    capacities: list[Share] = Field(
+        [0.35, 0.95], min_length=2, max_length=2, description="Lowest and highest share of feed-forwards that are run."
+    )
+    forward: list[Temperature] = Field(
+        [0.5, 0.05], min_length=2, max_length=2, description="Temperature of the samples, at the first step and at the last."
+    )
+    backward: list[Temperature] = Field(
+        [1.0, 0.5], min_length=2, max_length=2, description="Temperature of the gradient, at the first step and at the last."
+    )
+
+    @field_validator("capacities")
+    @classmethod
+    def _of_gates(cls, capacities: list[float]) -> list[float]:
+        if not 0.0 < capacities[0] <= capacities[1] < 1.0:
+            raise ValueError("they must lie between 0 and 1, the lowest first")
+        return capacities
+
+
+class Routers(GateStage):
+    """Phase 1 of a `gated` controller: its routers, and the bridges on what they leave out."""
+
+    capacity_weight: Number = Field(10.0, ge=0, description="Weight of the squared distance to the capacity.")
+    z_weight: Number = Field(0.001, ge=0, description="Weight of the z-loss, which keeps the gates' logits small.")
+    entropy_bonus: Number = Field(0.001, ge=0, description="Weight of the gates' entropy.")
+    layer_dropout: Share = Field(0.05, description="Probability of shutting the last layer to a whole row; less before it.")
+
+
+class Gates(GateStage):
+    """Phase 2 of a `gated` controller: its exit gates, and the exit translators."""
+
+    supervised: Share = Field(0.7, description="Share of the steps that are supervised, before gates are sampled.")
 
 
 class Exits(LongStage):
@@ -154,6 +207,9 @@ class Stages(Section):
     probe: Probe | None = None
     supervised: Supervised | None = None
     reinforcement: Reinforcement | None = None
+    flips: Flips | None = None
+    routers: Routers | None = None
+    gates: Gates | None = None
     calibration: Calibration | None = None
 
 

@@ -61,12 +61,17 @@ def fill(bridge: Bridge, moments: Moments, ridge: float) -> None:
 
 
 def run_stage(run: Run) -> dict:
-    """Pass over some windows once, layer by layer, and solve for every bridge of the model."""
+    """Pass over some windows once, layer by layer, and solve for all bridges, or those that have learned nothing."""
     settings, model = run.settings(NAME), run.model
-    bridges = model.bridges
     windows = run.windows("train")[: settings.windows].to(run.device)
     size = model.config.text_config.hidden_size
-    sums = {(kind, name): Moments(size, run.device) for kind in ("skip", "skip_ffn") for name in getattr(bridges, kind)}
+    solved = {
+        (kind, name): bridge
+        for kind in ("skip", "skip_ffn")
+        for name, bridge in getattr(model.bridges, kind).items()
+        if not (settings.keep_trained and has_learned(bridge))
+    }
+    sums = {which: Moments(size, run.device) for which in solved}
     batches = windows.split(BATCH_WINDOWS * run.accelerator.num_processes)
     for batch in run.track(len(batches), "statistics for bridges"):
         share = run.share(batches[batch])
@@ -74,10 +79,15 @@ def run_stage(run: Run) -> dict:
             for kind, entering in (("skip", hidden), ("skip_ffn", attended)):
                 if (kind, str(layer)) in sums:
                     sums[kind, str(layer)].add(entering, out - entering)
-    for (kind, name), moments in sums.items():
+    for which, moments in sums.items():
         moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
-        fill(getattr(bridges, kind)[name], moments, settings.ridge)
+        fill(solved[which], moments, settings.ridge)
     return {}
+
+
+def has_learned(bridge: Bridge) -> bool:
+    """Whether it changes anything."""
+    return bool(bridge.up.weight.any() or bridge.up.bias.any())
 
 
 @torch.no_grad()

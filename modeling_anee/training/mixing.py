@@ -1,0 +1,117 @@
+"""The stack with a gate at the feed-forward of every token and layer: soft ones, which gradients go through, or hard ones.
+
+Everything runs in the base's own weights: fewer bits lose next to nothing beside what is left out.
+
+Shapes: B rows, T tokens, D hidden size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..actions import FULL, SKIP_FFN
+from ..controller_gated import GatedController
+from ..controller_learned import stand_in_layers
+from ..evaluation.rollout import begin
+from ..modeling_anee import AneeForCausalLM
+from ..step import Step
+from .gating import threshold
+
+
+# From a layer and the hidden states [B, T, D] that enter it to gates [B, T] in [0, 1] or bool; None: all of them are open.
+Gates = Callable[[int, Tensor], Tensor | None]
+ROUNDS = 2  # of looking for the threshold of a capacity, each on the hidden states that the one before led to
+
+
+def controller_of(model: AneeForCausalLM) -> GatedController:
+    """The controller, if it has gates.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if not isinstance(model.controller, GatedController):
+        raise ValueError(f"controller={model.config.controller!r} has no gates: the recipe must say controller: gated")
+    return model.controller
+
+
+def gated_layers(model: AneeForCausalLM) -> list[int]:
+    """Layers whose feed-forward may be left out."""
+    config = model.config
+    free = range(config.min_layers, config.num_layers - config.keep_last_layers)
+    bridged = stand_in_layers(config.table[SKIP_FFN], config)
+    return [layer for layer in free if layer in bridged]
+
+
+def left_out(model: AneeForCausalLM, layer: int, attended: Tensor) -> Tensor:
+    """Attended hidden states [..., D] after a layer whose feed-forward is left out."""
+    bridge = model.bridges.of_skip_ffn(layer)
+    return attended if bridge is None else bridge(attended)
+
+
+def mixed_layer(model: AneeForCausalLM, layer: int, hidden: Tensor, step: Step, gate: Tensor | None) -> Tensor:
+    """One layer, [B, T, D] -> [B, T, D]: its feed-forward to the share of each gate, the bridge to the rest."""
+    block = model.stack.blocks[layer]
+    attended = model.executor.attend(layer, hidden, step, FULL)
+    if gate is None:
+        return block.add_feed_forward(hidden, attended)
+    without = left_out(model, layer, attended)
+    if gate.dtype != torch.bool:
+        return without + gate.unsqueeze(-1) * (block.add_feed_forward(hidden, attended) - without)
+    if not gate.any():
+        return without
+    return without.masked_scatter(gate.unsqueeze(-1), block.add_feed_forward(hidden[gate], attended[gate]))
+
+
+def run_mixed(model: AneeForCausalLM, ids: Tensor, gates: Gates, keep: list[Tensor] | None = None) -> Tensor:
+    """Token ids [B, T] -> hidden states [B, T, D] that enter the final norm; `keep` gets what enters each layer."""
+    hidden, step = begin(model, ids)
+    for layer in range(model.config.num_layers):
+        if keep is not None:
+            keep.append(hidden)
+        hidden = mixed_layer(model, layer, hidden, step, gates(layer, hidden))
+    return hidden
+
+
+def scores_of(model: AneeForCausalLM, entering: list[Tensor]) -> Tensor:
+    """What the routers say of what enters each layer, [B, T, D] each: [B, T - kept, gates], without the kept first tokens."""
+    controller, kept = controller_of(model), model.config.keep_first_tokens
+    return torch.stack([controller.scores(layer, entering[layer][:, kept:]) for layer in gated_layers(model)], dim=-1)
+
+
+@torch.no_grad()
+def run_routed(
+    model: AneeForCausalLM, ids: Tensor, capacity: float, entering: list[Tensor], keep: list[Tensor] | None = None
+) -> tuple[Tensor, float]:
+    """Token ids [B, T] by the routers at a capacity: hidden states that enter the final norm, and the share of open gates.
+
+    Args:
+        model: with a `gated` controller.
+        ids: int64 [B, T].
+        capacity: share of the feed-forwards of these tokens that is to be run.
+        entering: the base's hidden states that enter each layer, from which the threshold is first guessed.
+        keep: gets what enters each layer.
+    """
+    for _ in range(ROUNDS):
+        limit = threshold(scores_of(model, entering), capacity)
+        entering = []
+        hidden = run_mixed(model, ids, Above(model, limit), entering)
+    if keep is not None:
+        keep += entering
+    return hidden, float((scores_of(model, entering) > limit).float().mean())
+
+
+class Above:
+    """Hard gates: open where the routers say more than a limit, and to the kept first tokens."""
+
+    def __init__(self, model: AneeForCausalLM, limit: float) -> None:
+        self.controller, self.layers = controller_of(model), set(gated_layers(model))
+        self.kept, self.limit = model.config.keep_first_tokens, limit
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """Gates bool [B, T] of hidden states [B, T, D] that enter a layer."""
+        if layer not in self.layers:
+            return None
+        gates = self.controller.scores(layer, hidden) > self.limit
+        gates[:, : self.kept] = True
+        return gates

@@ -1,0 +1,163 @@
+"""Routers by supervision: what leaving out one feed-forward of the base would lose, token by token.
+
+As in Dr.LLM (arXiv:2510.12773) gates are flipped one at a time, here around the base itself: what lies below the flipped layer
+stays as it is, so only the layers above it run again. The logarithm of the loss is regressed on what the router reads, by
+ridge regression; then every layer is shifted so that what it says is right in the mean, which makes layers comparable.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...actions import FULL
+from ...bridges import normalised
+from ...evaluation.rollout import begin, processed, run_layers
+from ...modeling_anee import AneeForCausalLM
+from ..losses import kl_divergence
+from ..mixing import controller_of, gated_layers, left_out
+from ..run import Run
+
+
+NAME = "flips"
+SMALLEST = 1e-6  # KL, before a logarithm
+
+
+@dataclass(frozen=True)
+class Regressions:
+    """Sums over tokens for ridge regressions of logarithms of losses, one for each of L layers, float64.
+
+    Args:
+        inputs: of outer products of what is read, with a constant, [L, D + 1, D + 1].
+        outputs: of what is read times the logarithm, [L, D + 1].
+        losses: of the losses themselves, [L].
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    losses: Tensor
+
+    @classmethod
+    def of(cls, layers: int, size: int, device: torch.device) -> "Regressions":
+        """No tokens yet."""
+        shapes = (layers, size + 1, size + 1), (layers, size + 1), (layers,)
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, layer: int, read: Tensor, loss: Tensor) -> None:
+        """Count N tokens: what is read of them [N, D], and their losses [N] in nats."""
+        x = torch.cat((read.float(), torch.ones_like(read[:, :1], dtype=torch.float32)), dim=-1)
+        self.inputs[layer] += (x.T @ x).double()
+        self.outputs[layer] += (x.T @ loss.float().clamp(min=SMALLEST).log()).double()
+        self.losses[layer] += loss.double().sum()
+
+    def solve(self, layer: int, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weight [D] and bias [] of a layer's router, float64.
+
+        The penalty is relative to the variance of each input. The mean of the exponential of what is said, for inputs that
+        vary normally, is the mean loss.
+        """
+        count = self.inputs[layer, -1, -1]
+        second, first = self.inputs[layer] / count, self.outputs[layer] / count
+        mean = second[-1, :-1]
+        covariance = second[:-1, :-1] - mean.outer(mean)
+        joint = first[:-1] - mean * first[-1]
+        penalty = ridge * covariance.diagonal() + SMALLEST
+        weight = torch.linalg.solve(covariance + penalty.diag(), joint)
+        spread = weight @ covariance @ weight
+        level = (self.losses[layer] / count).clamp(min=SMALLEST).log() - spread / 2
+        return weight, level - weight @ mean
+
+
+def run_stage(run: Run) -> dict:
+    """Flip `layers` gates of each of `windows` windows, and solve for the routers.
+
+    Raises:
+        ValueError: the controller has no gates.
+    """
+    settings, model = run.settings(NAME), run.model
+    controller_of(model)
+    windows = run.windows("train")[: settings.windows].to(run.device)
+    sums = Regressions.of(model.config.num_layers, model.config.text_config.hidden_size, run.device)
+    together = torch.arange(len(windows)).split(run.accelerator.num_processes)
+    for step in run.track(len(together), "flipping gates", restore(run, sums)):
+        for number in run.share(together[step]).tolist():
+            add_window(model, sums, windows[number].unsqueeze(0), layers_of(run, number))
+        if (step + 1) % settings.checkpoint_every == 0:
+            gather(run, sums)
+            run.save(NAME, step + 1, vars(sums))
+    gather(run, sums)
+    fill(run, sums)
+    return {}
+
+
+def restore(run: Run, sums: Regressions) -> int:
+    """Take the sums of the checkpoint, if there is one, into the main process; returns the step to go on with."""
+    saved = run.load(NAME)
+    if saved is None:
+        return 0
+    if run.accelerator.is_main_process:
+        for name, value in vars(sums).items():
+            value.copy_(saved[1][name])
+    return saved[0]
+
+
+def gather(run: Run, sums: Regressions) -> None:
+    """Move the sums of all processes into the main one."""
+    for value in vars(sums).values():
+        total = run.sum(value)
+        value.copy_(total if run.accelerator.is_main_process else torch.zeros_like(total))
+
+
+def layers_of(run: Run, number: int) -> list[int]:
+    """Which layers are flipped in a window: every one once before any comes again."""
+    layers = gated_layers(run.model)
+    each = min(run.settings(NAME).layers, len(layers))
+    places = range(number * each, (number + 1) * each)
+    turns = {place // len(layers) for place in places}
+    orders = {turn: torch.randperm(len(layers), generator=run.generator(NAME, turn)) for turn in turns}
+    return sorted({layers[int(orders[p // len(layers)][p % len(layers)])] for p in places})
+
+
+@torch.no_grad()
+def add_window(model: AneeForCausalLM, sums: Regressions, ids: Tensor, layers: list[int]) -> None:
+    """Count what flipping some layers loses on token ids [B, T]."""
+    kept = model.config.keep_first_tokens
+    for layer, entering, loss in flipped(model, ids, layers):
+        sums.add(layer, normalised(entering[:, kept:]).flatten(0, 1), loss[:, kept:].flatten())
+
+
+def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tuple[int, Tensor, Tensor]]:
+    """What leaving out the feed-forward of each of some layers alone would lose on token ids [B, T].
+
+    Returns the layer, what enters it [B, T, D], and KL to the base [B, T] in nats.
+    """
+    everything, last = processed(model, ids), model.config.num_layers
+    hidden, step = begin(model, ids)
+    seen = []
+    for layer, block in enumerate(model.stack.blocks):
+        attended = model.executor.attend(layer, hidden, step, FULL)
+        if layer in layers:
+            seen.append((layer, hidden, attended))
+        hidden = block.add_feed_forward(hidden, attended)
+    target = model.stack.logits(hidden)
+    found = []
+    for layer, entering, attended in seen:
+        without = run_layers(model, left_out(model, layer, attended), step, everything, range(layer + 1, last))
+        found.append((layer, entering, kl_divergence(target, model.stack.logits(without))))
+    return found
+
+
+@torch.no_grad()
+def fill(run: Run, sums: Regressions) -> None:
+    """Set the routers to what the main process, which has the sums, solves for."""
+    routers, ridge = controller_of(run.model).routers, run.settings(NAME).ridge
+    flipped_layers = [layer for layer in gated_layers(run.model) if sums.inputs[layer, -1, -1] > 0]
+    solved = torch.zeros(run.model.config.num_layers, sums.outputs.shape[1], dtype=torch.float64, device=run.device)
+    for layer in flipped_layers:
+        weight, bias = sums.solve(layer, ridge)
+        solved[layer] = torch.cat((weight, bias.view(1)))
+    solved = run.sum(solved)
+    for layer in gated_layers(run.model):
+        if solved[layer].any():
+            routers.weight[layer].copy_(solved[layer, :-1])
+            routers.bias[layer].copy_(solved[layer, -1])

@@ -1,0 +1,160 @@
+"""Phase 2 of a `gated` controller: its exit gates, and the exit translators that tokens leave through; the routers stay.
+
+Hidden states come from the stack as the routers run it at random capacities. At first, by supervision, each translator learns
+to lose little (KL to the base) and each gate to predict what that is. Then gates are sampled: a token that leaves is charged
+what it loses there and paid a price for the layers that it saves, and translators learn from those that leave through them.
+The log has what both lose at some shares of leaving tokens, before the second part and at the end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...evaluation.rollout import run as run_tokens
+from ...modeling_anee import AneeForCausalLM
+from ..gating import annealed, gumbel_sigmoid, logistic_noise, misfit, shares_of_exits, threshold
+from ..losses import kl_divergence
+from ..mixing import controller_of, run_routed
+from ..optimise import batch_of, train
+from ..recipe import Gates
+from ..run import Run
+
+
+NAME = "gates"
+SHARE_OF_TOKENS = 0.25  # whose distributions are compared, at every exit
+WEIGHT = 0.05  # of what gates predict: it has gradients of its own, but the norm is clipped over all
+LEAVING = (0.05, 0.6)  # share of the tokens that would leave at the price of a step
+MEASURED = (0.1, 0.2, 0.4)  # shares of leaving tokens whose loss the log has
+WINDOWS = 4  # that it is measured on
+
+
+@dataclass(frozen=True)
+class Exits:
+    """What N tokens lose at E exits, and what is said of it.
+
+    Args:
+        loss: KL to the base of leaving at each exit, and of staying, float32 [N, E + 1].
+        scores: predicted logarithms of those of leaving, float32 [N, E].
+        saved: cost that leaving at each exit saves, float32 [E].
+    """
+
+    loss: Tensor
+    scores: Tensor
+    saved: Tensor
+
+    def price(self, share: float) -> float:
+        """Logarithm of the price of cost at which so many tokens would leave, by what is said of them."""
+        return threshold((self.scores - self.saved.log()).amin(dim=-1), 1.0 - share)
+
+    def logits(self, price: float) -> Tensor:
+        """Logits of leaving [N, E]: above 0 where the loss is said to be worth what is saved."""
+        return price + self.saved.log() - self.scores
+
+    def outcome(self, leaves: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, and mean cost saved, with gates [N, E]."""
+        shares = shares_of_exits(leaves)
+        return (shares * self.loss).sum(dim=-1).mean(), (shares[:, :-1] * self.saved).sum(dim=-1).mean()
+
+
+def run_stage(run: Run) -> dict:
+    """Train gates and translators for `steps` steps of `batch_windows` windows.
+
+    Raises:
+        ValueError: the controller has no gates, or the model no exits or translators.
+    """
+    settings, model = run.settings(NAME), run.model
+    if not controller_of(model).exit_layers or not len(model.bridges.exit):
+        raise ValueError(
+            f"exit_layers={model.config.exit_layers} with exit_translator_rank={model.config.exit_translator_rank} leaves "
+            "nothing to train: the stage 'gates' needs layers, and a rank of at least 1"
+        )
+    trained = ("bridges.exit.", "controller.gates.")
+    parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
+    windows = run.windows("train")
+    supervised = round(settings.supervised * settings.steps)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        numbers = measured(run) if step == supervised else {}
+        low, high = settings.capacities
+        capacity = low + (high - low) * float(torch.rand(1, generator=generator))
+        seen = exits_of(model, batch_of(windows, settings, step, run), capacity, SHARE_OF_TOKENS, generator)
+        loss, parts = taught(seen) if step < supervised else sampled(seen, settings, step - supervised, generator)
+        each = zip(controller_of(model).exit_layers, seen.loss.detach().mean(dim=0), strict=False)
+        return loss, parts | {f"kl_{layer}": kl for layer, kl in each} | numbers
+
+    train(run, NAME, parameters, loss_of_step)
+    run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run).items()})
+    return {}
+
+
+def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float, generator: torch.Generator) -> Exits:
+    """A random share of the tokens of ids int64 [B, T], by the routers at a capacity, at every exit."""
+    controller, kept = controller_of(model), model.config.keep_first_tokens
+    entering: list[Tensor] = []
+    routed: list[Tensor] = []
+    with torch.no_grad():
+        final = run_tokens(model, ids, keep=entering)
+        staying, _ = run_routed(model, ids, capacity, entering, routed)
+    places = torch.randperm(final[:, kept:, 0].numel(), generator=generator)
+    places = places[: max(1, round(share * len(places)))].to(final.device)
+
+    def chosen(hidden: Tensor) -> Tensor:
+        return hidden[:, kept:].flatten(0, 1)[places]
+
+    with torch.no_grad():
+        target = model.stack.logits(chosen(final))
+        stays = kl_divergence(target, model.stack.logits(chosen(staying)))
+    losses, scores = [], []
+    for layer in controller.exit_layers:
+        hidden = chosen(routed[layer])
+        translator = model.bridges.of_exit(layer)
+        assert translator is not None
+        losses.append(kl_divergence(target, model.stack.logits(translator(hidden))))
+        scores.append(controller.exit_scores(layer, hidden))
+    return Exits(torch.stack([*losses, stays], dim=-1), torch.stack(scores, dim=-1), saved_of(model).to(stays))
+
+
+def saved_of(model: AneeForCausalLM) -> Tensor:
+    """Cost that leaving before each of the `exit_layers` saves, float64 [E]."""
+    controller, costs = controller_of(model), model.costs.layers
+    each = costs[:, int(controller.choices[0])] - costs[:, controller.leave]
+    return torch.stack([each[layer:].sum() for layer in controller.exit_layers])
+
+
+def taught(seen: Exits) -> tuple[Tensor, dict[str, Tensor]]:
+    """Supervision: what every exit loses, and how well its gate predicts that."""
+    loss, said = seen.loss[:, :-1], misfit(seen.scores, seen.loss[:, :-1])
+    return loss.mean(dim=0).sum() + WEIGHT * said, {"misfit": said}
+
+
+def sampled(seen: Exits, settings: Gates, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """What sampled gates lose less what they save, at a random price, in a step of this part."""
+    steps = settings.steps - round(settings.supervised * settings.steps)
+    forward, backward = (annealed(step, steps, *pair) for pair in (settings.forward, settings.backward))
+    low, high = LEAVING
+    price = seen.price(low + (high - low) * float(torch.rand(1, generator=generator)))
+    logits = seen.logits(price)
+    noise = logistic_noise(tuple(logits.shape), generator).to(logits.device)
+    loss, saved = seen.outcome(gumbel_sigmoid(logits, noise, forward, backward))
+    said = misfit(seen.scores, seen.loss[:, :-1])
+    return loss - float(torch.tensor(price).exp()) * saved + WEIGHT * said, {"kl": loss, "saved": saved, "misfit": said}
+
+
+@torch.no_grad()
+def measured(run: Run) -> dict[str, Tensor]:
+    """Mean loss and cost saved at some shares of leaving tokens, all feed-forwards run, on windows of the text to choose on.
+
+    Processes share the windows. Returns `kl_leaving_0.1`, `saved_leaving_0.1` and so on.
+    """
+    own = run.share(run.windows("choose")[:WINDOWS].to(run.device))
+    sums = torch.zeros(2 * len(MEASURED) + 1, dtype=torch.float64, device=run.device)
+    for number, ids in enumerate(own.split(1) if len(own) else ()):
+        seen = exits_of(run.model, ids, 1.0, 1.0, run.generator(NAME, -1 - number))
+        for place, share in enumerate(MEASURED):
+            outcome = seen.outcome((seen.logits(seen.price(share)) > 0).float())
+            sums[2 * place : 2 * place + 2] += torch.stack(outcome).double()
+        sums[-1] += 1.0
+    sums = run.sum(sums)
+    names = [f"{name}_leaving_{share:g}" for share in MEASURED for name in ("kl", "saved")]
+    return dict(zip(names, sums[:-1] / sums[-1], strict=True))

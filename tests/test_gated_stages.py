@@ -1,0 +1,224 @@
+"""The stages `flips`, `routers` and `gates`: what they learn, and that an interrupted fit makes the same."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_anee.controller_gated import GatedController
+from modeling_anee.evaluation.rollout import run as run_tokens
+from modeling_anee.hardware import GATHERING_FLOPS
+from modeling_anee.training.fit import fit
+from modeling_anee.training.losses import kl_divergence
+from modeling_anee.training.mixing import gated_layers, run_mixed, run_routed, scores_of
+from modeling_anee.training.recipe import Recipe
+from modeling_anee.training.run import Run
+from modeling_anee.training.stages import closed_form, flips, gates, routers
+
+from .tiny import LAYERS
+from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
+
+
+AS_SHIPPED = GATHERING_FLOPS["cpu"]  # the other process has it, and so has the module's fixture
+ANEE = {
+    "controller": "gated",
+    "min_layers": 0,
+    "keep_last_layers": 0,
+    "ffn_bridge_rank": 4,
+    "exit_translator_rank": 4,
+    "exit_layers": [1, 3],
+}
+STAGES = {
+    "closed_form": {"windows": 12, "ridge": 0.001},
+    "flips": {"windows": 14, "layers": 3, "ridge": 0.1, "checkpoint_every": 2},
+    "routers": {"steps": 60, "learning_rate": 0.003, "batch_windows": 4, "checkpoint_every": 2},
+    "gates": {"steps": 60, "learning_rate": 0.01, "batch_windows": 4, "checkpoint_every": 2},
+}
+
+
+def recipe(folder, **changes) -> Recipe:
+    sources = {
+        "train": [{"file": "text.txt", "tokens": 400, "stop": 0.6}],
+        "choose": [{"file": "text.txt", "tokens": 200, "start": 0.6}],
+    }
+    return recipe_of(folder, **{"length": 16, "text": sources, "anee": ANEE, "stages": STAGES} | changes)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    make_workshop(folder)
+    fit(recipe(folder), folder / "run", folder / "data")
+    return folder
+
+
+@pytest.fixture
+def run(fitted):
+    return Run.open(recipe(fitted), fitted / "run", fitted / "data")
+
+
+def logged(folder, stage):
+    rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == stage]
+
+
+# What is measured
+
+
+def test_flipping_a_gate_is_leaving_out_one_feed_forward(run):
+    model, ids = run.model, run.windows("train")[:2]
+    with torch.no_grad():
+        entering = []
+        target = model.stack.logits(run_tokens(model, ids, keep=entering))
+        for layer, seen, loss in flips.flipped(model, ids, [0, 2, 3]):
+            plan = torch.zeros(LAYERS, dtype=torch.uint8)
+            plan[layer] = model.config.table.place("SKIP_FFN")
+            expected = kl_divergence(target, model.stack.logits(run_tokens(model, ids, plan.expand(*ids.shape, -1).clone())))
+            torch.testing.assert_close(seen, entering[layer], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_every_layer_is_flipped_as_often(run):
+    seen = [layer for number in range(8) for layer in flips.layers_of(run, number)]
+    assert {seen.count(layer) for layer in gated_layers(run.model)} <= {5, 6, 7}
+    assert flips.layers_of(run, 3) == flips.layers_of(run, 3)
+
+
+def test_a_regression_finds_what_the_logarithm_of_the_loss_follows():
+    generator = torch.Generator().manual_seed(0)
+    read, weight = torch.randn(4000, 8, generator=generator), torch.randn(8, generator=generator) / 4
+    noise = torch.randn(4000, generator=generator) / 2
+    loss = (read @ weight - 3.0 + noise).exp()
+    sums = flips.Regressions.of(2, 8, torch.device("cpu"))
+    sums.add(1, read[:1000], loss[:1000])
+    sums.add(1, read[1000:], loss[1000:])
+    found, bias = sums.solve(1, 1e-4)
+    torch.testing.assert_close(found.float(), weight, atol=0.03, rtol=0.1)
+    said = (read.double() @ found + bias).exp().mean()
+    assert abs(float(said / loss.mean()) - 1.0) < 0.05
+
+
+# The stack with gates
+
+
+def test_open_and_shut_gates_are_the_base_and_a_plan(run):
+    model, ids = run.model, run.windows("train")[:2]
+    with torch.no_grad():
+        for value, plan in ((1.0, "PROCESS"), (0.0, "SKIP_FFN")):
+            actions = torch.full((*ids.shape, LAYERS), model.config.table.place(plan), dtype=torch.uint8)
+            expected = run_tokens(model, ids, actions)
+            for gate in (torch.full(ids.shape, value), torch.full(ids.shape, bool(value))):
+                found = run_mixed(model, ids, lambda layer, hidden, gate=gate: gate)
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(run_mixed(model, ids, lambda layer, hidden: None), run_tokens(model, ids))
+
+
+@pytest.mark.parametrize("capacity", [0.3, 0.6, 0.9])
+def test_routers_run_the_asked_share(run, capacity):
+    model, ids, entering, routed = run.model, run.windows("train")[:8], [], []
+    with torch.no_grad():
+        run_tokens(model, ids, keep=entering)
+        _, share = run_routed(model, ids, capacity, entering, routed)
+    assert abs(share - capacity) < 0.05 and len(routed) == LAYERS
+    assert scores_of(model, routed).shape == (8, 16 - model.config.keep_first_tokens, LAYERS)
+
+
+def test_layers_without_a_bridge_have_no_gate(fitted, tmp_path):
+    fields = ANEE | {"ffn_bridge_layers": [0, 2], "keep_last_layers": 1}
+    model = Run.open(recipe(fitted, anee=fields), tmp_path / "run", fitted / "data").model
+    assert gated_layers(model) == [0, 2]
+
+
+def test_bridges_that_have_learned_may_stay(fitted, tmp_path):
+    keeping = {"closed_form": STAGES["closed_form"] | {"keep_trained": True}}
+    run = Run.open(recipe(fitted, stages=keeping), tmp_path / "run", fitted / "data")
+    bridges = run.model.bridges.skip_ffn
+    with torch.no_grad():
+        bridges["2"].up.bias.fill_(0.5)
+    closed_form.run_stage(run)
+    assert [closed_form.has_learned(bridges[str(layer)]) for layer in range(LAYERS)] == [True] * LAYERS
+    assert not bridges["2"].up.weight.any() and (bridges["2"].up.bias == 0.5).all()
+
+
+# What is learned
+
+
+def test_an_artifact_with_routers_and_gates(fitted):
+    model = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32")
+    assert isinstance(model.controller, GatedController)
+    assert all(bank.weight.abs().sum() > 0 for bank in (model.controller.routers, model.controller.gates))
+
+
+def test_the_base_is_bit_identical(fitted):
+    before = AutoModelForCausalLM.from_pretrained(fitted / "base").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32").base.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_log_has_what_each_part_of_the_training_reached(fitted):
+    before, *steps, after = logged(fitted, "routers")
+    names = [f"{name}_at_{capacity:g}" for capacity in routers.MEASURED for name in ("kl", "capacity")]
+    assert set(names) < set(before) and set(names) < set(after) and len(steps) == 60
+    assert all(abs(line[f"capacity_at_{capacity:g}"] - capacity) < 0.1 for line in (before, after) for capacity in (0.9, 0.55))
+    assert sum(after[f"kl_at_{one:g}"] for one in routers.MEASURED) < sum(before[f"kl_at_{one:g}"] for one in routers.MEASURED)
+    *steps, last = logged(fitted, "gates")
+    supervised = next(line for line in steps if "kl_leaving_0.1" in line)
+    assert supervised["step"] == 42 and {"kl_leaving_0.4", "saved_leaving_0.4"} < set(last)
+    assert supervised["saved_leaving_0.4"] > supervised["saved_leaving_0.1"] > 0
+
+
+def test_routers_learn_which_feed_forwards_are_missed(run):
+    """What they say of a token goes up and down with what leaving one out loses, on the text they learned from."""
+    model, ids = run.model, run.windows("train")
+    kept = model.config.keep_first_tokens
+    with torch.no_grad():
+        for layer, entering, loss in flips.flipped(model, ids, [1, 3]):
+            said = model.controller.scores(layer, entering)[:, kept:].flatten()
+            pair = torch.stack((said, loss[:, kept:].flatten().clamp(min=1e-6).log()))
+            assert torch.corrcoef(pair)[0, 1] > 0.2
+
+
+def test_translators_lose_less_than_none(run, fitted):
+    model, ids, entering = run.model, run.windows("train")[:8], []
+    with torch.no_grad():
+        target = model.stack.logits(run_tokens(model, ids, keep=entering))
+        for layer in ANEE["exit_layers"]:
+            with_it, without = (model.stack.logits(h) for h in (model.bridges.of_exit(layer)(entering[layer]), entering[layer]))
+            assert kl_divergence(target, with_it).mean() < kl_divergence(target, without).mean()
+
+
+def test_exits_cost_what_is_lost_and_save_what_is_left_out(run):
+    loss = torch.tensor([[3.0, 2.0, 0.0], [1.0, 0.1, 0.0]])
+    seen = gates.Exits(loss, loss[:, :2].log(), torch.tensor([0.6, 0.2]))
+    assert [float(x) for x in seen.outcome(torch.zeros(2, 2))] == [0.0, 0.0]
+    found = seen.outcome(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(torch.stack(found), torch.tensor([0.05, 0.1]))
+    leaves = seen.logits(seen.price(0.5)) > 0
+    assert leaves.any(dim=1).tolist() == [False, True]
+    saved = gates.saved_of(run.model)
+    assert 0 < saved[1] < saved[0] < 1
+
+
+# Runs
+
+
+@pytest.mark.parametrize("stage", ["flips", "routers", "gates"])
+def test_a_fit_killed_and_resumed_makes_the_same(fitted, forks, stage, tmp_path, monkeypatch):
+    monkeypatch.setitem(GATHERING_FLOPS, "cpu", AS_SHIPPED)
+    fit_killed_in(forks, stage, recipe(fitted), tmp_path / "run", fitted / "data")
+    fit(recipe(fitted), tmp_path / "run", fitted / "data")
+    assert_same_run(tmp_path / "run", fitted / "run")
+
+
+@pytest.mark.parametrize("stage", [flips, routers, gates])
+def test_another_kind_has_no_gates(fitted, tmp_path, stage):
+    other = Run.open(recipe(fitted, anee={"controller": "learned"}), tmp_path / "run", fitted / "data")
+    with pytest.raises(ValueError, match="controller='learned' has no gates"):
+        stage.run_stage(other)
+
+
+def test_gates_need_exits(fitted, tmp_path):
+    without = Run.open(recipe(fitted, anee=ANEE | {"exit_translator_rank": 0}), tmp_path / "run", fitted / "data")
+    with pytest.raises(ValueError, match="exit_translator_rank=0 leaves nothing to train"):
+        gates.run_stage(without)
