@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import functools
 import logging
 import os
 import zlib
@@ -9,7 +10,7 @@ import torch
 import transformers
 from transformers.utils.logging import warning_once
 
-from modeling_anee import hardware
+from modeling_anee import AneeForCausalLM, hardware, timing
 
 from .children import Forks
 
@@ -48,6 +49,22 @@ def gathering(request, monkeypatch):
 def always_gather(gathering, monkeypatch):
     """For tests of what is run and what is not: where gathering does not pay, some runs for nobody."""
     monkeypatch.setitem(hardware.GATHERING_FLOPS, "cpu", 0.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What stands in for the time where speed is measured, a list with the seconds: a token takes as many as it costs."""
+    now, forward = [0.0], AneeForCausalLM.forward
+
+    @functools.wraps(forward)
+    def timed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        now[0] += float(output.execution.cost.mean(dim=0).sum())
+        return output
+
+    monkeypatch.setattr(AneeForCausalLM, "forward", timed)
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    return now
 
 
 @pytest.fixture

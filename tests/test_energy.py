@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from modeling_anee.evaluation import energy
-from modeling_anee.evaluation.benchmark import interleave
+from modeling_anee.evaluation.benchmark import metered_runs
 from modeling_anee.evaluation.energy import Counter, EnergyMeter, devices_of, rapl_counters
 
 
@@ -212,8 +212,8 @@ def test_the_benchmark_gives_every_case_its_own_joules(tmp_path):
 
     cases = {"dear": lambda: spend(300_000), "cheap": lambda: spend(100_000)}
     with EnergyMeter([CPU], tmp_path) as meter:
-        runs = interleave(cases, 3, meter)
+        runs = metered_runs(cases, 3, meter)
     assert [run.joules for run in runs["dear"]] == pytest.approx([0.3] * 3)
     assert [run.joules for run in runs["cheap"]] == pytest.approx([0.1] * 3)
     with EnergyMeter([CPU], tmp_path / "none") as meter:
-        assert [run.joules for run in interleave(cases, 1, meter)["dear"]] == [None]
+        assert [run.joules for run in metered_runs(cases, 1, meter)["dear"]] == [None]

@@ -7,17 +7,17 @@ same number of tokens; `min_new_tokens` keeps the end of sequence from cutting a
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from ..actions import FULL, PROCESS
 from ..base_loading import find_base
 from ..modeling_anee import AneeForCausalLM
+from ..timing import greedy, interleave, ratios, seconds_of
 from ..trace import ExecutionTrace
 from .benchmark_rows import Done, Row, Run, rows_of
 from .energy import EnergyMeter, devices_of
@@ -25,7 +25,6 @@ from .shown import budgets_to_show
 from .uniform import INT4, INT8, uniform_precisions
 
 
-Key = TypeVar("Key")  # what a case is known by
 KINDS = ("plan", "budget", "learned", "routed")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
@@ -55,26 +54,22 @@ def cases_of(model: AneeForCausalLM) -> list[Case]:
     return cases + [Case(one.name, one.model, one.budget, one.cost) for one in uniform]
 
 
-def interleave(cases: dict[Key, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[Key, list[Run]]:
+def metered_runs(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[str, list[Run]]:
     """Seconds and joules of each case, run in turn, after one uncounted round."""
-    runs: dict[Key, list[Run]] = {name: [] for name in cases}
-    for round_number in range(repeats + 1):
-        for name, case in cases.items():
-            _synchronize()
-            joules, begin = meter.joules, time.perf_counter()
-            case()
-            _synchronize()
-            seconds, after = time.perf_counter() - begin, meter.joules
-            if round_number:
-                runs[name].append(Run(seconds, None if joules is None or after is None else after - joules))
-    return runs
+    return interleave({name: partial(_metered, case, meter) for name, case in cases.items()}, repeats)
+
+
+def _metered(case: Callable[[], Any], meter: EnergyMeter) -> Run:
+    before, seconds = meter.joules, seconds_of(case)
+    after = meter.joules
+    return Run(seconds, None if before is None or after is None else after - before)
 
 
 def decode_rows(cases: list[Case], tokenizer: Any, batch: int, new_tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
     """Greedy decoding: plain `generate` beside ours; the first case is the model in full."""
     model = cases[0].model
     inputs = _chat(tokenizer, PROMPTS[:batch]).to(model.device)
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    length = greedy(new_tokens)
 
     def ours(case: Case) -> ExecutionTrace:
         output: Any = case.model.generate(**inputs, **length, energy_budget=case.budget, return_dict_in_generate=True)
@@ -112,7 +107,7 @@ def _timed(
         done[case.name] = Done(case.model, trace, trace.mean_cost if case.cost is None else case.cost)
 
     calls: dict[str, Callable[[], Any]] = {"plain": plain} | {case.name: partial(call, case) for case in cases}
-    return interleave(calls, repeats, meter), done
+    return metered_runs(calls, repeats, meter), done
 
 
 @torch.no_grad()
@@ -130,12 +125,9 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, met
         other = wrapped.get(name, model)
         cache = other(ids, energy_budget=1.0, use_cache=True, logits_to_keep=1).cache
         cases[name] = partial(other, ids[:, -1:], cache=cache, energy_budget=budget, logits_to_keep=1)
-    runs = interleave(cases, steps, meter)
-    dense = runs.pop("dense")
-    return {
-        kind: statistics.median(one.seconds / other.seconds for one, other in zip(own, dense, strict=True)) - 1.0
-        for kind, own in runs.items()
-    }
+    runs = metered_runs(cases, steps, meter)
+    seconds = {name: [run.seconds for run in own] for name, own in runs.items()}
+    return {kind: statistics.median(ratios(seconds[kind], seconds["dense"])) - 1.0 for kind in KINDS}
 
 
 def memories(model: AneeForCausalLM, rounded: bool) -> dict[str, dict[str, int]]:
@@ -197,8 +189,3 @@ def _chat(tokenizer: Any, prompts: tuple[str, ...]) -> Any:
             for p in prompts
         )
     return tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=tokenizer.chat_template is None)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -8,6 +8,7 @@ import torch
 
 from ..actions import NONE
 from ..modeling_anee import AneeForCausalLM
+from ..timing import ratios
 from ..trace import ExecutionTrace
 
 
@@ -66,19 +67,19 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
         with_ceiling: whether the bytes that were read say how fast it could be.
     """
     rows = []
-    dense = statistics.median(run.seconds for run in runs["budget 1.0"])
+    seconds = {name: [run.seconds for run in own] for name, own in runs.items()}
+    dense = statistics.median(seconds["budget 1.0"])
     for name, own in runs.items():
-        ratios = [plain.seconds / run.seconds for plain, run in zip(runs["plain"], own, strict=True)]
-        median = statistics.median(run.seconds for run in own)
+        faster, median = ratios(seconds["plain"], seconds[name]), statistics.median(seconds[name])
         joules = [run.joules for run in own if run.joules is not None]
         read = weights_read(done[name].model, done[name].trace) if with_ceiling and name in done else None
         rows.append(
             Row(
                 case=name,
                 tokens_per_second=tokens / median,
-                ratio=statistics.median(ratios),
-                ratio_low=min(ratios),
-                ratio_high=max(ratios),
+                ratio=statistics.median(faster),
+                ratio_low=min(faster),
+                ratio_high=max(faster),
                 mean_cost=done[name].cost if name in done else 1.0,
                 weights_read=read,
                 of_ceiling=None if read is None else dense / median * read,

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from torch import Tensor
 from ..cache import AneeCache
 from ..data.windows import Window
 from ..modeling_anee import AneeForCausalLM
-from .benchmark import Key, interleave
+from ..timing import Key, interleave, seconds_of
 from .controls import Control, controls
-from .energy import EnergyMeter
 from .uniform import Uniform
 
 
@@ -37,13 +35,12 @@ class Timing:
 def decode_times(feeds: dict[Key, Feed], timing: Timing) -> dict[Key, float]:
     """Milliseconds of a token, the median over the rounds, of everything that is fed; after one round that is not counted."""
     start, stop = timing.tokens, 2 * timing.tokens
-    cases: dict[Key, Callable[[], Any]] = {}
+    cases: dict[Key, Callable[[], float]] = {}
     for key, feed in feeds.items():
         cache = feed(slice(0, start), None)
-        cases[key] = partial(_decode, feed, cache, start, stop)
-    with EnergyMeter([]) as meter:  # which `interleave` asks for; joules are of no interest here
-        runs = interleave(cases, timing.repeats, meter)
-    return {key: statistics.median(run.seconds for run in own) * 1e3 / timing.tokens for key, own in runs.items()}
+        cases[key] = partial(seconds_of, partial(_decode, feed, cache, start, stop))
+    seconds = interleave(cases, timing.repeats)
+    return {key: statistics.median(own) * 1e3 / timing.tokens for key, own in seconds.items()}
 
 
 def _decode(feed: Feed, cache: AneeCache, start: int, stop: int) -> None:

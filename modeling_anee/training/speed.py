@@ -1,6 +1,5 @@
 """How fast a base runs and trains on this machine: measured once, so that stages can be fitted to a time."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from ..evaluation.rollout import run as run_tokens
 from ..evaluation.rollout import with_plan
 from ..modeling_anee import AneeForCausalLM
 from ..plans import plan_table
+from ..timing import seconds_of
 from .shape import plan_in
 from .stages.bridges import loss_of
 from .stages.closed_form import Moments, solve
@@ -65,11 +65,11 @@ def measure_speed(model: AneeForCausalLM, length: int, budgets: tuple[float, flo
     def cheap() -> None:
         model.stack.logits(run_tokens(model, ids, in_4_bits), "int8")
 
-    speed = Speed(length, _seconds(forward, device), _seconds(cheap, device))
+    speed = Speed(length, _seconds(forward), _seconds(cheap))
     if model.config.bridge_rank == 0:
         return speed
     step = _training(model, ids, budgets, generator)
-    return replace(speed, step=_seconds(step, device), solve=_seconds(_solving(model, device), device))
+    return replace(speed, step=_seconds(step), solve=_seconds(_solving(model, device)))
 
 
 def measure_sampling(model: AneeForCausalLM) -> float:
@@ -81,7 +81,7 @@ def measure_sampling(model: AneeForCausalLM) -> float:
     def sample() -> None:
         model.base(ids)
 
-    return STEPS_A_TOKEN * _seconds(sample, device) / BATCH
+    return STEPS_A_TOKEN * _seconds(sample) / BATCH
 
 
 def _training(
@@ -105,16 +105,6 @@ def _solving(model: AneeForCausalLM, device: torch.device) -> Callable[[], objec
     return lambda: solve(moments, model.config.bridge_rank, 0.001)
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     work()  # the first one also chooses kernels
-    _wait(device)
-    begin = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    """For what may still be running on a device when its call has returned."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return seconds_of(work)
