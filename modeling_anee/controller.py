@@ -110,6 +110,10 @@ class Controller(nn.Module):
         """Actions of N tokens for the layers of a segment."""
         raise NotImplementedError
 
+    def plan_budgets(self) -> list[float]:
+        """Budgets that are the cost of one plan, which all tokens follow at them; none where tokens decide for themselves."""
+        return []
+
     def probabilities(self, segment: int, seen: Observation) -> Tensor | None:
         """How likely each of K choices is held to be the best in a decision, float [N, n, K]; None where a kind knows none.
 

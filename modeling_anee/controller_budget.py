@@ -70,6 +70,10 @@ class BudgetController(Controller):
             return Decision(actions, head=heads)
         return Decision(actions, head=torch.full_like(heads, self._head) if segment == 0 else None)
 
+    def plan_budgets(self) -> list[float]:
+        """The costs of all ways through the stack."""
+        return (self._exiting if self.threshold else self._skipping)[0].costs.tolist()
+
 
 class Rest(PlanTable):
     """Ways from a segment on to the end: the tails of plans, whose costs are those of their layers and of the head.

@@ -22,6 +22,11 @@ class WholePlans:
         self.top = float(table.costs[place])  # budget from which on plans are fixed
         self.actions, self.head = table.actions[place], table.heads[place]  # of the cheapest, uint8 [L] and []
 
+    @property
+    def budgets(self) -> list[float]:
+        """What the plans cost, ascending."""
+        return self.table.costs[self.place :].tolist()
+
     def affords(self, budget: Tensor) -> Tensor:
         """Which budgets float64 [N] have a plan, bool [N]."""
         return budget >= self.top - TOLERANCE

@@ -140,3 +140,7 @@ class GatedController(Controller):
     def looks(self, segment: int) -> bool:
         """Only routers and gates read anything of a token."""
         return segment >= len(self._fixed)
+
+    def plan_budgets(self) -> list[float]:
+        """The costs of the plans that are fixed."""
+        return self._whole.budgets if self._fixed else []

@@ -28,3 +28,7 @@ class PlanController(Controller):
         """The plans nearest to each token's budget."""
         chosen = self._table.places(seen.budget, seen.index)
         return Decision(self._table.actions[chosen], head=self._table.heads[chosen])
+
+    def plan_budgets(self) -> list[float]:
+        """The costs of all plans."""
+        return self._table.costs.tolist()

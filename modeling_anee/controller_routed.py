@@ -96,6 +96,10 @@ class RoutedController(Controller):
         """Only the router reads anything of a token."""
         return segment >= len(self._fixed)
 
+    def plan_budgets(self) -> list[float]:
+        """The costs of the plans that are fixed."""
+        return self._whole.budgets if self._fixed else []
+
     def predict(self, hidden: Tensor) -> Tensor:
         """Logarithm of the loss of each plan (KL to the base, nats) for hidden states [..., D] -> float32 [..., K]."""
         dtype = next(self.predictor.parameters()).dtype

@@ -15,6 +15,8 @@ from .compatibility import CACHE, BothCacheNames, cache_argument, cache_of, rena
 from .dropping import check_ceiling, default_budget
 from .execution_log import execution_log
 from .generation_state import GenerationState, NotingCriteria, generation_of, running
+from .speed_search import FoundSpeedup
+from .target_speedup import Prompts, set_target_speedup
 from .trace import ExecutionTrace
 
 
@@ -78,6 +80,37 @@ class AneeGenerationMixin(GenerationMixin):
         else:
             trace, places = execution_log(cache).whole, execution_log(cache).places
         return AneeGenerateOutput(**fields, execution=state.without_ended(trace, places))
+
+    def set_target_speedup(
+        self,
+        target: float,
+        prompts: Prompts | None = None,
+        new_tokens: int = 32,
+        rounds: int = 3,
+        reference: str = "dense",
+    ) -> FoundSpeedup:
+        """Find the highest budget that decodes so many times faster on this machine, and make it the default.
+
+        Every budget that is tried decodes greedily in turn with the reference; what counts is the median of the rounds' ratios,
+        after one uncounted round, the prompt's own time left out. The budget becomes `config.energy_budget`, and that of
+        `generation_config` where this has one; both are saved with the model. Random numbers to come stay what they were.
+
+        Args:
+            target: how many times faster than the reference, at least 1.
+            prompts: what to decode from: token ids int64 [B, T], or what a tokenizer returns; default: one row of 16 random
+                tokens. What `learned`, `routed` and `confidence` run depends on the text: give them some of yours.
+            new_tokens: tokens to decode in each run, at least 2.
+            rounds: runs that count, of each budget and of the reference beside it.
+            reference: `"dense"`, this model at budget 1.0, or `"base"`, the plain base.
+
+        Returns:
+            the budget, its measured speed, and all that was tried.
+
+        Raises:
+            TargetNotReached: a ValueError that names the best speed measured, and its budget; the model stays as it was.
+            ValueError: a bad argument, or full weights that were dropped.
+        """
+        return set_target_speedup(self, target, prompts, new_tokens, rounds, reference)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: continuous batching packs rows into one and would ignore their budgets."""

@@ -71,6 +71,20 @@ def test_generate_from_an_artifact_uses_its_own_controller(base_folder, tmp_path
         assert done.exit_code == 1 and " ".join(option) in done.stderr and "has its own controller" in done.stderr
 
 
+def test_generate_finds_the_budget_of_a_target_speedup_and_says_what_it_tried(base_folder, clock):
+    call = ("generate", "--model", base_folder, "--prompt", "w5 w6 w7", "--max-new-tokens", 6, "--sample")
+    done = anee(*call, "--target-speedup", 1.4, "--stats")
+    assert done.exit_code == 0, done.output
+    tried = re.findall(r"^tried: energy_budget (\S+) +(\S+) times the speed of budget 1.0$", done.stderr, re.MULTILINE)
+    (found,) = re.findall(r"^found: energy_budget (\S+), (\S+) times the speed of budget 1.0$", done.stderr, re.MULTILINE)
+    assert tried[-1] == found and len(tried) > 4 and float(found[1]) >= 1.4
+    assert re.search(r"mean cost 0\.[67]", done.stderr)
+    assert done.stdout == anee(*call, "--energy-budget", found[0]).stdout  # what was measured takes nothing of the seed
+    done = anee(*call, "--target-speedup", 50)
+    assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("tried: ") > 4
+    assert "error: a speedup of 50 can't be reached on this machine: the best of" in done.stderr
+
+
 def test_sampling_is_seeded(base_folder):
     call = ("generate", "--model", base_folder, "--prompt", "w5", "--sample", "--max-new-tokens", 8, "--seed")
     assert anee(*call, 1).stdout == anee(*call, 1).stdout != anee(*call, 2).stdout
@@ -116,6 +130,8 @@ EARLY = {
     ("generate", "--prompt", "w5", "--energy-budget", "nan"): "energy_budget=nan is not allowed",
     ("generate", "--prompt", "w5", "--prompt-energy-budget", "-1"): "prompt_energy_budget=-1.0 is not allowed",
     ("generate", "--prompt", "w5 \udce9"): "--prompt is not text in UTF-8: it has '\\udce9' at character 3",
+    ("generate", "--prompt", "w5", "--target-speedup", "0.5"): "--target-speedup=0.5 is not allowed: it must be a number that",
+    ("generate", "--prompt", "w5", "--target-speedup", "2", "--energy-budget", "0.5"): "give one of them",
     ("generate", "--prompt", "w5", "--dtype", "fp16"): "--dtype fp16 is not allowed: it must be one of auto, float32, bfloat16",
     ("generate", "--prompt", "w5", "--page", "no/such/page.html"): "--page no/such/page.html: the folder",
     ("depth", "--text", __file__, "--energy-budget", "2"): "energy_budget=2.0 is not allowed",

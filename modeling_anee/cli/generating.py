@@ -1,16 +1,21 @@
 """Verbs that generate text: `anee generate` and `anee demo`."""
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from transformers import set_seed
 
 from ..base_memory import as_text
 from ..checks import check_budget
+from ..data.progress import waiting
 from ..modeling_anee import AneeForCausalLM
+from ..speed_search import Point, TargetNotReached
+from ..target_speedup import check_target
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
 from .generation import Generated, encode, read_prompt, run
 from .model import load, named_model
@@ -23,6 +28,10 @@ def generate(
     model: ModelOption = None,
     energy_budget: Annotated[float | None, typer.Option(help="Share of the whole model's work to spend, 0 to 1.")] = None,
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget: how many times faster than at budget 1.0, measured here from the prompt on."),
+    ] = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     drop_full: Annotated[
@@ -50,6 +59,10 @@ def generate(
     for option, budget in budgets.items():
         if budget is not None:
             check_budget(budget, option)
+    if target_speedup is not None:
+        check_target(target_speedup, "--target-speedup")
+        if energy_budget is not None:
+            raise ValueError("--target-speedup finds the budget and --energy-budget gives it: give one of them")
     text = read_prompt(prompt)
     named = named_model(name, model)
     loaded, tokenizer = load(
@@ -62,6 +75,8 @@ def generate(
         drop_full=drop_full,
     )
     inputs = encode(tokenizer, text, chat)
+    if target_speedup is not None:
+        find_budget(loaded, target_speedup, inputs)
     set_seed(seed)
     done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
     try:  # files first: the standard output may be closed
@@ -72,6 +87,28 @@ def generate(
         print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
         print(as_text(loaded.held_bytes), file=sys.stderr)
         print(done.trace.render(), file=sys.stderr)
+
+
+def find_budget(model: AneeForCausalLM, target: float, inputs: dict[str, torch.Tensor]) -> None:
+    """Set the default budget for a target speedup, and say on stderr what was tried and what was found.
+
+    Raises:
+        TargetNotReached: there is none.
+    """
+    try:
+        with waiting("measuring speeds"):
+            found = model.set_target_speedup(target, inputs)
+    except TargetNotReached as error:
+        tell_tried(error.tried)
+        raise
+    tell_tried(found.tried)
+    print(f"found: energy_budget {found.budget:.4g}, {found.speedup:.2f} times the speed of budget 1.0\n", file=sys.stderr)
+
+
+def tell_tried(tried: Iterable[Point]) -> None:
+    """Say on stderr which budgets were measured, in that order."""
+    for budget, speedup in tried:
+        print(f"tried: energy_budget {budget:<6.4g}  {speedup:.2f} times the speed of budget 1.0", file=sys.stderr)
 
 
 def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path | None, facts: dict[str, str]) -> None:
