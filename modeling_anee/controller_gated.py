@@ -8,92 +8,56 @@ Everything but the feed-forward runs in the dearest of `gated_variants`. Budgets
 are fixed plans, and nobody looks at the token.
 """
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .actions import FULL, NONE
-from .bridges import normalised
-from .budget import Dial
+from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
 from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans
+from .controller_learned import stand_in_layers
 from .costs import CostTable
+from .gates import GateBank, GateDial
 from .plans import plan_table
 
 
-UNTRAINED = 10.0  # logarithm of a loss for which nothing is left out
-
-
-class GateBank(nn.Linear):
-    """Linear gates side by side: weights [n, D], biases [n]. Untrained they say that everything is needed."""
-
-    def reset_parameters(self) -> None:
-        """Back to the untrained state."""
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, UNTRAINED)
-
-    def score(self, number: int, hidden: Tensor) -> Tensor:
-        """What one of the gates says of hidden states [..., D], float32 [...]."""
-        features = normalised(hidden).to(self.weight.dtype)
-        return (F.linear(features, self.weight[number]) + self.bias[number]).float()
-
-
-class GateDial(Dial):
-    """From a budget to thresholds and capacity, and from a capacity to a budget: linear between what was calibrated.
-
-    A calibration has a row for each capacity: `budgets` (its cost, ascending), `settings` (the capacity), `thresholds` of the
-    routers and `exit_thresholds` of the gates. Without one nothing is left out.
-
-    Args:
-        calibration: `AneeConfig.calibration`, or None.
-        layers: number of layers.
-        boundaries: between variants of the feed-forward, dearest first.
-        exits: number of exit gates.
-    """
-
-    def __init__(self, calibration: dict | None, layers: int, boundaries: int, exits: int) -> None:
-        super().__init__(calibration, neutral=1.0)
-        self.calibrated = self.calibrated and calibration is not None and "thresholds" in calibration
-        never = {"thresholds": [[[-torch.inf] * layers] * boundaries], "exit_thresholds": [[-torch.inf] * exits]}
-        table = never if calibration is None or not self.calibrated else never | calibration
-        self.routers = torch.tensor(table["thresholds"], dtype=torch.float64, device="cpu")  # [K, boundaries, L]
-        self.exits = torch.tensor(table["exit_thresholds"], dtype=torch.float64, device="cpu")  # [K, E]
-
-    def thresholds(self, budget: Tensor) -> tuple[Tensor, Tensor]:
-        """Of routers float64 [n, boundaries, L] and exit gates [n, E] for budgets float64 [N]; n is N, or 1 for equal ones."""
-        same = len(budget) > 0 and bool((budget == budget[0]).all())
-        budget = budget[:1] if same else budget
-        return self.between(budget, self.routers), self.between(budget, self.exits)
-
-    def budget_of(self, capacity: Tensor) -> Tensor:
-        """Budgets float64 [N] of capacities float64 [N]; outside of what was calibrated, as at the nearest."""
-        twin = Dial({"budgets": self.settings.tolist(), "settings": self.budgets.tolist()}, neutral=1.0)
-        return twin.setting(capacity)
+RELATIVE = -3.0  # logarithm of what a middle variant loses, as a share of what the cheapest does, until that is known
 
 
 class GatedController(Controller):
     """One decision a layer: which variant the feed-forward runs in, or whether the token leaves here.
 
     A router reads the hidden state that enters its layer, and so does a gate, of which each of the `exit_layers` has one: a
-    token leaves before that layer. The first `min_layers` and the last `keep_last_layers` run in the
-    dearest variant; where some layers have a bridge for the feed-forward, the others never leave it out.
+    token leaves before that layer. The first `min_layers` and the last `keep_last_layers` run in the dearest variant; where
+    some layers have a bridge for the feed-forward, the others never leave it out.
 
     In strict mode every layer takes the dearest variant, at most the one that it would, that leaves enough for the cheapest
     way on.
+
+    `relative` (where there are more than two variants) is the logarithm of what a middle variant loses at each layer, as a
+    share of what the cheapest loses, float32 [V - 2, L]; training or measuring sets it.
     """
 
     dial: GateDial
+    relative: Tensor
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         table, variants = config.table, config.gated_variants or [FULL, NONE]
         self.variants = tuple(variants)  # of the feed-forward, dearest first
+        self.cheapest = self.variants[-1]
         self.choices = torch.tensor([table.place_of(variants[0], one) for one in variants], dtype=torch.uint8, device="cpu")
         self.leave = table.exit_with(variants[0])
         self.exit_layers = sorted(config.exit_layers or ())
         self.routers = GateBank(config.text_config.hidden_size, self.num_layers)
         self.gates = GateBank(config.text_config.hidden_size, len(self.exit_layers))
+        if len(variants) > 2:
+            self.register_buffer("relative", torch.full((len(variants) - 2, self.num_layers), RELATIVE))
+        self.gated_layers = gated_layers(config)
         self._config = config
         self._fixed = [(0, self.num_layers)] if table.variants != {FULL} else []  # else PROCESS is all that it could be
         self.segments = list(self._fixed)
@@ -104,6 +68,8 @@ class GatedController(Controller):
         super().reset_parameters()
         self.routers.reset_parameters()
         self.gates.reset_parameters()
+        if len(self.variants) > 2:
+            nn.init.constant_(self.relative, RELATIVE)
 
     def scores(self, layer: int, hidden: Tensor) -> Tensor:
         """Logarithm of the loss (KL to the base, nats) of running a layer's feed-forward in the cheapest of the variants.
@@ -129,13 +95,47 @@ class GatedController(Controller):
         same = (table.actions == self.choices[0]).all(dim=1) & (table.heads == head)
         self._whole = WholePlans(table, int(same.int().argmax()))
         self.top = self._whole.top  # budget from which on plans are fixed
-        self.dial = GateDial(config.calibration, self.num_layers, len(self.variants) - 1, len(self.exit_layers))
-        self.segments = list(self._fixed)
-        self.floor = self.top
+        self.head, self.head_cost = head, costs.heads[head] if costs.heads else costs.head
+        self.costs = costs.layers[:, self.choices.long()]  # of each layer in each variant, float64 [L, V]
+        self.router_cost = costs.of_module(self.routers) / self.num_layers
+        self.gate_cost = costs.of_module(self.gates) / max(len(self.exit_layers), 1)
+        self._find_cheapest_ways(costs.layers[:, self.leave])
+        self.with_dial_in_place(GateDial(config.calibration, self.num_layers, len(self.variants) - 1, len(self.exit_layers)))
 
-    def decide(self, segment: int, seen: Observation) -> Decision:
-        """What is fixed; then the variant of each token's feed-forward, layer by layer."""
-        return self._whole.decide(seen, self.keep_first)
+    def _find_cheapest_ways(self, leaving: Tensor) -> None:
+        """The cheapest way on from each layer, and the exit gates at which leaving costs less; `leaving` float64 [L]."""
+        self.rest = [0.0]  # cost of the cheapest way on from each layer on, and after the last; decisions included
+        self.asked_exits: dict[int, int] = {}  # numbers of their gates, by layer
+        self.saved = [0.0] * len(self.exit_layers)  # at least, by leaving at each
+        for layer in range(self.num_layers - 1, -1, -1):
+            gated = layer in self.gated_layers
+            stays = float(self.costs[layer].min()) + self.router_cost if gated else float(self.costs[layer, 0])
+            stays += self.rest[0]
+            saved = stays - float(leaving[layer:].sum())
+            if layer in self.exit_layers and layer >= self._config.min_layers and saved > 0.0:
+                number = self.asked_exits[layer] = self.exit_layers.index(layer)
+                self.saved[number] = saved
+                stays += self.gate_cost
+            self.rest.insert(0, stays)
+
+    def with_dial(self, dial: Dial) -> Self:
+        """The same controller with another dial: a shallow copy that shares the parameters."""
+        assert isinstance(dial, GateDial)
+        twin = super().with_dial(dial)
+        twin.with_dial_in_place(dial)
+        return twin
+
+    def with_dial_in_place(self, dial: GateDial) -> None:
+        """Take a dial, on which it depends whether anything has to be decided below the fixed plans."""
+        self.dial = dial
+        layers = sorted({*self.gated_layers, *self.asked_exits}) if self.decides else []
+        self.segments = [*self._fixed, *((layer, layer + 1) for layer in layers)]
+        self.floor = self.head_cost + self.rest[0] if self.strict else float(dial.budgets[0]) if dial.calibrated else self.top
+
+    @property
+    def decides(self) -> bool:
+        """Whether a token below the fixed plans may have anything left out."""
+        return self.strict or self.dial.calibrated
 
     def looks(self, segment: int) -> bool:
         """Only routers and gates read anything of a token."""
@@ -144,3 +144,77 @@ class GatedController(Controller):
     def plan_budgets(self) -> list[float]:
         """The costs of the plans that are fixed."""
         return self._whole.budgets if self._fixed else []
+
+    def decide(self, segment: int, seen: Observation) -> Decision:
+        """What is fixed; then, layer by layer, the variant of each token's feed-forward, or that it leaves."""
+        if not self.looks(segment):
+            return self._whole.decide(seen, self.keep_first)
+        layer = self.segments[segment][0]
+        routers, exits = self.dial.thresholds(seen.budget)
+        score, exit_score = self._both_scores(layer, seen.hidden)
+        leaves = torch.zeros(len(seen.budget), dtype=torch.bool, device="cpu")
+        if exit_score is not None:
+            leaves = exit_score <= exits[:, self.asked_exits[layer]]
+        choice = torch.zeros(len(seen.budget), dtype=torch.int64, device="cpu")
+        if score is not None:
+            choice = (score.unsqueeze(-1) <= routers[..., layer]).sum(dim=-1)
+        own = (exit_score is not None) * self.gate_cost + (score is not None) * ~leaves * self.router_cost
+        if self.strict and score is not None:
+            choice = self._affordable(layer, choice, seen.budget - seen.spent - own)
+        actions = torch.where(leaves, self.leave, self.choices[choice]).to(torch.uint8)
+        return Decision(actions.unsqueeze(-1), own)
+
+    def _both_scores(self, layer: int, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What router and exit gate of a layer say, where they are asked, float64 [N] on the CPU: one device sync."""
+        asked = [self.scores(layer, hidden)] if layer in self.gated_layers else []
+        asked += [self.exit_scores(layer, hidden)] if layer in self.asked_exits else []
+        found = list(torch.stack(asked).double().cpu())
+        return found[0] if layer in self.gated_layers else None, found[-1] if layer in self.asked_exits else None
+
+    def _affordable(self, layer: int, choice: Tensor, left: Tensor) -> Tensor:
+        """The dearest choices int64 [N] from those wanted on that leave enough for the cheapest way on, else the cheapest.
+
+        Args:
+            layer: which.
+            choice: what is wanted, int64 [N].
+            left: what may be spent from this layer on, float64 [N].
+        """
+        costs = self.costs[layer]
+        fits = costs <= (left - self.rest[layer + 1]).unsqueeze(-1) + TOLERANCE
+        fits &= torch.arange(len(costs), device="cpu") >= choice.unsqueeze(-1)
+        return torch.where(fits.any(dim=-1), fits.int().argmax(dim=-1), costs.argmin())
+
+    def probabilities(self, segment: int, seen: Observation) -> Tensor | None:
+        """How likely each variant is held to be, float32 [N, 1, V]: logistic in the distance of a score to its thresholds."""
+        layer = self.segments[segment][0]
+        if not self.looks(segment) or layer not in self.gated_layers:
+            return None
+        routers, _ = self.dial.thresholds(seen.budget)
+        score = self.scores(layer, seen.hidden).double().cpu()
+        cheaper = (routers[..., layer] - score.unsqueeze(-1)).sigmoid()  # than each of the variants but the last
+        edges = F.pad(F.pad(cheaper, (1, 0), value=1.0), (0, 1), value=0.0)
+        return (edges[:, :-1] - edges[:, 1:]).unsqueeze(1).float()
+
+    def at_price(self, price: float) -> tuple[Tensor, Tensor]:
+        """Thresholds of routers float64 [V - 1, L] and exit gates [E] at which what is lost is worth what is saved.
+
+        Args:
+            price: logarithm of the loss, in nats, that saving the whole model's cost is worth.
+        """
+        saved = (self.costs[:, :-1] - self.costs[:, 1:]).clamp(min=TOLERANCE).log().T  # by each next cheaper variant
+        losses = torch.zeros(len(self.variants), self.num_layers, dtype=torch.float64, device="cpu")  # shares of the cheapest's
+        if len(self.variants) > 2:
+            losses[1:-1] = self.relative.double().cpu().exp().clamp(max=1.0)
+        losses[-1] = 1.0
+        routers = price + saved - (losses[1:] - losses[:-1]).clamp(min=TOLERANCE).log()
+        routers = routers.flip(0).cummax(dim=0).values.flip(0)  # a variant that is never worth it has no room
+        leaving = torch.tensor(self.saved, dtype=torch.float64, device="cpu")
+        return routers, price + leaving.clamp(min=TOLERANCE).log()
+
+
+def gated_layers(config: AneeConfig) -> list[int]:
+    """Layers at which a router is asked."""
+    variants = config.gated_variants or [FULL, NONE]
+    action = config.table[config.table.place_of(variants[0], variants[-1])]
+    inner = range(config.min_layers, config.num_layers - config.keep_last_layers)
+    return [layer for layer in inner if layer in stand_in_layers(action, config)]

@@ -103,6 +103,7 @@ class Executor:
             account=account_after(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
             table=self.table,
             head=ledger.head,
+            cheapest=self.controller.cheapest,
         )
 
     def _check_given(self, given: Tensor, shape: tuple[int, ...], step: Step) -> None:

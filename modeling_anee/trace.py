@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .actions import DEFAULT_TABLE, FULL, ActionTable
+from .actions import DEFAULT_TABLE, FULL, NONE, ActionTable
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ExecutionTrace:
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
             start of the cache on; None where the controller keeps no account.
         table: what the actions are.
+        cheapest: variant in which a feed-forward counts as left out, for `capacity`.
         head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.
     """
 
@@ -37,6 +38,7 @@ class ExecutionTrace:
     account: Tensor | None = None
     table: ActionTable = DEFAULT_TABLE
     head: Tensor | None = None
+    cheapest: str = NONE
 
     @property
     def share_run_anyway(self) -> float:
@@ -48,6 +50,12 @@ class ExecutionTrace:
     def mean_cost(self) -> float:
         """Mean cost of a token, as a share of the whole model."""
         return float(self.cost.sum() / self.valid.sum().clamp(min=1))
+
+    @property
+    def capacity(self) -> float:
+        """Share of the (token, layer) pairs whose feed-forward was not left out, nor run in the `cheapest` variant."""
+        ran = self.table.where([action.feed_forward not in (NONE, self.cheapest) for action in self.table])
+        return float(ran[self.actions[self.valid].long()].float().mean()) if self.valid.any() else 1.0
 
     @property
     def row_cost(self) -> Tensor:

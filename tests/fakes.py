@@ -11,11 +11,14 @@ from transformers import LlamaConfig
 from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP, SKIP_FFN
 from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.controller import Controller, Observation
+from modeling_anee.controller_gated import GatedController
 from modeling_anee.controller_kinds import build_controller
 from modeling_anee.controller_learned import LearnedController
 from modeling_anee.controller_routed import RoutedController
 from modeling_anee.costs import CostTable
 from modeling_anee.hardware import HARDWARE
+
+from .tiny import calibration_of_gates, randomise_gates
 
 
 HIDDEN, VOCABULARY = 8, 16
@@ -55,8 +58,13 @@ def configuration(kind: str, layers: int, **fields) -> AneeConfig:
 
 
 def build(kind: str, costs: CostTable, **fields) -> Controller:
-    controller = build_controller(configuration(kind, len(costs.layers), **fields))
+    config = configuration(kind, len(costs.layers), **fields)
+    if kind == "gated" and config.calibration is None:
+        config.calibration = calibration_of_gates(config)
+    controller = build_controller(config)
     controller.bind(costs)
+    if isinstance(controller, GatedController):
+        randomise_gates(controller)
     if isinstance(controller, LearnedController | RoutedController):
         randomise(controller)
     return controller.requires_grad_(False)

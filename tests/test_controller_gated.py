@@ -5,7 +5,7 @@ import torch
 
 from modeling_anee import AneeForCausalLM
 from modeling_anee.configuration_gated import strategic_layers
-from modeling_anee.controller_gated import UNTRAINED
+from modeling_anee.gates import UNTRAINED
 
 from .fakes import HIDDEN, build, random_costs, states
 from .tiny import tiny_base, token_ids
@@ -51,6 +51,7 @@ def test_choices_are_the_actions_of_the_variants(precisions, variants, names):
 
 def test_scores_are_linear_in_the_normalised_hidden_state_and_have_gradients():
     controller = build("gated", random_costs(4), exit_layers=[1, 3])
+    controller.reset_parameters()
     assert (controller.scores(2, states(5)) == UNTRAINED).all() and (controller.exit_scores(3, states(5)) == UNTRAINED).all()
     hidden = states(6).view(2, 3, HIDDEN)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from modeling_anee import AneeForCausalLM, hardware
 from modeling_anee.actions import EXIT, PROCESS, SKIP
 
-from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, calibration_of_gates, tiny_base, token_ids, wrap
 
 
 BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
@@ -32,6 +32,7 @@ def model_of(family: str, controller: str, mode: str = "average") -> AneeForCaus
     fields = {
         "budget": {"exit_budget_threshold": 0.5},
         "confidence": {"confidence_threshold": 0.93, "exit_layers": [1, 2]},
+        "gated": {"exit_layers": [2, 3]},
         "learned": {"decision_interval": 2},
         "plan": {"plans": PLANS},
         "routed": {"plans": PLANS},
@@ -51,7 +52,7 @@ def test_1_full_budget_is_the_base(family, controller):
     assert (output.execution.cost == 1.0).all() and (output.execution.actions == PROCESS).all()
 
 
-@pytest.mark.parametrize("controller", ["learned", "routed"])
+@pytest.mark.parametrize("controller", ["gated", "learned", "routed"])
 def test_1_an_untrained_controller_changes_nothing(controller):
     untrained = AneeForCausalLM.from_base(tiny_base(), controller=controller, **BRIDGES)
     ids = token_ids()
@@ -62,7 +63,7 @@ def test_1_an_untrained_controller_changes_nothing(controller):
 def test_2_every_layer_caches_keys_and_values_of_every_token(family, controller):
     model, ids = model_of(family, controller), token_ids()
     output = model(ids, energy_budget=[0.5, 0.65], output_hidden_states=True)
-    assert len(output.execution.actions.unique()) >= {"plan": 4, "learned": 3, "routed": 3}.get(controller, 2)
+    assert len(output.execution.actions.unique()) >= {"plan": 4, "gated": 3, "learned": 3, "routed": 3}.get(controller, 2)
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     for layer, block in enumerate(model.stack.blocks):
         entering = output.hidden_states[layer]
@@ -165,6 +166,8 @@ def test_6_costs_add_up(family, controller):
             for (start, _), pair in zip(model.controller.segments, pairs, strict=True):
                 asked = actions[..., start - 1] != EXIT
                 expected += asked * model.costs.of_module(torch.nn.ModuleList(pair))
+        if controller == "gated":
+            expected += deciding_of_gates(model.controller, actions)
         if controller == "routed":
             expected += model.costs.of_module(model.controller.predictor)
         if controller == "confidence":  # nobody asks who cannot go on, so at least who went on did
@@ -174,6 +177,13 @@ def test_6_costs_add_up(family, controller):
             assert (asked >= went_on).all() and (asked <= went_on + 1).all()
             expected = asked * question
         torch.testing.assert_close(deciding, expected, atol=1e-6, rtol=0)
+
+
+def deciding_of_gates(controller, actions):
+    """Exit gates of tokens that are there still, and routers of those that stay."""
+    stays = actions != controller.leave
+    gates = sum(stays[..., layer - 1] for layer in controller.asked_exits)
+    return gates * controller.gate_cost + stays[..., controller.gated_layers].sum(dim=-1) * controller.router_cost
 
 
 @every_family
@@ -218,6 +228,10 @@ def test_7_a_lower_budget_never_costs_more_and_is_kept(family, controller):
     if controller == "learned":  # by its price, which it has where it is calibrated
         wide = {"budgets": [0.05, 0.95], "settings": [400.0, -400.0]}
         model = wrap(model.base, controller, calibration=wide, decision_interval=2, **BRIDGES)
+    if controller == "gated":
+        model = wrap(model.base, controller, exit_layers=[2, 3], **BRIDGES)
+        model.config.calibration = calibration_of_gates(model.config, (0.05, 0.95), (400.0, 0.5))
+        model.controller.bind(model.costs)
     ids = token_ids(2, 100)
     budgets = [step / 20 for step in range(21)]
     traces = [model(ids, energy_budget=budget, use_cache=False).execution for budget in budgets]

@@ -24,7 +24,8 @@ from transformers import (
     Starcoder2Config,
 )
 
-from modeling_anee import AneeForCausalLM
+from modeling_anee import AneeConfig, AneeForCausalLM
+from modeling_anee.controller_gated import GatedController
 
 
 VOCABULARY = 64
@@ -105,7 +106,7 @@ VARIANTS = {
 }
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2")  # enough where a test is not about anatomy
-CONTROLLERS = ("budget", "confidence", "learned", "plan", "routed")
+CONTROLLERS = ("budget", "confidence", "gated", "learned", "plan", "routed")
 BRIDGES = {"bridge_rank": 4, "ffn_bridge_rank": 4, "exit_translator_rank": 4}
 
 
@@ -142,6 +143,11 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
         with torch.no_grad():
             for parameter in model.controller.parameters():
                 parameter.copy_(torch.randn_like(parameter))
+    if controller == "gated":
+        randomise_gates(model.controller)
+        if model.config.calibration is None:
+            model.config.calibration = calibration_of_gates(model.config)
+            model.controller.bind(model.costs)
     if controller == "learned":
         torch.manual_seed(1)
         with torch.no_grad():
@@ -154,6 +160,28 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
                 leaves = model.config.table.leaving.repeat(len(policy[-1].bias) // len(model.config.table))
                 policy[-1].bias.copy_(torch.where(leaves, -4.0, 2.0))
     return model
+
+
+def randomise_gates(controller: GatedController, seed: int = 1) -> None:
+    """Weights under which about half of the scores are below 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for bank in (controller.routers, controller.gates):
+            bank.weight.copy_(torch.randn(bank.weight.shape, generator=generator) / bank.weight.shape[1] ** 0.5)
+            bank.bias.zero_()
+
+
+def calibration_of_gates(
+    config: AneeConfig, budgets: tuple[float, float] = (0.3, 0.9), thresholds: tuple[float, float] = (2.0, -2.0)
+) -> dict:
+    """Thresholds at two budgets, from where most is left out to where little is; fewer tokens leave."""
+    boundaries, layers, exits = len(config.gated_variants) - 1, config.num_layers, len(config.exit_layers)
+    return {
+        "budgets": list(budgets),
+        "settings": [0.1, 1.0],
+        "thresholds": [[[threshold - 0.5 * number] * layers for number in range(boundaries)] for threshold in thresholds],
+        "exit_thresholds": [[threshold / 2 - 1.0] * exits for threshold in thresholds],
+    }
 
 
 def token_ids(rows: int = 2, tokens: int = 12, seed: int = 0) -> torch.Tensor:
