@@ -104,6 +104,7 @@ class GatedController(Controller):
 
     def _find_cheapest_ways(self, leaving: Tensor) -> None:
         """The cheapest way on from each layer, and the exit gates at which leaving costs less; `leaving` float64 [L]."""
+        self.leaving = leaving.flip(0).cumsum(dim=0).flip(0).tolist()  # cost of having left before each layer
         self.rest = [0.0]  # cost of the cheapest way on from each layer on, and after the last; decisions included
         self.asked_exits: dict[int, int] = {}  # numbers of their gates, by layer
         self.saved = [0.0] * len(self.exit_layers)  # at least, by leaving at each
@@ -111,7 +112,7 @@ class GatedController(Controller):
             gated = layer in self.gated_layers
             stays = float(self.costs[layer].min()) + self.router_cost if gated else float(self.costs[layer, 0])
             stays += self.rest[0]
-            saved = stays - float(leaving[layer:].sum())
+            saved = stays - self.leaving[layer]
             if layer in self.exit_layers and layer >= self._config.min_layers and saved > 0.0:
                 number = self.asked_exits[layer] = self.exit_layers.index(layer)
                 self.saved[number] = saved

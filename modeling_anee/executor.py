@@ -20,7 +20,9 @@ from .bridges import Bridge, Bridges
 from .budget import account_after, account_without
 from .cache import AneeCache
 from .controller import Controller, Observation
+from .controller_gated import GatedController
 from .costs import CostTable
+from .gated_runner import GatedRunner
 from .hardware import gathering_pays
 from .ledger import Ledger
 from .plan_runner import is_alone, layer_run
@@ -52,6 +54,9 @@ class Executor:
             for layer in layers
             for place, (action, bridge) in enumerate(zip(table, self._bridges[layer], strict=True))
         }
+        self._gated: GatedRunner | None = None
+        if isinstance(controller, GatedController):
+            self._gated = GatedRunner(controller, self._blocks, bridges)
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from copies of what this one was made of."""
@@ -77,18 +82,13 @@ class Executor:
         if given is not None:
             self._check_given(given, (*hidden.shape[:2], layers), step)
         ledger = Ledger.begin((*hidden.shape[:2], layers), self.costs, self.controller, given)
-        limited = (step.budget < 1.0) & step.valid
-        if not self._has_variants:  # kept tokens could only be told to run in full
-            limited &= step.places.index >= self.controller.keep_first
-        segments = self.controller.segments if given is None else []
-        entered, done, previous = hidden, 0, hidden
-        for segment, (start, _) in enumerate(segments):
-            if not limited.any():  # nobody has a limit, or all are settled
-                break
-            hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
-            self._decide(segment, hidden, previous, step, limited, ledger)
-            done, previous = start, hidden
-        hidden = self.run_layers(hidden, step, ledger, range(done, layers), keep)
+        entered = hidden
+        if given is not None:
+            hidden = self.run_layers(hidden, step, ledger, range(layers), keep)
+        elif self._gated is not None and keep is None and self._is_alone(hidden, step) and self._gated.takes(step):
+            hidden = self._gated.run(hidden, step, ledger, self._alike)
+        else:
+            hidden = self._decide_and_run(hidden, step, ledger, keep)
         if ledger.decided:
             hidden = self.translate(hidden, ledger.actions)
             if step.real_tokens < step.valid.numel():  # what padding went through depends on the others in the batch
@@ -105,6 +105,25 @@ class Executor:
             head=ledger.head,
             cheapest=self.controller.cheapest,
         )
+
+    def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:
+        """All layers, each after the decisions that it waits for, [B, T, D] -> [B, T, D]."""
+        limited = (step.budget < 1.0) & step.valid
+        if not self._has_variants:  # kept tokens could only be told to run in full
+            limited &= step.places.index >= self.controller.keep_first
+        done, previous = 0, hidden
+        for segment, (start, _) in enumerate(self.controller.segments):
+            if not limited.any():  # nobody has a limit, or all are settled
+                break
+            hidden = self.run_layers(hidden, step, ledger, range(done, start), keep)
+            self._decide(segment, hidden, previous, step, limited, ledger)
+            done, previous = start, hidden
+        return self.run_layers(hidden, step, ledger, range(done, len(self.stack.blocks)), keep)
+
+    @staticmethod
+    def _is_alone(hidden: Tensor, step: Step) -> bool:
+        """Whether there is one token alone, whose keys and values go into a cache of ours."""
+        return isinstance(step.cache, AneeCache) and is_alone(hidden, step.masks)
 
     def _check_given(self, given: Tensor, shape: tuple[int, ...], step: Step) -> None:
         if given.shape != shape or given.dtype != torch.uint8 or given.device.type != "cpu":
@@ -182,7 +201,7 @@ class Executor:
         actions = ledger.actions[..., layers.start : layers.stop]
         ledger.spent += self.costs.of_actions(actions, layers.start)
         shared = self._shared_actions(actions, step, ledger, layers)
-        if keep is None and isinstance(step.cache, AneeCache) and is_alone(hidden, step.masks):
+        if keep is None and self._is_alone(hidden, step):
             return self._run_alone(layers, hidden, step, step.cache, shared)
         for layer, only in zip(layers, shared, strict=True):
             if keep is not None:
@@ -190,7 +209,7 @@ class Executor:
             hidden = self._mixed(layer, hidden, step, ledger) if only is None else self._alike(layer, hidden, step, only)
         return hidden
 
-    def _run_alone(self, layers: range, hidden: Tensor, step: Step, cache: AneeCache, actions: list[Any]) -> Tensor:
+    def _run_alone(self, layers: range, hidden: Tensor, step: Step, cache: Any, actions: list[Any]) -> Tensor:
         """One token's hidden state [1, 1, D] through layers, with an action for each."""
         row = hidden.view(-1)
         for layer, action in zip(layers, actions, strict=True):
