@@ -47,9 +47,9 @@ class Bridge(nn.Module):
         return hidden + self.delta(hidden).to(hidden.dtype)
 
     def row(self, row: Tensor) -> Tensor:
-        """The same of one float32 row [D], without gradients, in few kernels."""
+        """The same of one row [D], without gradients, in few kernels where it lies beside float32 parameters."""
         down, up = self.down.weight, self.up.weight
-        if up.dtype != row.dtype:
+        if up.dtype != row.dtype or up.device != row.device:
             return self(row)
         scale = (torch.dot(row, row).item() / row.numel() + EPSILON) ** -0.5
         return torch.addmv(row + self.up.bias, up, torch.mv(down, row), alpha=scale)

@@ -81,11 +81,11 @@ class GatedController(Controller):
         Returns:
             float32 [...], with gradients.
         """
-        return self.routers.score(layer, hidden)
+        return self.routers(hidden, layer)
 
     def exit_scores(self, layer: int, hidden: Tensor) -> Tensor:
         """The same of leaving before one of the `exit_layers`."""
-        return self.gates.score(self.exit_layers.index(layer), hidden)
+        return self.gates(hidden, self.exit_layers.index(layer))
 
     def bind(self, costs: CostTable) -> None:
         """Look up the fixed plans, and what every choice costs; read the calibration."""

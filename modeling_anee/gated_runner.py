@@ -73,13 +73,14 @@ class GatedRunner:
 
     def takes(self, step: Step) -> bool:
         """Whether the one token of a step is for routers and gates to decide about."""
-        controller = self._controller
+        controller, weight = self._controller, self._controller.routers.weight
         return (
             controller.decides
+            and weight.is_cpu  # neither offloaded nor on another device
+            and weight.dtype == torch.float32
             and step.real_tokens == 1
             and step.budget.item() < min(controller.top, 1.0) - TOLERANCE
             and int(step.places.index) >= controller.keep_first
-            and controller.routers.weight.dtype == torch.float32
         )
 
     def run(self, hidden: Tensor, step: Step, ledger: Ledger, any_layer: AnyLayer) -> Tensor:

@@ -19,7 +19,7 @@ class GateBank(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, UNTRAINED)
 
-    def score(self, number: int, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, number: int = 0) -> Tensor:
         """What one of the gates says of hidden states [..., D], float32 [...]."""
         features = normalised(hidden).to(self.weight.dtype)
         return (F.linear(features, self.weight[number]) + self.bias[number]).float()
