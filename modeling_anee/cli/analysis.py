@@ -15,7 +15,7 @@ def windows_of(tokenizer: Any, texts: Sequence[Path], length: int, limit: int | 
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for a terminal: for each budget a line on the whole, a table of the layers, one of the classes."""
+    """The report for a terminal: for each budget what holds of the whole, a table of the layers, one of the classes."""
     lines = [
         f"{report['controller']} controller, {report['dtype']}, cost unit {report['cost_unit']}, {report['windows']} windows "
         f"of {report['length']} tokens; entropies in bits, by class = what the class of a token tells of the action",
@@ -33,12 +33,13 @@ def draw_plot(report: dict[str, Any], file: Path) -> None:
 
 
 def _whole(row: dict[str, Any]) -> list[str]:
-    """The line of a budget."""
+    """The lines of a budget."""
     ways, heads = row["ways"], heads_text(row["heads"])
     return [
         f"budget {row['budget']:g}: {row['tokens']} tokens, mean cost {row['mean_cost']:.3f}, mean depth "
-        f"{row['mean_depth']:.1f} of {len(row['layers'])} layers{heads and f', {heads}'}; {ways['distinct']} ways through the "
-        f"model, entropy {ways['entropy']:.2f}; the class tells {row['explained_by_class']:.1%} of the layers' entropy"
+        f"{row['mean_depth']:.1f} of {len(row['layers'])} layers{heads and f', {heads}'}",
+        f"ways through the model: {ways['distinct']}, entropy {ways['entropy']:.2f}; the class of a token tells "
+        f"{row['explained_by_class']:.1%} of the layers' entropy",
     ]
 
 

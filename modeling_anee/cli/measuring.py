@@ -162,7 +162,9 @@ def compare(
 
 
 def analyze(
-    text: Annotated[list[Path], typer.Option(help="Text to run: a UTF-8 file, plain or gzip; repeatable.")],
+    text: Annotated[
+        list[Path], typer.Option(help="Text to run: a UTF-8 file, plain or gzip; - is the standard input; repeatable.")
+    ],
     name: ModelArgument = None,
     model: ModelOption = None,
     budgets: Annotated[str | None, typer.Option(help="Energy budgets below 1. Default: some that fit the model.")] = None,
