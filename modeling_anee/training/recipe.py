@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..configuration_anee import AneeConfig
 from ..data.bases import DEMO_BASE, Base, locate
@@ -190,7 +190,14 @@ class Calibration(Section):
     """Thresholds that make the mean cost meet the budget, on held-out text."""
 
     windows: Count = Field(description="Windows to calibrate on.")
-    budgets: list[Share] = Field(min_length=1, description="Budgets to calibrate at.")
+    budgets: list[Share] = Field([], description="Budgets to calibrate at.")
+    capacities: list[Share] = Field([], description="The same for a gated controller: shares of the feed-forwards that run.")
+
+    @model_validator(mode="after")
+    def _either(self) -> "Calibration":
+        if bool(self.budgets) == bool(self.capacities):
+            raise ValueError("budgets, or capacities for a gated controller, must be given")
+        return self
 
 
 class Stages(Section):

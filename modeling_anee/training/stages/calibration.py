@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...budget import Dial
 from ...controller_confidence import ConfidenceController
+from ...controller_gated import GatedController
 from ...controller_learned import LearnedController
 from ...controller_routed import RoutedController
 from ...data.encoding import start_tokens
@@ -21,6 +22,7 @@ from ...evaluation.perplexity import Scores, ratio, score
 from ...evaluation.rollout import begin
 from ...executor import Executor
 from ...modeling_anee import AneeForCausalLM
+from ..gate_calibration import calibrate_gates, dial_of
 from ..run import Run
 from . import routing
 
@@ -40,9 +42,23 @@ def run_stage(run: Run) -> dict:
     """Find the settings, then measure the curve; returns the calibration."""
     settings, model = run.settings(NAME), run.model
     windows = run.windows("calibrate")[: settings.windows].to(run.device)
-    saved = run.load(NAME)
+    gated = isinstance(model.controller, GatedController)
+    if gated != bool(settings.capacities):
+        asked = "capacities" if settings.capacities else "budgets"
+        raise ValueError(f"controller={model.config.controller!r} is not calibrated at {asked}: a 'gated' one is at capacities")
+    if isinstance(model.controller, GatedController):
+        table = calibrate_gates(run, windows, settings.capacities, NAME)
+        model.controller.with_dial_in_place(dial_of(model.controller, table))
+    else:
+        table = dial_table(run, windows, settings.budgets)
+    return {"calibration": table | curve(run, windows, table["budgets"])}
+
+
+def dial_table(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, list]:
+    """Settings of all budgets, for kinds that have some, on windows int64 [W, T]; the model's dial becomes theirs."""
+    model, saved = run.model, run.load(NAME)
     found: dict[str, float] = {} if saved is None else saved[2]["found"]
-    budgets = with_top(model, sorted(settings.budgets))
+    budgets = with_top(model, sorted(budgets))
     if model.config.controller in SETTINGS:
         cost_of = (
             mean_costs_of_router(run, windows) if model.config.controller == "routed" else partial(mean_cost, run, windows)
@@ -54,7 +70,7 @@ def run_stage(run: Run) -> dict:
     if found:
         table["settings"] = monotone([found[str(budget)] for budget in budgets], rising_of(model))
         controller_of(model).dial = Dial(table, neutral=0.0)  # as the artifact will have it, for the curve
-    return {"calibration": table | curve(run, windows, budgets)}
+    return table
 
 
 def with_top(model: AneeForCausalLM, budgets: list[float]) -> list[float]:
