@@ -28,6 +28,7 @@ from modeling_anee.training.default_stages import (
     BRIDGED_ACTIONS,
     DEFAULT_STAGES,
     PLANS,
+    STAGES_OF,
     WITHOUT_DATA,
     anee_fields,
     chosen_stages,
@@ -82,7 +83,7 @@ def request_of(workshop, minutes=1.0, stages=None, base="base", data="data"):
 def test_more_minutes_make_more_of_it_and_estimates_keep_to_them(workshop, quick):
     made = [make_recipe(request_of(workshop, minutes)) for minutes in (0.6, 0.9)]
     less, more = ({one.stage: one for one in each.estimates} for each in made)
-    assert [*less] == [*more] == [*made[0].recipe["stages"]] == [name for name in STAGE_NAMES if name in DEFAULT_STAGES]
+    assert [*less] == [*more] == [*made[0].recipe["stages"]] == [*STAGES_OF["routed"]]
     assert sum(one.seconds for one in less.values()) <= 36.0 and sum(one.seconds for one in more.values()) <= 54.0
     assert more["bridges"].count > less["bridges"].count >= 10
     assert made[0].recipe["stages"]["bridges"]["steps"] == less["bridges"].count and less["bridges"].unit == "steps"
@@ -206,6 +207,8 @@ def test_stages_are_in_their_order_with_those_that_they_need():
     with pytest.raises(ValueError, match="--stages is empty"):
         chosen_stages([])
     assert set(DEFAULT_STAGES) <= set(STAGE_NAMES) and set(BRIDGED) <= set(DEFAULT_STAGES)
+    assert all([*own] == [name for name in STAGE_NAMES if name in own] for own in STAGES_OF.values())
+    assert set().union(*STAGES_OF.values()) == set(DEFAULT_STAGES)
     for name, stage in DEFAULT_STAGES.items():
         assert all(STAGE_NAMES.index(need) < STAGE_NAMES.index(name) for need in stage.needs)
 
@@ -261,6 +264,35 @@ def test_corrections_and_plans_need_no_data(tmp_path, workshop, template):
     assert again.exit_code == 0 and "going on with" in again.stderr
 
 
+def test_a_kind_of_controller_has_its_own_stages(tmp_path, workshop, quick):
+    assert chosen_stages(["flips", "closed_form"], "gated") == ["closed_form", "flips"]
+    with pytest.raises(ValueError, match="'routers', which is not allowed without flips: add it"):
+        chosen_stages(["routers"], "gated")
+    with pytest.raises(
+        ValueError, match="'plans', which is not allowed: the stages of the default recipe are closed_form, flips"
+    ):
+        chosen_stages([PLANS], "gated")
+    with pytest.raises(ValueError, match="--controller learned is not allowed: it must be one of routed, gated"):
+        Request(str(workshop / "base"), tmp_path, 1.0, None, "learned")
+    with pytest.raises(ValueError, match="--data is missing: .* for closed_form, flips, routers, gates"):
+        Request(str(workshop / "base"), None, 1.0, None, "gated")
+    request = Request(str(workshop / "base"), workshop / "data", 1.0, None, "gated")
+    assert "--controller gated --minutes 1" in request.command
+    made = make_recipe(request)
+    assert [*made.recipe["stages"]] == [*STAGES_OF["gated"]] and sum(one.seconds for one in made.estimates) <= 60.0
+    assert made.recipe["anee"] == anee_fields(["flips"], 4, 32) and made.recipe["anee"]["controller"] == "gated"
+    assert sum(source["tokens"] for source in made.recipe["text"]["choose"]) <= 4 * made.recipe["length"]
+
+
+def test_gates_are_fitted_by_one_command(tmp_path, workshop):
+    options = ("--controller", "gated", "--stages", "closed_form,flips,routers,gates", "--minutes", 0.5)
+    done = anee_fit(workshop / "base", "--data", workshop / "data", "--output", tmp_path / "run", *options)
+    assert done.exit_code == 0, done.output
+    artifact = AneeForCausalLM.from_pretrained(tmp_path / "run" / "artifact")
+    assert artifact.config.controller == "gated" and artifact.controller.routers.weight.any()
+    assert "ranks are 1/9 of that" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
 # Text
 
 
@@ -305,7 +337,7 @@ def test_a_base_is_fitted_by_one_command_which_goes_on_where_it_was(tmp_path, wo
         patch.setattr(default_recipe, "measure_speed", speed_of)
         done = anee_fit(*call)
     assert done.exit_code == 130 and "interrupted" in done.stderr
-    assert all(name in done.stderr for name in ("stage", *DEFAULT_STAGES, "to go")), "a table, and what is left"
+    assert all(name in done.stderr for name in ("stage", *STAGES_OF["routed"], "to go")), "a table, and what is left"
     recipe = (run / "recipe.yaml").read_bytes()
     monkeypatch.setattr(default_recipe, "measure_speed", None)  # not again
     for options in ([*call[:-1], 2], [*call, "--stages", PLANS], [workshop / "bos", *call[1:]]):

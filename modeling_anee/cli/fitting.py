@@ -39,11 +39,12 @@ def fit(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help=f"Base: how long the fit may take. Default: {MINUTES:g}.")] = None,
     stages: Annotated[str | None, typer.Option(help="Base: stages, as in a,b. Default: all; without --data: plans.")] = None,
+    controller: Annotated[str | None, typer.Option(help="Base: routed or gated. Default: routed.")] = None,
     stage: Annotated[str | None, typer.Option(help="Recipe: run only this stage; default: all that are not done.")] = None,
 ) -> None:
     """Fit an artifact to a base, in a given time or by a recipe; an interrupted run goes on where it was."""
     by_recipe = what.endswith(RECIPE_ENDINGS)
-    not_allowed = {"--minutes": minutes, "--stages": stages} if by_recipe else {"--stage": stage}
+    not_allowed = {"--minutes": minutes, "--stages": stages, "--controller": controller} if by_recipe else {"--stage": stage}
     for option, value in not_allowed.items():
         if value is not None:
             kind, other = ("recipe", "base") if by_recipe else ("base", "recipe")
@@ -58,7 +59,8 @@ def fit(
         artifact = fit_recipe(read_recipe(Path(what)), output, data or Path(), stage)
     else:
         names = None if stages is None else tuple(name.strip() for name in stages.split(",") if name.strip())
-        estimates = prepare(Request(what, data, MINUTES if minutes is None else minutes, names), output)
+        request = Request(what, data, MINUTES if minutes is None else minutes, names, controller or "routed")
+        estimates = prepare(request, output)
         recipe = read_recipe(output / RECIPE)
         artifact = fit_recipe(recipe, output, data or Path(), before_stage=time_left(estimates))
     if is_first_process():

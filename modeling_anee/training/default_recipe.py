@@ -19,7 +19,7 @@ from ..data.own_text import PARTS, OwnText
 from ..data.sampled_text import SampledText
 from ..data.sources import FileSource, GeneratedSource
 from .allotment import DoesNotFit, Effort, allot, least_seconds
-from .default_stages import BATCH_WINDOWS, DEFAULT_STAGES, EPOCHS, SHARES, WITHOUT_DATA, anee_fields, chosen_stages
+from .default_stages import BATCH_WINDOWS, DEFAULT_STAGES, EPOCHS, SHARES, STAGES_OF, WITHOUT_DATA, anee_fields, chosen_stages
 from .recipe import Recipe
 from .run import wrap
 from .shape import Shape, check_layers
@@ -42,20 +42,25 @@ class Request:
         data: folder of text files; None: the base samples a little text for the stages that need no more.
         minutes: that the fit should take.
         stages: names of stages of the default recipe; None for all of them that there is text for.
+        controller: kind of controller that uses it.
 
     Raises:
-        ValueError: a base that can be none, minutes that are no time, stages that are not allowed, or no data for them.
+        ValueError: a base that can be none, minutes that are no time, a kind or stages that are not allowed, or no data for
+            them.
     """
 
     base: str
     data: Path | None
     minutes: float
     stages: tuple[str, ...] | None = None
+    controller: str = "routed"
 
     def __post_init__(self) -> None:
         """Check every field."""
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise ValueError(f"--minutes {self.minutes:g} is not allowed: it must be above 0")
+        if self.controller not in STAGES_OF:
+            raise ValueError(f"--controller {self.controller} is not allowed: it must be one of {', '.join(STAGES_OF)}")
         chosen = self.chosen
         if self.data is None and not set(chosen) <= set(WITHOUT_DATA):
             raise ValueError(
@@ -72,13 +77,15 @@ class Request:
     @property
     def chosen(self) -> list[str]:
         """Names of the stages in their order."""
-        return [*WITHOUT_DATA] if self.data is None and self.stages is None else chosen_stages(self.stages)
+        alone = self.data is None and self.stages is None and self.controller == "routed"
+        return [*WITHOUT_DATA] if alone else chosen_stages(self.stages, self.controller)
 
     @property
     def command(self) -> str:
         """The command that asks for this, without its output: the same for the same request."""
         data = [] if self.data is None else ["--data", str(self.data)]
-        words = ["anee", "fit", self.base, *data, "--minutes", f"{self.minutes:g}"]
+        kind = [] if self.controller == "routed" else ["--controller", self.controller]
+        words = ["anee", "fit", self.base, *data, *kind, "--minutes", f"{self.minutes:g}"]
         return shlex.join([*words, "--stages", ",".join(self.stages)] if self.stages is not None else words)
 
 
@@ -225,7 +232,8 @@ def recipe_fields(
 def needed_windows(part: str, stages: list[str], shape: Shape, speed: Speed) -> int:
     """Windows of a part of the text that stages need at least; 0 if none reads it."""
     own = [DEFAULT_STAGES[name] for name in stages if DEFAULT_STAGES[name].text == part]
-    return max((LEAST_TEXT if stage.steps else stage.least(shape, speed) for stage in own), default=0)
+    least = [LEAST_TEXT if stage.steps else stage.least(shape, speed) for stage in own]
+    return max([*least, *(1 for name in stages if part == "choose" and DEFAULT_STAGES[name].measures)], default=0)
 
 
 def check_text(request: Request, part: str, found: int, needed: int) -> None:
@@ -258,4 +266,5 @@ def _wanted(part: str, counts: dict[str, int]) -> int:
     """Windows of a part that stages use; those of steps go on where others of steps ended."""
     own = {name: count for name, count in counts.items() if DEFAULT_STAGES[name].text == part}
     steps = sum(count for name, count in own.items() if DEFAULT_STAGES[name].steps)
-    return max(steps * BATCH_WINDOWS, LEAST_TEXT if steps else 0, *own.values())
+    measured = [DEFAULT_STAGES[name].measures for name in counts if part == "choose"]
+    return max(steps * BATCH_WINDOWS, LEAST_TEXT if steps else 0, *measured, *own.values())

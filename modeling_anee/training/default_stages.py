@@ -5,17 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.uniform import PRECISIONS
-from .recipe import STAGE_NAMES
 from .shape import Shape
 from .speed import Speed
+from .stages.routers import MEASURED as MEASURED_CAPACITIES
+from .stages.routers import WINDOWS as MEASURED_WINDOWS
 
 
 PLANS = "plans"  # the stage that finds plans
 WITHOUT_DATA = ("corrections", PLANS)  # stages for which a little text that the base samples is enough
+# The stages of each kind of controller, in their order.
+STAGES_OF = {
+    "routed": ("corrections", "closed_form", PLANS, "refit", "bridges", "routing", "calibration"),
+    "gated": ("closed_form", "flips", "routers", "gates", "calibration"),
+}
 # What plans are sought over: few, since each costs a look at every layer.
 ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
+FLIPPED_LAYERS = 4  # of each window
 ROUTER_WIDTH = 64  # of its hidden layer
 EPOCHS = 4  # how often a stage of steps sees its text at most
 # Runs of half the stack for each layer after the first look at its actions, by the greedy search, about as many as were counted
@@ -40,6 +47,7 @@ class DefaultStage:
         section: of the recipe, for a number of them.
         needs: the stages that must come before.
         steps: whether they are steps.
+        measures: windows of the part to choose on that it measures on too.
     """
 
     text: str
@@ -50,6 +58,7 @@ class DefaultStage:
     section: Callable[[int, Shape], dict[str, Any]]
     needs: tuple[str, ...] = ()
     steps: bool = False
+    measures: int = 0
 
 
 def _regressed(shape: Shape, speed: Speed) -> int:
@@ -73,6 +82,21 @@ def _measured_plans(shape: Shape, speed: Speed) -> tuple[float, float]:
 def _read(speed: Speed) -> float:
     """Seconds of one window that the base reads, and samples first where there is no text."""
     return speed.forward + speed.length * speed.sample
+
+
+def _flipped(shape: Shape, speed: Speed) -> int:
+    """Windows that have two tokens for each input of each router."""
+    return -(-2 * shape.layers * shape.hidden_size // (FLIPPED_LAYERS * speed.length))
+
+
+def _measured_routers(speed: Speed) -> float:
+    """Seconds to measure what routers lose, before their steps and after: the base, then each capacity."""
+    return 2 * MEASURED_WINDOWS * (1 + 2 * len(MEASURED_CAPACITIES)) * speed.forward
+
+
+def _step_of_gates(shape: Shape, speed: Speed) -> float:
+    """Seconds of a window: the base, twice by the routers; then the head at each exit, with gradients, for some tokens."""
+    return (3.0 + 4.0 * shape.head) * speed.forward
 
 
 def _sought(windows: int, shape: Shape) -> dict[str, Any]:
@@ -149,6 +173,40 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         needs=(PLANS,),
         steps=True,
     ),
+    "flips": DefaultStage(
+        text="train",
+        share=0.25,
+        least=_flipped,
+        most=lambda shape, speed: 16 * _flipped(shape, speed),
+        # The base, then half of the stack and the head for each layer.
+        seconds=lambda shape, speed: (
+            shape.layers * speed.solve,
+            (1.0 + FLIPPED_LAYERS * 0.5 * (1.0 + shape.head)) * speed.forward,
+        ),
+        section=lambda windows, shape: {"windows": windows, "layers": FLIPPED_LAYERS},
+    ),
+    "routers": DefaultStage(
+        text="train",
+        share=0.35,
+        least=lambda shape, speed: 10,
+        most=lambda shape, speed: 10_000,
+        seconds=lambda shape, speed: (_measured_routers(speed), BATCH_WINDOWS * speed.step),
+        section=lambda steps, shape: {"steps": steps, "batch_windows": BATCH_WINDOWS, "learning_rate": 0.0006},
+        needs=("flips",),
+        steps=True,
+        measures=MEASURED_WINDOWS,
+    ),
+    "gates": DefaultStage(
+        text="train",
+        share=0.20,
+        least=lambda shape, speed: 10,
+        most=lambda shape, speed: 10_000,
+        seconds=lambda shape, speed: (_measured_routers(speed), BATCH_WINDOWS * _step_of_gates(shape, speed)),
+        section=lambda steps, shape: {"steps": steps, "batch_windows": BATCH_WINDOWS, "learning_rate": 0.002},
+        needs=("flips",),
+        steps=True,
+        measures=MEASURED_WINDOWS,
+    ),
     "calibration": DefaultStage(
         text="calibrate",
         share=0.05,
@@ -156,34 +214,46 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         most=lambda shape, speed: 64,
         seconds=lambda shape, speed: (speed.prepare, speed.forward + len(_calibrated(shape)) * speed.cheap),
         section=lambda windows, shape: {"windows": windows, "budgets": _calibrated(shape)},
-        needs=(PLANS,),
+        needs=(PLANS, "flips"),
     ),
 }
-BRIDGED = ("closed_form", "refit", "bridges", "routing")  # what a base without bridges has no use for
+BRIDGED = (
+    "closed_form",
+    "refit",
+    "bridges",
+    "routing",
+    "flips",
+    "routers",
+    "gates",
+)  # what a base without bridges has no use for
 
 
-def chosen_stages(names: Sequence[str] | None) -> list[str]:
-    """The named stages of the default recipe in their order; all of them for None.
+def chosen_stages(names: Sequence[str] | None, controller: str = "routed") -> list[str]:
+    """The named stages of the default recipe for a kind of controller in their order; all of them for None.
 
     Raises:
         ValueError: one is not a stage of it, or needs another that is not named.
     """
+    known = STAGES_OF[controller]
     if names is None:
-        return [name for name in STAGE_NAMES if name in DEFAULT_STAGES]
+        return [*known]
     for name in names:
-        if name not in DEFAULT_STAGES:
-            allowed = ", ".join(name for name in STAGE_NAMES if name in DEFAULT_STAGES)
-            raise ValueError(f"--stages has {name!r}, which is not allowed: the stages of the default recipe are {allowed}")
-        missing = [need for need in DEFAULT_STAGES[name].needs if need not in names]
+        if name not in known:
+            raise ValueError(
+                f"--stages has {name!r}, which is not allowed: the stages of the default recipe are {', '.join(known)}"
+            )
+        missing = [need for need in DEFAULT_STAGES[name].needs if need in known and need not in names]
         if missing:
             raise ValueError(f"--stages has {name!r}, which is not allowed without {', '.join(missing)}: add it")
     if not names:
         raise ValueError("--stages is empty: name at least one stage")
-    return [name for name in STAGE_NAMES if name in names]
+    return [name for name in known if name in names]
 
 
 def anee_fields(stages: Sequence[str], layers: int, hidden_size: int) -> dict[str, Any]:
     """Fields of `AneeConfig` for these stages, over a base of so many layers and such a size."""
+    if "flips" in stages:
+        return _gated_fields(hidden_size)
     routed = (
         {"controller": "routed", "controller_hidden_sizes": [ROUTER_WIDTH]} if "routing" in stages else {"controller": "plan"}
     )
@@ -192,3 +262,15 @@ def anee_fields(stages: Sequence[str], layers: int, hidden_size: int) -> dict[st
         return fields | {"controller_actions": [*ACTIONS]}
     ranks = {"bridge_rank": max(1, hidden_size // 6), "ffn_bridge_rank": max(1, hidden_size // 9)}
     return fields | {"controller_actions": [*BRIDGED_ACTIONS]} | ranks
+
+
+def _gated_fields(hidden_size: int) -> dict[str, Any]:
+    rank = max(1, hidden_size // 9)
+    return {
+        "controller": "gated",
+        "min_layers": 0,
+        "keep_last_layers": 0,
+        "precisions": [*PRECISIONS],
+        "ffn_bridge_rank": rank,
+        "exit_translator_rank": rank,
+    }

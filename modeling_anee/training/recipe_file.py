@@ -71,17 +71,22 @@ def notes_of(request: Request, made: Made) -> dict[str, str]:
         "length": f"Of a window: at most {longest_of(shape)} tokens, as the base takes {context}; fewer where text or time are "
         f"short.\nA window begins with {begins}.",
         "text": "The base samples it." if request.data is None else parts,
-        "anee": fields_in_words(shape),
+        "anee": fields_in_words(shape, request.controller),
         "stages": f"Of the whole the head is {shape.head:.3f}; all in 8 bits {shape.in_8_bits:.3f}; in 4, with the head in 8, "
         f"{shape.in_4_bits:.3f}.",
     }
-    if shape.bridged:
+    if shape.bridged and request.controller == "routed":
         notes["stages"] += f"\nBudgets for bridges spend {SHARES[0]:g} to {SHARES[-1]:g} of that on the layers."
     return notes | {f"stages.{one.stage}": explained(one) for one in made.estimates}
 
 
-def fields_in_words(shape: Shape) -> str:
+def fields_in_words(shape: Shape, controller: str) -> str:
     """What the fields of the configuration follow from."""
+    if controller == "gated":
+        return (
+            f"For {shape.layers} layers and a hidden size of {shape.hidden_size}: ranks are 1/9 of that.\nAdd gated_variants "
+            "to choose what feed-forwards run in: the default is [int8, none]."
+        )
     ranks = f" and a hidden size of {shape.hidden_size}: ranks are 1/6 and 1/9 of that" if shape.bridged else ""
     return (
         f"For {shape.layers} layers{ranks}.\nThe first tenth of the layers is always run whole; controller_actions are what "

@@ -52,7 +52,7 @@ class Shape:
             hidden_size=config.text_config.hidden_size,
             context=getattr(config.text_config, "max_position_embeddings", None),
             actions=len(config.controller_actions or ()),
-            bridged=config.bridge_rank > 0,
+            bridged=max(config.bridge_rank, config.ffn_bridge_rank) > 0,
             head=costs.head,
             small_head=costs.heads[head],
             in_8_bits=small[0],

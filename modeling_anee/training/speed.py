@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..controller_gated import GatedController
 from ..data.randomness import derive_seed
 from ..data.sampled_text import BATCH
 from ..evaluation.rollout import run as run_tokens
@@ -12,7 +13,9 @@ from ..evaluation.rollout import with_plan
 from ..modeling_anee import AneeForCausalLM
 from ..plans import plan_table
 from ..timing import seconds_of
+from .recipe import Routers
 from .shape import plan_in
+from .stages import routers
 from .stages.bridges import loss_of
 from .stages.closed_form import Moments, solve
 
@@ -66,9 +69,10 @@ def measure_speed(model: AneeForCausalLM, length: int, budgets: tuple[float, flo
         model.stack.logits(run_tokens(model, ids, in_4_bits), "int8")
 
     speed = Speed(length, _seconds(forward), _seconds(cheap))
-    if model.config.bridge_rank == 0:
+    if max(model.config.bridge_rank, model.config.ffn_bridge_rank) == 0:
         return speed
-    step = _training(model, ids, budgets, generator)
+    gated = isinstance(model.controller, GatedController)
+    step = _training_gates(model, ids, generator) if gated else _training(model, ids, budgets, generator)
     return replace(speed, step=_seconds(step), solve=_seconds(_solving(model, device)))
 
 
@@ -97,12 +101,24 @@ def _training(
     return step
 
 
+def _training_gates(model: AneeForCausalLM, ids: torch.Tensor, generator: torch.Generator) -> Callable[[], object]:
+    """The same of routers."""
+    settings = Routers(steps=2, batch_windows=1, learning_rate=0.001)
+
+    def step() -> None:
+        draw = routers.Draw.of(settings, 1, model.config.num_layers, generator)
+        routers.losses(model, ids, settings, draw)[0].backward()
+        model.zero_grad()
+
+    return step
+
+
 def _solving(model: AneeForCausalLM, device: torch.device) -> Callable[[], object]:
     """What solves one bridge, of random moments."""
-    size = model.config.text_config.hidden_size
+    size, rank = model.config.text_config.hidden_size, max(model.config.bridge_rank, model.config.ffn_bridge_rank)
     moments = Moments(size, device)
     moments.add(torch.randn(2 * size, size, device=device), torch.randn(2 * size, size, device=device))
-    return lambda: solve(moments, model.config.bridge_rank, 0.001)
+    return lambda: solve(moments, rank, 0.001)
 
 
 def _seconds(work: Callable[[], object]) -> float:
