@@ -12,23 +12,23 @@ from .run import Run
 
 @torch.no_grad()
 def measured(run: Run, capacities: Sequence[float], windows: int) -> dict[str, float]:
-    """KL to the base, in nats, and realised capacity at some capacities, on windows of the text to choose on.
+    """KL to the base in nats, realised capacity and threshold at some capacities, on windows of the text to choose on.
 
-    Processes share the windows. Returns `kl_at_0.55`, `capacity_at_0.55` and so on.
+    Processes share the windows. Returns `kl_at_0.55`, `capacity_at_0.55`, `threshold_at_0.55` and so on.
     """
     model, kept = run.model, run.model.config.keep_first_tokens
     own = run.share(run.windows("choose")[:windows].to(run.device))
-    sums = torch.zeros(len(capacities), 3, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(len(capacities), 4, dtype=torch.float64, device=run.device)
     for ids in own.split(1) if len(own) else ():
         entering: list[torch.Tensor] = []
         target = model.stack.logits(run_tokens(model, ids, keep=entering))[:, kept:]
         for number, capacity in enumerate(capacities):
-            hidden, share = run_routed(model, ids, capacity, entering)
+            hidden, share, limit = run_routed(model, ids, capacity, entering)
             kl = kl_divergence(target, model.stack.logits(hidden[:, kept:])).mean()
-            sums[number] += torch.tensor([float(kl), share, 1.0], device=run.device)
+            sums[number] += torch.tensor([float(kl), share, limit, 1.0], device=run.device)
     rows = run.sum(sums).tolist()
     return {
-        f"{name}_at_{capacity:g}": row[place] / row[2]
+        f"{name}_at_{capacity:g}": row[place] / row[-1]
         for capacity, row in zip(capacities, rows, strict=True)
-        for place, name in enumerate(("kl", "capacity"))
+        for place, name in enumerate(("kl", "capacity", "threshold"))
     }

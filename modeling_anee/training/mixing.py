@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..actions import FULL, SKIP_FFN
+from ..actions import FULL, NONE
 from ..controller_gated import GatedController
-from ..controller_learned import stand_in_layers
 from ..evaluation.rollout import begin
 from ..modeling_anee import AneeForCausalLM
 from ..step import Step
@@ -35,32 +34,28 @@ def controller_of(model: AneeForCausalLM) -> GatedController:
     return model.controller
 
 
-def gated_layers(model: AneeForCausalLM) -> list[int]:
-    """Layers whose feed-forward may be left out."""
-    config = model.config
-    free = range(config.min_layers, config.num_layers - config.keep_last_layers)
-    bridged = stand_in_layers(config.table[SKIP_FFN], config)
-    return [layer for layer in free if layer in bridged]
+def fed_in(model: AneeForCausalLM, variant: str, layer: int, hidden: Tensor, attended: Tensor) -> Tensor:
+    """What leaves a layer, [..., D], whose feed-forward runs in a variant; where it is left out, the bridge stands in.
 
-
-def left_out(model: AneeForCausalLM, layer: int, attended: Tensor) -> Tensor:
-    """Attended hidden states [..., D] after a layer whose feed-forward is left out."""
+    `hidden` entered the layer, and `attended` its second half.
+    """
+    if variant != NONE:
+        return model.stack.blocks_of(variant)[layer].add_feed_forward(hidden, attended)
     bridge = model.bridges.of_skip_ffn(layer)
     return attended if bridge is None else bridge(attended)
 
 
 def mixed_layer(model: AneeForCausalLM, layer: int, hidden: Tensor, step: Step, gate: Tensor | None) -> Tensor:
-    """One layer, [B, T, D] -> [B, T, D]: its feed-forward to the share of each gate, the bridge to the rest."""
-    block = model.stack.blocks[layer]
+    """One layer, [B, T, D] -> [B, T, D]: a share of its feed-forward in full, that of the gate, the rest in the cheapest variant."""
     attended = model.executor.attend(layer, hidden, step, FULL)
     if gate is None:
-        return block.add_feed_forward(hidden, attended)
-    without = left_out(model, layer, attended)
+        return fed_in(model, FULL, layer, hidden, attended)
+    cheap = fed_in(model, controller_of(model).cheapest, layer, hidden, attended)
     if gate.dtype != torch.bool:
-        return without + gate.unsqueeze(-1) * (block.add_feed_forward(hidden, attended) - without)
+        return cheap + gate.unsqueeze(-1) * (fed_in(model, FULL, layer, hidden, attended) - cheap)
     if not gate.any():
-        return without
-    return without.masked_scatter(gate.unsqueeze(-1), block.add_feed_forward(hidden[gate], attended[gate]))
+        return cheap
+    return cheap.masked_scatter(gate.unsqueeze(-1), fed_in(model, FULL, layer, hidden[gate], attended[gate]))
 
 
 def run_mixed(model: AneeForCausalLM, ids: Tensor, gates: Gates, keep: list[Tensor] | None = None) -> Tensor:
@@ -76,14 +71,14 @@ def run_mixed(model: AneeForCausalLM, ids: Tensor, gates: Gates, keep: list[Tens
 def scores_of(model: AneeForCausalLM, entering: list[Tensor]) -> Tensor:
     """What the routers say of what enters each layer, [B, T, D] each: [B, T - kept, gates], without the kept first tokens."""
     controller, kept = controller_of(model), model.config.keep_first_tokens
-    return torch.stack([controller.scores(layer, entering[layer][:, kept:]) for layer in gated_layers(model)], dim=-1)
+    return torch.stack([controller.scores(layer, entering[layer][:, kept:]) for layer in controller.gated_layers], dim=-1)
 
 
 @torch.no_grad()
 def run_routed(
     model: AneeForCausalLM, ids: Tensor, capacity: float, entering: list[Tensor], keep: list[Tensor] | None = None
-) -> tuple[Tensor, float]:
-    """Token ids [B, T] by the routers at a capacity: hidden states that enter the final norm, and the share of open gates.
+) -> tuple[Tensor, float, float]:
+    """Token ids [B, T] by the routers at a capacity: hidden states that enter the final norm, share of open gates, threshold.
 
     Args:
         model: with a `gated` controller.
@@ -98,19 +93,19 @@ def run_routed(
         hidden = run_mixed(model, ids, Above(model, limit), entering)
     if keep is not None:
         keep += entering
-    return hidden, float((scores_of(model, entering) > limit).float().mean())
+    return hidden, float((scores_of(model, entering) > limit).float().mean()), limit
 
 
 class Above:
     """Hard gates: open where the routers say more than a limit, and to the kept first tokens."""
 
     def __init__(self, model: AneeForCausalLM, limit: float) -> None:
-        self.controller, self.layers = controller_of(model), set(gated_layers(model))
+        self.controller = controller_of(model)
         self.kept, self.limit = model.config.keep_first_tokens, limit
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Gates bool [B, T] of hidden states [B, T, D] that enter a layer."""
-        if layer not in self.layers:
+        if layer not in self.controller.gated_layers:
             return None
         gates = self.controller.scores(layer, hidden) > self.limit
         gates[:, : self.kept] = True

@@ -15,7 +15,7 @@ from ...bridges import normalised
 from ...evaluation.rollout import begin, processed, run_layers
 from ...modeling_anee import AneeForCausalLM
 from ..losses import kl_divergence
-from ..mixing import controller_of, gated_layers, left_out
+from ..mixing import controller_of, fed_in
 from ..run import Run
 
 
@@ -30,7 +30,7 @@ class Regressions:
     Args:
         inputs: of outer products of what is read, with a constant, [L, D + 1, D + 1].
         outputs: of what is read times the logarithm, [L, D + 1].
-        losses: of the losses themselves, [L].
+        losses: of the losses themselves in each of V - 1 variants, the cheapest last, [V - 1, L].
     """
 
     inputs: Tensor
@@ -38,17 +38,17 @@ class Regressions:
     losses: Tensor
 
     @classmethod
-    def of(cls, layers: int, size: int, device: torch.device) -> "Regressions":
+    def of(cls, layers: int, size: int, variants: int, device: torch.device) -> "Regressions":
         """No tokens yet."""
-        shapes = (layers, size + 1, size + 1), (layers, size + 1), (layers,)
+        shapes = (layers, size + 1, size + 1), (layers, size + 1), (variants - 1, layers)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, layer: int, read: Tensor, loss: Tensor) -> None:
-        """Count N tokens: what is read of them [N, D], and their losses [N] in nats."""
+        """Count N tokens: what is read of them [N, D], and their losses [V - 1, N] in nats."""
         x = torch.cat((read.float(), torch.ones_like(read[:, :1], dtype=torch.float32)), dim=-1)
         self.inputs[layer] += (x.T @ x).double()
-        self.outputs[layer] += (x.T @ loss.float().clamp(min=SMALLEST).log()).double()
-        self.losses[layer] += loss.double().sum()
+        self.outputs[layer] += (x.T @ loss[-1].float().clamp(min=SMALLEST).log()).double()
+        self.losses[:, layer] += loss.double().sum(dim=-1)
 
     def solve(self, layer: int, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight [D] and bias [] of a layer's router, float64.
@@ -64,7 +64,7 @@ class Regressions:
         penalty = ridge * covariance.diagonal() + SMALLEST
         weight = torch.linalg.solve(covariance + penalty.diag(), joint)
         spread = weight @ covariance @ weight
-        level = (self.losses[layer] / count).clamp(min=SMALLEST).log() - spread / 2
+        level = (self.losses[-1, layer] / count).clamp(min=SMALLEST).log() - spread / 2
         return weight, level - weight @ mean
 
 
@@ -75,9 +75,10 @@ def run_stage(run: Run) -> dict:
         ValueError: the controller has no gates.
     """
     settings, model = run.settings(NAME), run.model
-    controller_of(model)
+    controller = controller_of(model)
     windows = run.windows("train")[: settings.windows].to(run.device)
-    sums = Regressions.of(model.config.num_layers, model.config.text_config.hidden_size, run.device)
+    size, variants = model.config.text_config.hidden_size, len(controller.variants)
+    sums = Regressions.of(model.config.num_layers, size, variants, run.device)
     together = torch.arange(len(windows)).split(run.accelerator.num_processes)
     for step in run.track(len(together), "flipping gates", restore(run, sums)):
         for number in run.share(together[step]).tolist():
@@ -110,7 +111,7 @@ def gather(run: Run, sums: Regressions) -> None:
 
 def layers_of(run: Run, number: int) -> list[int]:
     """Which layers are flipped in a window: every one once before any comes again."""
-    layers = gated_layers(run.model)
+    layers = controller_of(run.model).gated_layers
     each = min(run.settings(NAME).layers, len(layers))
     places = range(number * each, (number + 1) * each)
     turns = {place // len(layers) for place in places}
@@ -122,42 +123,47 @@ def layers_of(run: Run, number: int) -> list[int]:
 def add_window(model: AneeForCausalLM, sums: Regressions, ids: Tensor, layers: list[int]) -> None:
     """Count what flipping some layers loses on token ids [B, T]."""
     kept = model.config.keep_first_tokens
-    for layer, entering, loss in flipped(model, ids, layers):
-        sums.add(layer, normalised(entering[:, kept:]).flatten(0, 1), loss[:, kept:].flatten())
+    for layer, entering, losses in flipped(model, ids, layers):
+        sums.add(layer, normalised(entering[:, kept:]).flatten(0, 1), losses[:, :, kept:].flatten(1))
 
 
 def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tuple[int, Tensor, Tensor]]:
-    """What leaving out the feed-forward of each of some layers alone would lose on token ids [B, T].
+    """What the feed-forward of each of some layers alone would lose on token ids [B, T] in the cheaper variants.
 
-    Returns the layer, what enters it [B, T, D], and KL to the base [B, T] in nats.
+    Returns the layer, what enters it [B, T, D], and KL to the base [V - 1, B, T] in nats, in the cheapest last.
     """
     everything, last = processed(model, ids), model.config.num_layers
     hidden, step = begin(model, ids)
     seen = []
-    for layer, block in enumerate(model.stack.blocks):
+    for layer in range(last):
         attended = model.executor.attend(layer, hidden, step, FULL)
         if layer in layers:
             seen.append((layer, hidden, attended))
-        hidden = block.add_feed_forward(hidden, attended)
+        hidden = fed_in(model, FULL, layer, hidden, attended)
     target = model.stack.logits(hidden)
-    found = []
-    for layer, entering, attended in seen:
-        without = run_layers(model, left_out(model, layer, attended), step, everything, range(layer + 1, last))
-        found.append((layer, entering, kl_divergence(target, model.stack.logits(without))))
-    return found
+
+    def loss(variant: str, layer: int, entering: Tensor, attended: Tensor) -> Tensor:
+        cheaper = fed_in(model, variant, layer, entering, attended)
+        cheaper = run_layers(model, cheaper, step, everything, range(layer + 1, last))
+        return kl_divergence(target, model.stack.logits(cheaper))
+
+    variants = controller_of(model).variants[1:]
+    return [(one[0], one[1], torch.stack([loss(variant, *one) for variant in variants])) for one in seen]
 
 
 @torch.no_grad()
 def fill(run: Run, sums: Regressions) -> None:
     """Set the routers to what the main process, which has the sums, solves for."""
-    routers, ridge = controller_of(run.model).routers, run.settings(NAME).ridge
-    flipped_layers = [layer for layer in gated_layers(run.model) if sums.inputs[layer, -1, -1] > 0]
-    solved = torch.zeros(run.model.config.num_layers, sums.outputs.shape[1], dtype=torch.float64, device=run.device)
-    for layer in flipped_layers:
+    controller, ridge = controller_of(run.model), run.settings(NAME).ridge
+    counted = [layer for layer in controller.gated_layers if sums.inputs[layer, -1, -1] > 0]
+    solved = torch.zeros_like(sums.outputs)
+    for layer in counted:
         weight, bias = sums.solve(layer, ridge)
         solved[layer] = torch.cat((weight, bias.view(1)))
-    solved = run.sum(solved)
-    for layer in gated_layers(run.model):
+    solved, losses = run.sum(solved), run.sum(sums.losses).clamp(min=SMALLEST)
+    for layer in controller.gated_layers:
         if solved[layer].any():
-            routers.weight[layer].copy_(solved[layer, :-1])
-            routers.bias[layer].copy_(solved[layer, -1])
+            controller.routers.weight[layer].copy_(solved[layer, :-1])
+            controller.routers.bias[layer].copy_(solved[layer, -1])
+            if len(losses) > 1:
+                controller.relative[:, layer].copy_((losses[:-1, layer] / losses[-1, layer]).log())

@@ -95,7 +95,7 @@ def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float,
     routed: list[Tensor] = []
     with torch.no_grad():
         final = run_tokens(model, ids, keep=entering)
-        staying, _ = run_routed(model, ids, capacity, entering, routed)
+        staying, _, _ = run_routed(model, ids, capacity, entering, routed)
     places = torch.randperm(final[:, kept:, 0].numel(), generator=generator)
     places = places[: max(1, round(share * len(places)))].to(final.device)
 

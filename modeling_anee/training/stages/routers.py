@@ -27,7 +27,7 @@ from ..gating import (
     z_loss,
 )
 from ..losses import kl_divergence
-from ..mixing import controller_of, gated_layers, run_mixed, scores_of
+from ..mixing import controller_of, run_mixed, scores_of
 from ..optimise import batch_of, train
 from ..recipe import Routers
 from ..run import Run
@@ -93,15 +93,14 @@ class Sampled:
     """Gates that are sampled as the stack runs; remembers logits and gates [B, T - kept] of each layer."""
 
     def __init__(self, model: AneeForCausalLM, limit: float, draw: Draw) -> None:
-        self.controller, self.layers = controller_of(model), set(gated_layers(model))
-        self.kept = model.config.keep_first_tokens
+        self.controller, self.kept = controller_of(model), model.config.keep_first_tokens
         self.limit, self.draw = limit, draw
         self.logits: list[Tensor] = []
         self.gates: list[Tensor] = []
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Gates [B, T] of hidden states [B, T, D] that enter a layer; a dropped one is shut to whole rows."""
-        if layer not in self.layers:
+        if layer not in self.controller.gated_layers:
             return None
         logits = self.controller.scores(layer, hidden[:, self.kept :]) - self.limit
         noise = logistic_noise(tuple(logits.shape), self.draw.generator).to(logits.device)
