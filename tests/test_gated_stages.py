@@ -1,6 +1,7 @@
 """The stages `flips`, `routers` and `gates`: what they learn, and that an interrupted fit makes the same."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from modeling_anee.controller_gated import GatedController
 from modeling_anee.evaluation.rollout import run as run_tokens
 from modeling_anee.hardware import GATHERING_FLOPS
+from modeling_anee.training.capacities import understated
 from modeling_anee.training.fit import fit
 from modeling_anee.training.losses import kl_divergence
 from modeling_anee.training.mixing import run_mixed, run_routed, scores_of
@@ -106,6 +108,18 @@ def test_what_middle_variants_lose_is_noted_as_a_share(fitted, tmp_path):
     flips.run_stage(run)
     relative = run.model.controller.relative
     assert relative.shape == (1, LAYERS) and len(relative.unique()) == LAYERS and bool((relative < 0).all())
+
+
+def test_scores_are_understated_by_what_gates_lose_together():
+    capacities, gates = (0.9, 0.7, 0.4), 10
+    numbers = {f"capacity_at_{one:g}": one for one in capacities}
+    numbers |= {"threshold_at_0.9": -4.0, "threshold_at_0.7": -2.0, "threshold_at_0.4": 0.0}
+    kl = {0.9: 0.1}
+    for high, low, said in ((0.9, 0.7, -3.0), (0.7, 0.4, -1.0)):
+        kl[low] = kl[high] + (high - low) * gates * math.exp(said + 0.5)
+    numbers |= {f"kl_at_{one:g}": kl[one] for one in capacities}
+    assert math.isclose(understated(numbers, capacities, gates), 0.5, abs_tol=1e-6)
+    assert understated(numbers | {"kl_at_0.7": 0.0, "kl_at_0.4": 0.0}, capacities, gates) == 0.0
 
 
 # The stack with gates

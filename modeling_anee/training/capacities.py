@@ -1,6 +1,8 @@
 """What routers lose at some capacities, as a stage notes it in its log."""
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -32,3 +34,22 @@ def measured(run: Run, capacities: Sequence[float], windows: int) -> dict[str, f
         for capacity, row in zip(capacities, rows, strict=True)
         for place, name in enumerate(("kl", "capacity", "threshold"))
     }
+
+
+def understated(numbers: dict[str, float], capacities: Sequence[float], gates: int) -> float:
+    """By how much scores understate what a further shut gate loses, in nats of the logarithm; 0 where nothing can be said.
+
+    Scores are those of gates that are shut alone; others beside them make it dearer. Exits are chosen by the same price.
+
+    Args:
+        numbers: what `measured` found.
+        capacities: where, descending.
+        gates: of a token.
+    """
+    found = []
+    for high, low in pairwise(capacities):
+        lost, shut = (numbers[f"{name}_at_{low:g}"] - numbers[f"{name}_at_{high:g}"] for name in ("kl", "capacity"))
+        said = (numbers[f"threshold_at_{low:g}"] + numbers[f"threshold_at_{high:g}"]) / 2
+        if lost > 0 > shut:
+            found.append(math.log(lost / (-shut * gates)) - said)
+    return sum(found) / len(found) if found else 0.0

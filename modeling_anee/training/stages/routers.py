@@ -1,9 +1,10 @@
 """Phase 1 of a `gated` controller: its routers by gradient descent, and the bridges on what they leave out, tuned together.
 
 The distillation loss goes through the stack with a gate at every token and layer: open or shut in the forward, with the
-gradient of a sigmoid in the backward. A step has one capacity; a threshold over all layers, taken from what the routers say of
-the base's hidden states, stands for it. The log has what the routers lose before the first step (as the stage `flips`, or
-whatever came before, left them) and after the last.
+gradient of a sigmoid in the backward. A step has one capacity; a threshold over all layers, taken from what the routers say
+of the base's hidden states, stands for it. At the end all scores are shifted so that they say what a further shut gate loses.
+The log has what the routers lose before the first step (as the stage `flips`, or whatever came before, left them) and after
+the last.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
-from ..capacities import measured
+from ..capacities import measured, understated
 from ..gating import (
     annealed,
     capacity_penalty,
@@ -73,7 +74,7 @@ def run_stage(run: Run) -> dict:
         ValueError: the controller has no gates.
     """
     settings, model = run.settings(NAME), run.model
-    controller_of(model)
+    controller = controller_of(model)
     trained = ("bridges.skip_ffn.", "controller.routers.")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
     windows = run.windows("train")
@@ -85,7 +86,10 @@ def run_stage(run: Run) -> dict:
         return losses(model, ids, settings, Draw.of(settings, step, model.config.num_layers, generator))
 
     train(run, NAME, parameters, loss_of_step)
-    run.log(NAME, settings.steps, **measured(run, MEASURED, WINDOWS))
+    reached = measured(run, MEASURED, WINDOWS)
+    run.log(NAME, settings.steps, **reached)
+    with torch.no_grad():
+        controller.routers.bias[controller.gated_layers] += understated(reached, MEASURED, len(controller.gated_layers))
     return {}
 
 
