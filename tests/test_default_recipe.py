@@ -26,6 +26,7 @@ from modeling_anee.training.default_stages import (
     BATCH_WINDOWS,
     BRIDGED,
     BRIDGED_ACTIONS,
+    CAPACITIES,
     DEFAULT_STAGES,
     PLANS,
     STAGES_OF,
@@ -280,16 +281,18 @@ def test_a_kind_of_controller_has_its_own_stages(tmp_path, workshop, quick):
     assert "--controller gated --minutes 1" in request.command
     made = make_recipe(request)
     assert [*made.recipe["stages"]] == [*STAGES_OF["gated"]] and sum(one.seconds for one in made.estimates) <= 60.0
+    assert made.recipe["stages"]["calibration"]["capacities"] == [*CAPACITIES]
     assert made.recipe["anee"] == anee_fields(["flips"], 4, 32) and made.recipe["anee"]["controller"] == "gated"
     assert sum(source["tokens"] for source in made.recipe["text"]["choose"]) <= 4 * made.recipe["length"]
 
 
 def test_gates_are_fitted_by_one_command(tmp_path, workshop):
-    options = ("--controller", "gated", "--stages", "closed_form,flips,routers,gates", "--minutes", 0.5)
+    options = ("--controller", "gated", "--minutes", 0.7)
     done = anee_fit(workshop / "base", "--data", workshop / "data", "--output", tmp_path / "run", *options)
     assert done.exit_code == 0, done.output
     artifact = AneeForCausalLM.from_pretrained(tmp_path / "run" / "artifact")
     assert artifact.config.controller == "gated" and artifact.controller.routers.weight.any()
+    assert len(artifact.config.calibration["budgets"]) > 2 and artifact.controller.floor < artifact.controller.top
     assert "ranks are 1/9 of that" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 

@@ -22,6 +22,8 @@ STAGES_OF = {
 ACTIONS = ("INT8", "INT4")
 BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
+CAPACITIES = (0.1, 0.2, 0.3, 0.4, 0.55, 0.7, 0.8, 0.9, 0.97)
+LOOKS = 2  # for each of them, about as many as were counted
 FLIPPED_LAYERS = 4  # of each window
 ROUTER_WIDTH = 64  # of its hidden layer
 EPOCHS = 4  # how often a stage of steps sees its text at most
@@ -108,6 +110,17 @@ def _calibrated(shape: Shape) -> list[float]:
     """Budgets of bits alone, from the base down to where bridges begin, and those of bridges."""
     bits = [(1.0 + shape.in_8_bits) / 2, shape.in_8_bits, (shape.in_8_bits + shape.in_4_bits) / 2, shape.in_4_bits]
     return sorted({*(round(budget, 4) for budget in bits), *shape.budgets(SHARES if shape.bridged else ())})
+
+
+def _calibrated_at(shape: Shape) -> dict[str, Any]:
+    return {"capacities": [*CAPACITIES]} if shape.gated else {"budgets": _calibrated(shape)}
+
+
+def _seconds_calibrated(shape: Shape, speed: Speed) -> float:
+    """Of a window: the base and the curve; for capacities, which are looked for, some runs more each."""
+    if shape.gated:
+        return (1.0 + (LOOKS + 1) * len(CAPACITIES)) * speed.forward
+    return speed.forward + len(_calibrated(shape)) * speed.cheap
 
 
 # Learning rates are those of the shipped artifact's recipe. Of a few minutes, those that solve for bridges are spent best: with
@@ -212,8 +225,8 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         share=0.05,
         least=lambda shape, speed: 2,
         most=lambda shape, speed: 64,
-        seconds=lambda shape, speed: (speed.prepare, speed.forward + len(_calibrated(shape)) * speed.cheap),
-        section=lambda windows, shape: {"windows": windows, "budgets": _calibrated(shape)},
+        seconds=lambda shape, speed: (speed.prepare, _seconds_calibrated(shape, speed)),
+        section=lambda windows, shape: {"windows": windows} | _calibrated_at(shape),
         needs=(PLANS, "flips"),
     ),
 }

@@ -23,6 +23,7 @@ class Shape:
         small_head: cost of the head in 8 bits.
         in_8_bits: cost of everything in 8 bits.
         in_4_bits: cost of all layers in 4 bits and the head in 8.
+        gated: whether a `gated` controller is made for it.
     """
 
     layers: int
@@ -34,6 +35,7 @@ class Shape:
     small_head: float
     in_8_bits: float
     in_4_bits: float
+    gated: bool = False
 
     @classmethod
     def of(cls, model: AneeForCausalLM) -> "Shape":
@@ -57,6 +59,7 @@ class Shape:
             small_head=costs.heads[head],
             in_8_bits=small[0],
             in_4_bits=small[1],
+            gated=config.controller == "gated",
         )
 
     def budgets(self, shares: Sequence[float]) -> list[float]:
