@@ -29,6 +29,7 @@ from .base_watch import is_untouched
 RMS_NORMS = tuple(f"{name}RMSNorm" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3", "Olmo2", "Granite"))
 
 
+_ZERO = torch.zeros(1, device="cpu")
 QKV, OUTPUT = "qkv", "output"  # names of linear maps
 
 
@@ -258,7 +259,7 @@ def rms_norm_of_one(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The same of a single row [..., D] on a CPU, where torch's kernel is fourteen small ones: two."""
     row = x.flatten()
     scale = (torch.dot(row, row).item() / row.numel() + epsilon) ** -0.5
-    return torch.mul(row, weight).mul_(scale).view_as(x)
+    return torch.addcmul(_ZERO, row, weight, value=scale).view_as(x)
 
 
 def head_norm_function(norm: Callable[[Tensor], Tensor] | None, layout: str) -> Callable[[Tensor], Tensor] | None:

@@ -21,6 +21,8 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 SMALLEST = torch.finfo(torch.float32).tiny
 LEVELS = 127  # of a weight, on both sides of zero
 LARGEST = 32512  # of an activation: its high plane is at most 127, its low one at most 128
+CARRY = 128  # what is added to both digits, see `_planes`
+SHIFT = 1.5 * 2**23 + CARRY  # added to a number in float32: the last 16 bits of the sum are the number, rounded, and the carry
 BLOCK, LEAST_OUTPUTS = 1 << 19, 256  # sums of one call stay in the cache; fewer outputs at once cost more calls than that saves
 MOST_ROWS = 512  # of one call, for the same reason
 FEWEST_ON_CUDA, MULTIPLE = 32, 8  # rows that the kernel of CUDA wants, and what all sizes must be multiples of
@@ -51,6 +53,10 @@ class Int8Linear:
 
     def _settle(self) -> None:
         self._weight = self.weight.t()  # [in, out]
+        self._inputs = self.weight.shape[1]
+        # Tensors, since torch makes one of a plain number in each call.
+        self._shift, self._carry = self.scale.new_tensor([SHIFT]), self.scale.new_tensor([CARRY], dtype=torch.int32)
+        self._added = self.scale.new_zeros(1) if self.bias is None else self.bias
         on_cpu = self.weight.device.type == "cpu"
         self._integers = (self.weight.shape[1] >= LEAST and integers_pay()) if on_cpu else fits_accelerator(self.weight)
         self.row = self._row if self._integers and on_cpu and not self.coarse else self._row_of_several
@@ -78,10 +84,10 @@ class Int8Linear:
         """The same, with nothing checked."""
         # Its scale is a plain number, which saves kernels.
         step = max(x.abs().max().item() / self.largest, SMALLEST)
-        planes = _digits(x / step).view(-1, 2).t()  # not copied: the kernel takes them as they lie
-        low, high = torch._int_mm(planes, self._weight)
-        out = torch.add(low, high, alpha=256).mul(self.scale).mul_(step)
-        return out if self.bias is None else out.add_(self.bias)
+        digits = torch.add(self._shift, x, alpha=1 / step).view(torch.int32).bitwise_xor_(self._carry).view(torch.int8)
+        # Not copied: the kernel takes the two low bytes of each number as they lie.
+        sums = torch._int_mm(digits.as_strided((2, self._inputs), (1, 4)), self._weight)
+        return torch.addcmul(self._added, torch.add(sums[0], sums[1], alpha=256), self.scale, value=step)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
@@ -125,15 +131,14 @@ class Int8Linear:
         return torch.mul(sums, self.scale[part], out=out)
 
 
-def _digits(x: Tensor) -> Tensor:
-    """Numbers [..., in] that fit in 16 bits -> low and high digit of each, in [-128, 127], int8 [..., 2 in]."""
-    # To the base of 256, where 128 more carries into the high digit, and is taken off the low one.
-    return x.to(torch.int16).add_(128).bitwise_xor_(128).view(torch.int8)
-
-
 def _planes(x: Tensor) -> Tensor:
-    """The same of rows [N, in]: all low digits, then all high ones, [2 N, in]."""
-    return _digits(x).view(*x.shape, 2).permute(2, 0, 1).reshape(-1, x.shape[1])
+    """Numbers [N, in] that fit in 16 bits -> all low digits, then all high ones, in [-128, 127], int8 [2 N, in]."""
+    # To the base of 256, where 128 more carries into the high digit, and is taken off the low one.
+    numbers = torch.add(x, SHIFT).view(torch.int32)
+    planes = x.new_empty(2, *x.shape, dtype=torch.int8)
+    planes[1] = numbers >> 8
+    planes[0] = numbers.bitwise_xor_(CARRY)
+    return planes.flatten(0, 1)
 
 
 def padded_product(digits: Tensor, weight: Tensor) -> Tensor:

@@ -151,3 +151,18 @@ def test_where_every_token_skips_nothing_is_ever_run(monkeypatch):
     processed = float(model.costs.layers[[0, 3], 0].sum())
     assert trace.ran_anyway is None
     assert linear / model.costs.total == pytest.approx((processed + model.costs.head) * ids.numel())
+
+
+@pytest.mark.parametrize("precisions", [None, ["int8", "int4"]])
+def test_a_token_alone_leaves_no_tensors_of_inference_mode_behind(precisions):
+    fields = {"plans": ["PSSF"], "precisions": precisions, "keep_first_tokens": 0, **BRIDGES}
+    model, ids = wrap(tiny_base("llama"), "plan", **fields), token_ids(1)
+    with torch.no_grad():
+        cache = model(ids[:, :4], energy_budget=0.3, use_cache=True).past_key_values
+        for token in range(4, 7):
+            output = model(ids[:, token : token + 1], energy_budget=0.3, past_key_values=cache, use_cache=True)
+            output.logits.add_(1)
+    model.train()  # what was left out is due now, and a backward goes through it
+    later = model(ids[:, 7:], energy_budget=[[1.0] * (ids.shape[1] - 8) + [0.3]], past_key_values=cache, use_cache=True)
+    later.logits.sum().backward()
+    assert not any(layer.keys.is_inference() for layer in cache.layers)
