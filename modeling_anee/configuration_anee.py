@@ -404,7 +404,10 @@ class AneeConfig(PreTrainedConfig):
 
     def _check_thresholds(self, table: dict) -> None:
         """The columns of a `gated` controller; another kind ignores those of an artifact that was one."""
-        if self.controller == "gated":
+        if self.controller == "gated" and "thresholds" in table:
+            settings = table.get("settings")
+            if not isinstance(settings, list | tuple) or list(settings) != sorted(set(settings)):
+                raise ValueError(f"calibration has settings={settings}, which is not allowed: capacities must be ascending")
             shapes = (len(self.gated_variants or ()) - 1, self.num_layers), (len(self.exit_layers or ()),)
             for name, shape in zip(THRESHOLDS, shapes, strict=True):
                 if name in table:

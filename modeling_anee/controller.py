@@ -12,7 +12,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from .actions import NONE
 from .budget import Dial
 from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
@@ -73,7 +72,7 @@ class Controller(nn.Module):
     dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
-    cheapest = NONE  # variant of a feed-forward that counts as left out, beside none
+    cheapest: str | None = None  # variant of a feed-forward that counts as left out, for kinds that have a capacity
     runs_without_full = False  # whether it can do without the base's own weights
     keeps_routes = False  # whether it was fitted to the very plans that leave something out, so that all of them must stay
     ceiling = 1.0  # the largest budget: less where the base's own weights were dropped, with

@@ -1,6 +1,7 @@
 """`generate` with an energy budget: how the budget reaches each forward, and how the trace comes back."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.utils import ModelOutput, logging
 
 from .budget import TOLERANCE, budget_tensor
 from .cache import AneeCache
+from .capacity import CAPACITY, budgets_of, first_given
 from .compatibility import CACHE, BothCacheNames, cache_argument, cache_of, rename_cache
 from .dropping import check_ceiling, default_budget
 from .execution_log import execution_log
@@ -43,13 +45,14 @@ class AneeGenerationMixin(GenerationMixin):
     """Carries budgets through `generate` and collects execution traces."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
-        """As `GenerationMixin.generate`, with three keyword arguments more.
+        """As `GenerationMixin.generate`, with four keyword arguments more.
 
-        `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row.
+        `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row. With a `gated`
+        controller `capacity` can be given instead: the share of the feed-forwards to run, in [0.1, 1].
         `prompt_energy_budget` is the same for the tokens of the prompt; default: as `energy_budget`. `budget_feedback`, in
         [0, 1], is by how much of the sum that the new tokens have under- or overspent so far the next token's budget is moved.
 
-        Each of the three is taken from the first place that has it: the argument, the entry of that name in the
+        Each of them is taken from the first place that has it: the argument, the entry of that name in the
         `generation_config` argument, in `model.generation_config` (which is saved and loaded with the model), in
         `model.config`. They hold for every forward of this model inside, also for one by a logits processor.
 
@@ -60,9 +63,9 @@ class AneeGenerationMixin(GenerationMixin):
             row after its last token is not in it.
 
         Raises:
-            ValueError: a budget or feedback out of [0, 1], or not one per row; a budget that needs weights which were dropped;
-                feedback without a cache, which keeps the costs, or in strict mode; a keyword that nobody knows;
-                `compile_config` and `assistant_early_exit`.
+            ValueError: a budget or feedback out of [0, 1], or not one per row; a capacity of another kind of controller, or
+                beside a budget; a budget that needs weights which were dropped; feedback without a cache, which keeps the
+                costs, or in strict mode; a keyword that nobody knows; `compile_config` and `assistant_early_exit`.
         """
         state = GenerationState(self)
         with running(state):
@@ -120,7 +123,8 @@ class AneeGenerationMixin(GenerationMixin):
         )
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name, None) for name in BUDGETS}
+        given = {name: kwargs.pop(name, None) for name in (*BUDGETS, CAPACITY)}
+        own: Any = generation_config
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if generation_config.compile_config is not None:
             raise ValueError("compile_config is not supported: what is run depends on the data; leave it out")
@@ -129,9 +133,11 @@ class AneeGenerationMixin(GenerationMixin):
                 f"assistant_early_exit={generation_config.assistant_early_exit} is not supported: give an assistant_model"
             )
         if (state := generation_of(self)) is not None:
-            for name, value in given.items():
-                value = getattr(generation_config, name, None) if value is None else value
+            for name in BUDGETS:
+                value = getattr(generation_config, name, None) if given[name] is None else given[name]
                 state.given[name] = self._default(name) if value is None else value
+            configs = (partial(getattr_or_none, config) for config in (own, generation_config))
+            state.capacity = first_given([given.get, *configs])
         return generation_config, model_kwargs
 
     def _default(self, name: str) -> Any:
@@ -151,6 +157,8 @@ class AneeGenerationMixin(GenerationMixin):
 
     def _set_budgets(self, state: GenerationState, rows: int) -> None:
         """Turn what was asked for into one number a row."""
+        if state.capacity is not None:
+            state.given["energy_budget"] = budgets_of(self.controller, self.config.controller, state.capacity, rows)
         given = {name: value for name, value in state.given.items() if value is not None}
         values = {name: budget_tensor(value, rows, name) for name, value in given.items()}
         for name in set(values) - {"budget_feedback"}:
@@ -196,6 +204,11 @@ class AneeGenerationMixin(GenerationMixin):
         if cache_of(outputs) is None and (state := generation_of(self)) is not None:
             state.steps.append(outputs.execution)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+
+def getattr_or_none(config: Any, name: str) -> Any:
+    """What a generation config says, if anything."""
+    return getattr(config, name, None)
 
 
 def beam_trace(steps: list[ExecutionTrace], beam_indices: Tensor) -> ExecutionTrace:

@@ -29,6 +29,7 @@ class GenerationState:
     Args:
         model: whose call it is.
         given: what was asked for: values of `energy_budget`, `prompt_energy_budget` and `budget_feedback` by name.
+        capacity: what was asked for instead of an `energy_budget`.
         budget: budget of each row's new tokens, float64 [B], on the CPU.
         prompt_budget: the same for tokens of the prompt; None: as for new ones.
         feedback: by how much of what was under- or overspent the next budget is moved, float64 [B]; None: not at all.
@@ -40,6 +41,7 @@ class GenerationState:
 
     model: Any
     given: dict[str, Any] = field(default_factory=dict)
+    capacity: Any = None
     budget: Tensor | None = None
     prompt_budget: Tensor | None = None
     feedback: Tensor | None = None

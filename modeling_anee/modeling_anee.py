@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .budget import budget_tensor
 from .cache import AneeCache
+from .capacity import budgets_of, check_one
 from .compatibility import BothCacheNames, cache_argument, cache_of, take_cache
 from .configuration_anee import AneeConfig
 from .dropping import check_ceiling, default_budget
@@ -63,6 +64,7 @@ class AneeModel(AneePreTrainedModel):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         actions: Tensor | None = None,
+        capacity: float | Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run B rows of T tokens through the stack and the final norm.
@@ -82,6 +84,7 @@ class AneeModel(AneePreTrainedModel):
             return_dict: return an output object (default) or a tuple.
             cache: the same as `past_key_values`.
             actions: what to do with every token at every layer, uint8 [B, T, L], instead of what the controller decides.
+            capacity: instead of `energy_budget`, with a `gated` controller: the share of the feed-forwards to run, in [0.1, 1].
             kwargs: what transformers passes to every model; see `forward_arguments.py`.
 
         Returns:
@@ -103,7 +106,8 @@ class AneeModel(AneePreTrainedModel):
             use_cache = self.config.use_cache
         if use_cache and cache is None:
             cache = AneeCache(self.stack.blocks)
-        hidden, step = self.begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget)
+        check_one(capacity, energy_budget)
+        hidden, step = self.begin(input_ids, inputs_embeds, attention_mask, position_ids, cache, energy_budget, capacity)
         kept: list[Tensor] | None = [] if output_hidden_states else None
         hidden, trace = self.executor.run(hidden, step, kept, actions)
         if cache is not None:
@@ -125,6 +129,7 @@ class AneeModel(AneePreTrainedModel):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         energy_budget: float | Tensor | None = None,
+        capacity: float | Tensor | None = None,
     ) -> tuple[Tensor, Step]:
         """What enters the first layer [B, T, D], and the step to run it in; `forward` has the arguments."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -135,6 +140,8 @@ class AneeModel(AneePreTrainedModel):
         past = 0 if cache is None else int(cache.get_seq_length())
         embeddings = stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         rows, tokens = embeddings.shape[:2]
+        if capacity is not None:
+            energy_budget = budgets_of(self.controller, self.config.controller, capacity, rows)
         places = token_places(attention_mask, position_ids, past, rows, tokens, has_cache=cache is not None)
         if position_ids is None:
             position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
@@ -187,6 +194,7 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         actions: Tensor | None = None,
+        capacity: float | Tensor | None = None,
         **kwargs: Any,
     ) -> AneeCausalLMOutput | tuple:
         """Run B rows of T tokens, as the base's forward would, under a budget.
@@ -208,6 +216,7 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
             return_dict: return an output object (default) or a tuple.
             cache: the same as `past_key_values`.
             actions: what to do with every token at every layer, uint8 [B, T, L], instead of what the controller decides.
+            capacity: instead of `energy_budget`, with a `gated` controller: the share of the feed-forwards to run, in [0.1, 1].
             kwargs: what the loss takes, and what transformers passes to every model; see `forward_arguments.py`.
 
         Returns:
@@ -230,6 +239,7 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
             return_dict=True,
             cache=take_cache({"past_key_values": past_key_values, "cache": cache}),
             actions=actions,
+            capacity=capacity,
         )
         hidden, trace = found.last_hidden_state, found.execution
         assert hidden is not None and trace is not None

@@ -25,7 +25,7 @@ class ExecutionTrace:
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
             start of the cache on; None where the controller keeps no account.
         table: what the actions are.
-        cheapest: variant in which a feed-forward counts as left out, for `capacity`.
+        cheapest: variant in which a feed-forward counts as left out, for `capacity`; None where that is not dialled.
         head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.
     """
 
@@ -38,7 +38,7 @@ class ExecutionTrace:
     account: Tensor | None = None
     table: ActionTable = DEFAULT_TABLE
     head: Tensor | None = None
-    cheapest: str = NONE
+    cheapest: str | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -121,10 +121,11 @@ class ExecutionTrace:
         share = self.share_run_anyway
         anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
         heads = heads_text(self.head_share)
+        capacity = "" if self.cheapest is None else f", capacity {self.capacity:.2f}"
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
             f"(unit {self.unit}, floor {self.floor:.3f}), "
-            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{heads and f', {heads}'}{anyway}"
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{anyway}"
         )
 
     def render(self, row: int = 0, width: int = 100) -> str:

@@ -65,6 +65,22 @@ def test_cases_fit_the_model_and_the_base_in_one_precision_is_beside_them(tmp_pa
     assert tables[0][1].weights_read == pytest.approx(1.0)
 
 
+@torch.no_grad()
+def test_capacities_are_timed_instead_of_budgets_and_told(tmp_path):
+    model = wrap(tiny_base(), "gated", precisions=["int8"], **BRIDGES)
+    model.config.calibration |= {"budgets": [0.15, 0.25]}
+    model.controller.bind(model.costs)
+    cases = cases_of(model, [0.4, 0.8])
+    assert [case.name for case in cases] == ["budget 1.0", "capacity 1", "capacity 0.8", "capacity 0.4", *UNIFORM]
+    assert cases[1].budget == model.controller.top < 1.0
+    with EnergyMeter([torch.device("cpu")], tmp_path) as meter:
+        rows = {row.case: row.capacity for row in decode_rows(cases, tiny_tokenizer(), 1, 6, 1, meter)}
+    assert rows["plain"] is None and rows["budget 1.0"] == rows["capacity 1"] == 1.0 and rows["capacity 0.4"] < 1.0
+    assert [case.name for case in cases_of(wrap(model.base, "gated", **BRIDGES), [0.4])][:2] == ["budget 1.0", "capacity 0.4"]
+    with pytest.raises(ValueError, match="capacity=1.0 is not possible with controller='plan'"):
+        cases_of(wrap(), [0.5])
+
+
 def test_uniform_costs_are_in_the_unit_of_the_model():
     model = wrap(tiny_base(), "plan", cost_unit="flops")
     uniform = cases_of(model)[-2:]

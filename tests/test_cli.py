@@ -85,6 +85,16 @@ def test_generate_finds_the_budget_of_a_target_speedup_and_says_what_it_tried(ba
     assert "error: a speedup of 50 can't be reached on this machine: the best of" in done.stderr
 
 
+def test_a_capacity_is_told_with_what_was_realised(tmp_path, base_folder):
+    model = wrap(AutoModelForCausalLM.from_pretrained(base_folder), "gated")
+    model.save_pretrained(tmp_path / "gated", tokenizer=AutoTokenizer.from_pretrained(base_folder))
+    call = ("generate", "--model", tmp_path / "gated", "--prompt", "w5", "--max-new-tokens", 8, "--stats")
+    done = anee(*call, "--capacity", 0.5, "--page", tmp_path / "page.html")
+    assert done.exit_code == 0 and ", capacity 0." in done.stderr, done.output
+    assert "capacity" in (tmp_path / "page.html").read_text() and "energy budget" not in (tmp_path / "page.html").read_text()
+    assert ", capacity 1.00" in anee(*call, "--capacity", 1.0).stderr
+
+
 def test_sampling_is_seeded(base_folder):
     call = ("generate", "--model", base_folder, "--prompt", "w5", "--sample", "--max-new-tokens", 8, "--seed")
     assert anee(*call, 1).stdout == anee(*call, 1).stdout != anee(*call, 2).stdout
@@ -94,6 +104,7 @@ def test_sampling_is_seeded(base_folder):
     "arguments, code, message",
     [
         (["generate", "--prompt", "w5", "--energy-budget", "1.5"], 1, "energy_budget=1.5"),
+        (["generate", "--prompt", "w5", "--capacity", "0.5"], 1, "capacity=0.5 is not possible with controller='plan'"),
         (["generate", "--prompt", "w5", "--controller", "psychic"], 1, "controller='psychic'"),
         (["generate", "--prompt", "w5", "--heatmap", "no/such/folder/map.png"], 1, "no/such/folder"),
         (["bench", "--output", "no/such/folder/bench.json"], 1, "--output no/such/folder"),
@@ -132,6 +143,10 @@ EARLY = {
     ("generate", "--prompt", "w5 \udce9"): "--prompt is not text in UTF-8: it has '\\udce9' at character 3",
     ("generate", "--prompt", "w5", "--target-speedup", "0.5"): "--target-speedup=0.5 is not allowed: it must be a number that",
     ("generate", "--prompt", "w5", "--target-speedup", "2", "--energy-budget", "0.5"): "give one of them",
+    ("generate", "--prompt", "w5", "--target-speedup", "2", "--capacity", "0.5"): "--capacity gives it: give one of them",
+    ("generate", "--prompt", "w5", "--capacity", "0.5", "--energy-budget", "0.5"): "only one of them is allowed",
+    ("generate", "--prompt", "w5", "--capacity", "0.05"): "capacity=0.05 is not allowed: it must be a number between 0.1 and 1",
+    ("bench", "--capacities", "0.9,much"): "--capacities 0.9,much: every one must be a number between 0.1 and 1",
     ("generate", "--prompt", "w5", "--dtype", "fp16"): "--dtype fp16 is not allowed: it must be one of auto, float32, bfloat16",
     ("generate", "--prompt", "w5", "--page", "no/such/page.html"): "--page no/such/page.html: the folder",
     ("depth", "--text", __file__, "--energy-budget", "2"): "energy_budget=2.0 is not allowed",
@@ -299,7 +314,7 @@ def test_bench_prints_ratios_and_writes_figures(as_demo_base, forks, tmp_path, m
     plain = report["memory"]["plain"]
     assert plain["peak"] >= plain["end"] > plain["model"] > 0
     assert "memory of a process" in done.stdout and all(name in done.stdout for name in dropped)
-    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "routed"}
+    assert set(report["controller_overhead"]) == {"plan", "budget", "learned", "routed", "gated"}
     known = not report["energy"]["reason"]
     assert ("energy: of" if known else f"energy not known: {report['energy']['reason']}") in done.stdout
     assert all((row["joules_per_token"] is not None) == known for rows in report["tables"].values() for row in rows)

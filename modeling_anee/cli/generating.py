@@ -11,6 +11,7 @@ import typer
 from transformers import set_seed
 
 from ..base_memory import as_text
+from ..capacity import check_capacity, check_one
 from ..checks import check_budget
 from ..data.progress import waiting
 from ..modeling_anee import AneeForCausalLM
@@ -28,6 +29,10 @@ def generate(
     model: ModelOption = None,
     energy_budget: Annotated[float | None, typer.Option(help="Share of the whole model's work to spend, 0 to 1.")] = None,
     prompt_energy_budget: Annotated[float | None, typer.Option(help="The same for the prompt. Default: the same.")] = None,
+    capacity: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget, with a gated controller: share of the feed-forwards to run, 0.1 to 1."),
+    ] = None,
     target_speedup: Annotated[
         float | None,
         typer.Option(help="Instead of a budget: how many times faster than at budget 1.0, measured here from the prompt on."),
@@ -61,8 +66,12 @@ def generate(
             check_budget(budget, option)
     if target_speedup is not None:
         check_target(target_speedup, "--target-speedup")
-        if energy_budget is not None:
-            raise ValueError("--target-speedup finds the budget and --energy-budget gives it: give one of them")
+        if energy_budget is not None or capacity is not None:
+            given = "--energy-budget" if capacity is None else "--capacity"
+            raise ValueError(f"--target-speedup finds the budget and {given} gives it: give one of them")
+    if capacity is not None:
+        check_capacity(capacity)
+    check_one(capacity, energy_budget)
     text = read_prompt(prompt)
     named = named_model(name, model)
     loaded, tokenizer = load(
@@ -78,9 +87,10 @@ def generate(
     if target_speedup is not None:
         find_budget(loaded, target_speedup, inputs)
     set_seed(seed)
-    done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, **budgets)
+    done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, capacity=capacity, **budgets)
     try:  # files first: the standard output may be closed
-        draw(done, heatmap, depth, page, describe(loaded, budgets) | {"speed": f"{done.speed:.1f} tokens/s"})
+        facts = describe(loaded, budgets | {"capacity": capacity}) | {"speed": f"{done.speed:.1f} tokens/s"}
+        draw(done, heatmap, depth, page, facts)
     finally:
         say(done.text)
     if stats:
@@ -130,8 +140,10 @@ def draw(done: Generated, heatmap: Path | None, depth: Path | None, page: Path |
 def describe(model: AneeForCausalLM, given: dict[str, float | None]) -> dict[str, str]:
     """What the head of a page says of a model and of the budgets that hold; `given` are those of the call."""
     facts = {"base": model.config.base_model_name_or_path, "controller": model.config.controller}
+    if given.get("capacity") is not None:
+        given = {name: budget for name, budget in given.items() if name != "energy_budget"}
     for name, budget in given.items():
-        defaults = getattr(model.generation_config, name, None), getattr(model.config, name)
+        defaults = getattr(model.generation_config, name, None), getattr(model.config, name, None)
         held = next((value for value in (budget, *defaults) if value is not None), None)
         if held is not None:
             facts[name.replace("_", " ")] = f"{held:g}"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..capacity import LOWEST, check_capacity
 from ..data.progress import progress, waiting
 from .console import Output, check_file, check_picture, deliver, extra_libraries
 from .model import load, named_model
@@ -33,6 +34,9 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each case.")] = 5,
     batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
     prefill: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 512,
+    capacities: Annotated[
+        str | None, typer.Option(help="Of a gated controller, to measure instead of budgets, such as 0.9,0.7,0.55,0.4.")
+    ] = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
@@ -46,11 +50,24 @@ def bench(
     from ..evaluation.report import write_report
 
     check_file("--output", output)
+    listed = [] if capacities is None else parse_capacities(capacities)
     named = named_model(name, model)
     loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
     with waiting("measuring"):
-        report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill)
+        report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill, listed)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
+
+
+def parse_capacities(text: str) -> list[float]:
+    """Capacities of a list like `0.9,0.7`.
+
+    Raises:
+        ValueError: something that is not a number from 0.1 to 1.
+    """
+    try:
+        return [check_capacity(float(part)) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--capacities {text}: every one must be a number between {LOWEST} and 1") from error
 
 
 def perplexity(

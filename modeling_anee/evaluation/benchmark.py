@@ -7,7 +7,7 @@ same number of tokens; `min_new_tokens` keeps the end of sequence from cutting a
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 
 from ..actions import FULL, PROCESS
 from ..base_loading import find_base
+from ..capacity import budgets_of
 from ..modeling_anee import AneeForCausalLM
 from ..timing import greedy, interleave, ratios, seconds_of
 from ..trace import ExecutionTrace
@@ -25,7 +26,7 @@ from .shown import budgets_to_show
 from .uniform import INT4, INT8, uniform_precisions
 
 
-KINDS = ("plan", "budget", "learned", "routed")  # `confidence` adds one head call per question
+KINDS = ("plan", "budget", "learned", "routed", "gated")  # `confidence` adds one head call per question
 PROMPTS = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short story about a lighthouse keeper who finds a letter.",
@@ -47,11 +48,30 @@ class Case(NamedTuple):
     cost: float | None = None
 
 
-def cases_of(model: AneeForCausalLM) -> list[Case]:
-    """What is timed beside plain transformers: the model at its budgets, and its base in 8 and in 4 bits, all tokens alike."""
-    cases = [Case(f"budget {budget}", model, budget) for budget in budgets_to_show(model.config)]
+def cases_of(model: AneeForCausalLM, capacities: Sequence[float] = ()) -> list[Case]:
+    """What is timed beside plain transformers: the model at its budgets, and its base in 8 and in 4 bits, all tokens alike.
+
+    Args:
+        model: the first case is this in full.
+        capacities: of a `gated` controller, to be timed instead of budgets below 1; 1 is always among them.
+    """
+    budgets = budgets_to_show(model.config)
+    cases = [Case(f"budget {budget}", model, budget) for budget in (budgets[:1] if capacities else budgets)]
+    cases += [Case(f"capacity {capacity:g}", model, budget) for capacity, budget in _at_capacities(model, capacities)]
     uniform = [one for one in uniform_precisions(model) if one.name in (INT8, INT4)]
     return cases + [Case(one.name, one.model, one.budget, one.cost) for one in uniform]
+
+
+def _at_capacities(model: AneeForCausalLM, capacities: Sequence[float]) -> list[tuple[float, float]]:
+    """Capacities, the highest first, and their budgets; with 1 where it is cheaper than the model in full.
+
+    Raises:
+        ValueError: the model's controller has none.
+    """
+    kind = model.config.controller
+    listed = sorted(capacities, reverse=True)
+    found = [(one, float(budgets_of(model.controller, kind, one, 1))) for one in ([1.0, *listed] if listed else [])]
+    return [(capacity, budget) for capacity, budget in dict(found).items() if budget < 1.0]
 
 
 def metered_runs(cases: dict[str, Callable[[], Any]], repeats: int, meter: EnergyMeter) -> dict[str, list[Run]]:
@@ -118,7 +138,11 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, met
     turn, since the difference is small beside the drift of whole generations.
     """
     ids = _chat(tokenizer, PROMPTS[:1]).input_ids.to(model.device)
-    wrapped = {kind: AneeForCausalLM.from_base(model.base, controller=kind) for kind in KINDS}
+    never = _never_left_out(model.config.num_layers)  # without a calibration nobody asks routers
+    wrapped = {
+        kind: AneeForCausalLM.from_base(model.base, controller=kind, calibration=never if kind == "gated" else None)
+        for kind in KINDS
+    }
     budgets = {"dense": 1.0} | dict.fromkeys(KINDS, 1.0 - 1e-9)
     cases: dict[str, Callable[[], Any]] = {}
     for name, budget in budgets.items():
@@ -128,6 +152,11 @@ def controller_overheads(model: AneeForCausalLM, tokenizer: Any, steps: int, met
     runs = metered_runs(cases, steps, meter)
     seconds = {name: [run.seconds for run in own] for name, own in runs.items()}
     return {kind: statistics.median(ratios(seconds[kind], seconds["dense"])) - 1.0 for kind in KINDS}
+
+
+def _never_left_out(layers: int) -> dict[str, list]:
+    """A calibration of thresholds that no score is below."""
+    return {"budgets": [0.5], "settings": [0.5], "thresholds": [[[-1e3] * layers]]}
 
 
 def memories(model: AneeForCausalLM, rounded: bool) -> dict[str, dict[str, int]]:
@@ -148,10 +177,16 @@ def memories(model: AneeForCausalLM, rounded: bool) -> dict[str, dict[str, int]]
 
 
 def benchmark(
-    model: AneeForCausalLM, tokenizer: Any, new_tokens: int, repeats: int, batch: int, prefill: int
+    model: AneeForCausalLM,
+    tokenizer: Any,
+    new_tokens: int,
+    repeats: int,
+    batch: int,
+    prefill: int,
+    capacities: Sequence[float] = (),
 ) -> dict[str, Any]:
     """All tables, ready for JSON."""
-    cases = cases_of(model)
+    cases = cases_of(model, capacities)
     with EnergyMeter(devices_of(model.base)) as meter:
         tables = {
             f"decode, batch 1, {new_tokens} new tokens": decode_rows(cases, tokenizer, 1, new_tokens, repeats, meter),

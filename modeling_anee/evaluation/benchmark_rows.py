@@ -29,6 +29,7 @@ class Row:
         weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
         of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
         joules_per_token: mean over the rounds, the prompt's joules included; None where the machine can't tell.
+        capacity: share of the feed-forwards that ran, of a `gated` controller.
     """
 
     case: str
@@ -40,6 +41,7 @@ class Row:
     weights_read: float | None = None
     of_ceiling: float | None = None
     joules_per_token: float | None = None
+    capacity: float | None = None
 
 
 class Run(NamedTuple):
@@ -72,6 +74,7 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
     for name, own in runs.items():
         faster, median = ratios(seconds["plain"], seconds[name]), statistics.median(seconds[name])
         joules = [run.joules for run in own if run.joules is not None]
+        trace = done[name].trace if name in done else None
         read = weights_read(done[name].model, done[name].trace) if with_ceiling and name in done else None
         rows.append(
             Row(
@@ -84,6 +87,7 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
                 weights_read=read,
                 of_ceiling=None if read is None else dense / median * read,
                 joules_per_token=statistics.mean(joules) / tokens if len(joules) == len(own) else None,
+                capacity=None if trace is None or trace.cheapest is None else trace.capacity,
             )
         )
     return rows
@@ -113,6 +117,8 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     for title, rows in report["tables"].items():
         heads = f"{'tokens/s':>10s}{'ratio':>8s}{'min-max':>12s}{'cost':>8s}{'J/token':>10s}{'read':>7s}{'of ceiling':>12s}"
+        gated = any(row["capacity"] is not None for row in rows)
+        heads += f"{'capacity':>10s}" * gated
         lines += ["", title, f"{'case':{WIDTH}s}{heads}"]
         for row in rows:
             read, ceiling = (f"{row[name]:.2f}" if row[name] is not None else "" for name in ("weights_read", "of_ceiling"))
@@ -120,7 +126,7 @@ def as_text(report: dict[str, Any]) -> str:
             spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
             lines.append(
                 f"{row['case']:{WIDTH}s}{row['tokens_per_second']:10.1f}{row['ratio']:8.2f}{spread:>12s}{row['mean_cost']:8.3f}"
-                f"{joules:>10s}{read:>7s}{ceiling:>12s}"
+                f"{joules:>10s}{read:>7s}{ceiling:>12s}{'' if row['capacity'] is None else format(row['capacity'], '10.2f')}"
             )
     overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
     question = f"{report['head_share']:+.0%} for each question of confidence (the head, by its share of the work)"
