@@ -43,6 +43,7 @@ class GatedController(Controller):
     """
 
     dial: GateDial
+    cheapest: str
     relative: Tensor
 
     def __init__(self, config: AneeConfig) -> None:

@@ -97,18 +97,19 @@ class GatedRunner:
         self._routers.refresh()
         self._gates.refresh()
         way = Way(hidden.view(-1), budget, controller.head_cost, *self._thresholds(budget))
-        for layer in range(controller.num_layers):
-            choice = self._choose(layer, way)
-            if choice is None:
-                self._leave(layer, way, step, any_layer)
-                break
-            self._run_layer(layer, choice, way, step, any_layer)
+        with torch.inference_mode():  # as `Executor` does for fixed plans
+            for layer in range(controller.num_layers):
+                choice = self._choose(layer, way)
+                if choice is None:
+                    self._leave(layer, way, step, any_layer)
+                    break
+                self._run_layer(layer, choice, way, step, any_layer)
         ledger.actions.view(-1).copy_(torch.tensor(way.actions, dtype=torch.uint8, device="cpu"))
         ledger.spent.fill_(way.spent)
         if controller.head:
             ledger.head = torch.full_like(ledger.actions[..., 0], controller.head)
         ledger.decided = True
-        return way.row.view(1, 1, -1)
+        return way.row.view(1, 1, -1).clone()  # an ordinary tensor again
 
     def _thresholds(self, budget: float) -> tuple[list, list]:
         """Of routers, by layer, and of exit gates, for a budget."""
