@@ -73,10 +73,10 @@ def notes_of(request: Request, made: Made) -> dict[str, str]:
         "text": "The base samples it." if request.data is None else parts,
         "anee": fields_in_words(shape, request.controller),
         "stages": f"Of the whole the head is {shape.head:.3f}; all in 8 bits {shape.in_8_bits:.3f}; in 4, with the head in 8, "
-        f"{shape.in_4_bits:.3f}.",
+        f"{shape.in_4_bits:.3f}; all in 4 bits {shape.least:.3f}.",
     }
     if shape.bridged and request.controller == "routed":
-        notes["stages"] += f"\nBudgets for bridges spend {SHARES[0]:g} to {SHARES[-1]:g} of that on the layers."
+        notes["stages"] += f"\nBudgets for bridges spend {SHARES[0]:g} to {SHARES[-1]:g} of the last on the layers."
     return notes | {f"stages.{one.stage}": explained(one) for one in made.estimates}
 
 

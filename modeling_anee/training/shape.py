@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.uniform import PRECISIONS
 from ..modeling_anee import AneeForCausalLM
 
 
@@ -20,9 +21,10 @@ class Shape:
         actions: how many plans are sought over, besides processing in full.
         bridged: whether some of these leave something out.
         head: cost of the head in full.
-        small_head: cost of the head in 8 bits.
         in_8_bits: cost of everything in 8 bits.
         in_4_bits: cost of all layers in 4 bits and the head in 8.
+        least: cost of everything in 4 bits.
+        least_head: cost of the head in 4 bits.
         gated: whether a `gated` controller is made for it.
     """
 
@@ -32,9 +34,10 @@ class Shape:
     actions: int
     bridged: bool
     head: float
-    small_head: float
     in_8_bits: float
     in_4_bits: float
+    least: float
+    least_head: float
     gated: bool = False
 
     @classmethod
@@ -45,9 +48,13 @@ class Shape:
             ValueError: fewer bits save nothing, since the base has few already.
         """
         config, costs = model.config, model.costs
-        head = config.table.heads.index("int8")
-        small = [float(costs.of_plans(plan_in(model, bits), torch.tensor(head))) for bits in ("int8", "int4")]
-        if small[1] > 0.99:
+        heads = {bits: config.table.heads.index(bits) for bits in PRECISIONS}
+
+        def cost(layers: str, head: str) -> float:
+            return float(costs.of_plans(plan_in(model, layers), torch.tensor(heads[head])))
+
+        in_4_bits = cost("int4", "int8")
+        if in_4_bits > 0.99:
             raise ValueError("the base's weights can't be read as numbers, or have few bits already: with fewer none is saved")
         return cls(
             layers=config.num_layers,
@@ -56,15 +63,19 @@ class Shape:
             actions=len(config.controller_actions or ()),
             bridged=max(config.bridge_rank, config.ffn_bridge_rank) > 0,
             head=costs.head,
-            small_head=costs.heads[head],
-            in_8_bits=small[0],
-            in_4_bits=small[1],
+            in_8_bits=cost("int8", "int8"),
+            in_4_bits=in_4_bits,
+            least=cost("int4", "int4"),
+            least_head=costs.heads[heads["int4"]],
             gated=config.controller == "gated",
         )
 
     def budgets(self, shares: Sequence[float]) -> list[float]:
-        """Budgets that spend these shares of what all layers cost in 4 bits, and the head in 8."""
-        return [round(self.small_head + share * (self.in_4_bits - self.small_head), 4) for share in shares]
+        """Budgets that spend these shares of what all layers cost in 4 bits, and the head in 4.
+
+        Where the head is most of a base, its bits go before any layer is left out, so bridges must begin below that.
+        """
+        return [round(self.least_head + share * (self.least - self.least_head), 4) for share in shares]
 
 
 def plan_in(model: AneeForCausalLM, bits: str) -> torch.Tensor:

@@ -29,6 +29,7 @@ def run_stage(run: Run) -> dict:
         name: p for name, p in run.own_parameters().items() if name.startswith(("bridges.skip.", "bridges.skip_ffn."))
     }
     table = plan_table(model.config, model.costs)
+    dearest_with_gaps(model, table)  # refuses before anything is trained
     windows = run.windows("train")
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
