@@ -22,7 +22,7 @@ from .run import Run
 PRICES = (-20.0, 20.0)  # logarithms between which one is sought
 WIDE = 3.0  # distance of two prices above which halving it is better than interpolating
 ROUNDS = 12  # evaluations for one capacity, at most
-TOLERANCE = 0.004  # of the capacity
+TOLERANCE = 0.015  # of the capacity: what was realised is what is kept, so nearer is no better
 BATCH_WINDOWS = 4
 
 
