@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 from modeling_anee.controller_gated import GatedController
 from modeling_anee.evaluation.rollout import run as run_tokens
 from modeling_anee.hardware import GATHERING_FLOPS
+from modeling_anee.training import mixing, sensitivity
 from modeling_anee.training.capacities import understated
+from modeling_anee.training.checkpoint import read_tensors
 from modeling_anee.training.fit import fit
 from modeling_anee.training.losses import kl_divergence
 from modeling_anee.training.mixing import run_mixed, run_routed, scores_of
@@ -71,14 +73,37 @@ def logged(folder, stage):
 def test_flipping_a_gate_is_leaving_out_one_feed_forward(run):
     model, ids = run.model, run.windows("train")[:2]
     with torch.no_grad():
-        entering = []
-        target = model.stack.logits(run_tokens(model, ids, keep=entering))
-        for layer, seen, loss in flips.flipped(model, ids, [0, 2, 3]):
+        target = model.stack.logits(run_tokens(model, ids))
+        for layer, loss in flips.flipped(model, ids, [0, 2, 3]):
             plan = torch.zeros(LAYERS, dtype=torch.uint8)
             plan[layer] = model.config.table.place("SKIP_FFN")
             expected = kl_divergence(target, model.stack.logits(run_tokens(model, ids, plan.expand(*ids.shape, -1).clone())))
-            torch.testing.assert_close(seen, entering[layer], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(loss, expected.unsqueeze(0), atol=1e-5, rtol=1e-3)
+
+
+def test_one_backward_tells_what_small_changes_lose(run):
+    """On the mean over draws, the divergence of all tokens from that on, where bridges miss little."""
+    model, ids = run.model, run.windows("train")[:1]
+    layer, token, generator = 2, 9, torch.Generator().manual_seed(0)
+    small = 0.05
+
+    def shrunk(model, variant, layer, hidden, attended):
+        full = mixing.fed_in(model, "full", layer, hidden, attended)
+        return full if variant == "full" else full + small * (mixing.fed_in(model, variant, layer, hidden, attended) - full)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensitivity, "fed_in", shrunk)
+        draws = [sensitivity.sensitivities(model, ids, generator) for _ in range(400)]
+    entering = []
+    with torch.no_grad():
+        target = model.stack.logits(run_tokens(model, ids, keep=entering))
+        torch.testing.assert_close(draws[0][0][layer], entering[layer], atol=1e-5, rtol=1e-4)
+        gate = torch.ones(ids.shape)
+        gate[0, token] = 1.0 - small
+        hidden = run_mixed(model, ids, lambda number, hidden: gate if number == layer else None)
+        expected = kl_divergence(target, model.stack.logits(hidden)).sum()
+    found = torch.stack([losses[layer][0, token] for _, losses in draws]).mean()
+    assert abs(float(found / expected) - 1.0) < 0.25
 
 
 def test_every_layer_is_flipped_as_often(run):
@@ -93,8 +118,9 @@ def test_a_regression_finds_what_the_logarithm_of_the_loss_follows():
     noise = torch.randn(4000, generator=generator) / 2
     loss = (read @ weight - 3.0 + noise).exp()
     sums = flips.Regressions.of(2, 8, 2, torch.device("cpu"))
-    sums.add(1, read[:1000], loss[None, :1000])
-    sums.add(1, read[1000:], loss[None, 1000:])
+    sums.add(1, read[:1000], 5 * loss[:1000])  # up to a factor
+    sums.add(1, read[1000:], 5 * loss[1000:])
+    sums.add_flips(1, loss[None])
     found, bias = sums.solve(1, 1e-4)
     torch.testing.assert_close(found.float(), weight, atol=0.03, rtol=0.1)
     said = (read.double() @ found + bias).exp().mean()
@@ -192,15 +218,17 @@ def test_the_log_has_what_each_part_of_the_training_reached(fitted):
     assert supervised["saved_leaving_0.4"] > supervised["saved_leaving_0.1"] > 0
 
 
-def test_routers_learn_which_feed_forwards_are_missed(run):
+def test_routers_learn_which_feed_forwards_are_missed(fitted, run):
     """What they say of a token goes up and down with what leaving one out loses, on the text they learned from."""
-    model, ids = run.model, run.windows("train")
-    kept = model.config.keep_first_tokens
+    run.load_own(read_tensors(fitted / "run" / "own-flips.safetensors")[0])
+    model, ids, generator = run.model, run.windows("train"), torch.Generator().manual_seed(1)
+    draws = [sensitivity.sensitivities(model, ids, generator) for _ in range(20)]
     with torch.no_grad():
-        for layer, entering, loss in flips.flipped(model, ids, [1, 3]):
-            said = model.controller.scores(layer, entering)[:, kept:].flatten()
-            pair = torch.stack((said, loss[-1, :, kept:].flatten().clamp(min=1e-6).log()))
-            assert torch.corrcoef(pair)[0, 1] > 0.2
+        for layer in (1, 3):
+            said = model.controller.scores(layer, draws[0][0][layer])
+            lost = torch.stack([losses[layer] for _, losses in draws]).mean(dim=0).clamp(min=1e-6).log()
+            pair = torch.stack((said, lost))[:, :, model.config.keep_first_tokens :].flatten(1)
+            assert torch.corrcoef(pair)[0, 1] > 0.1
 
 
 def test_translators_lose_less_than_none(run, fitted):

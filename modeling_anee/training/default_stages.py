@@ -24,7 +24,7 @@ BRIDGED_ACTIONS = (*ACTIONS, "INT4_SKIP_FFN", "SKIP_INT4")
 BATCH_WINDOWS = 2  # of a step
 CAPACITIES = (0.1, 0.2, 0.3, 0.4, 0.55, 0.7, 0.8, 0.9, 0.97)
 LOOKS = 2  # for each of them, about as many as were counted
-FLIPPED_LAYERS = 4  # of each window
+FLIPPED_LAYERS = 1  # of each window
 ROUTER_WIDTH = 64  # of its hidden layer
 EPOCHS = 4  # how often a stage of steps sees its text at most
 # Runs of half the stack for each layer after the first look at its actions, by the greedy search, about as many as were counted
@@ -87,8 +87,8 @@ def _read(speed: Speed) -> float:
 
 
 def _flipped(shape: Shape, speed: Speed) -> int:
-    """Windows that have two tokens for each input of each router."""
-    return -(-2 * shape.layers * shape.hidden_size // (FLIPPED_LAYERS * speed.length))
+    """Windows that have four tokens for each input of a router, and in which every layer is flipped once."""
+    return max(-(-shape.layers // FLIPPED_LAYERS), -(-4 * shape.hidden_size // speed.length))
 
 
 def _measured_routers(speed: Speed) -> float:
@@ -191,10 +191,10 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         share=0.25,
         least=_flipped,
         most=lambda shape, speed: 16 * _flipped(shape, speed),
-        # The base, then half of the stack and the head for each layer.
+        # The base and its backward; the base, then half of the stack and the head for each layer.
         seconds=lambda shape, speed: (
             shape.layers * speed.solve,
-            (1.0 + FLIPPED_LAYERS * 0.5 * (1.0 + shape.head)) * speed.forward,
+            (3.5 + FLIPPED_LAYERS * 0.5 * (1.0 + shape.head)) * speed.forward,
         ),
         section=lambda windows, shape: {"windows": windows, "layers": FLIPPED_LAYERS},
     ),

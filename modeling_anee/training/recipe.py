@@ -111,8 +111,8 @@ class Flips(Section):
     """The routers of a `gated` controller, from what leaving out one feed-forward at a time loses."""
 
     windows: Count = Field(description="Windows to measure on.")
-    layers: Count = Field(4, description="Layers to leave out, one at a time, in each window.")
-    ridge: Number = Field(0.1, ge=0, description="Ridge penalty, relative to the variance of each input.")
+    layers: Count = Field(1, description="Layers to leave out, one at a time, in each window.")
+    ridge: Number = Field(0.3, ge=0, description="Ridge penalty, relative to the variance of each input.")
     checkpoint_every: Count = Field(25, description="Windows between checkpoints, of each process.")
 
 

@@ -1,8 +1,10 @@
 """Routers by supervision: what leaving out one feed-forward of the base would lose, token by token.
 
 As in Dr.LLM (arXiv:2510.12773) gates are flipped one at a time, here around the base itself: what lies below the flipped layer
-stays as it is, so only the layers above it run again. The logarithm of the loss is regressed on what the router reads, by
-ridge regression; then every layer is shifted so that what it says is right in the mean, which makes layers comparable.
+stays as it is, so only the layers above it run again. That tells how much each layer is missed in the mean. Which tokens miss
+it is learned from what one backward says of every token and layer: the logarithm of that is regressed on what the router
+reads. (Of labels from flips alone there would be a fraction as many in the same time.) Scores are right in the mean, which
+makes layers comparable.
 """
 
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from ...modeling_anee import AneeForCausalLM
 from ..losses import kl_divergence
 from ..mixing import controller_of, fed_in
 from ..run import Run
+from ..sensitivity import sensitivities
 
 
 NAME = "flips"
@@ -30,25 +33,31 @@ class Regressions:
     Args:
         inputs: of outer products of what is read, with a constant, [L, D + 1, D + 1].
         outputs: of what is read times the logarithm, [L, D + 1].
-        losses: of the losses themselves in each of V - 1 variants, the cheapest last, [V - 1, L].
+        losses: of what flips lose in each of V - 1 variants, the cheapest last, [V - 1, L].
+        flips: of one for each token that was flipped, [L].
     """
 
     inputs: Tensor
     outputs: Tensor
     losses: Tensor
+    flips: Tensor
 
     @classmethod
     def of(cls, layers: int, size: int, variants: int, device: torch.device) -> "Regressions":
         """No tokens yet."""
-        shapes = (layers, size + 1, size + 1), (layers, size + 1), (variants - 1, layers)
+        shapes = (layers, size + 1, size + 1), (layers, size + 1), (variants - 1, layers), (layers,)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, layer: int, read: Tensor, loss: Tensor) -> None:
-        """Count N tokens: what is read of them [N, D], and their losses [V - 1, N] in nats."""
+        """Count N tokens: what is read of them [N, D], and their losses [N] in nats, up to a factor."""
         x = torch.cat((read.float(), torch.ones_like(read[:, :1], dtype=torch.float32)), dim=-1)
         self.inputs[layer] += (x.T @ x).double()
-        self.outputs[layer] += (x.T @ loss[-1].float().clamp(min=SMALLEST).log()).double()
-        self.losses[:, layer] += loss.double().sum(dim=-1)
+        self.outputs[layer] += (x.T @ loss.float().clamp(min=SMALLEST).log()).double()
+
+    def add_flips(self, layer: int, losses: Tensor) -> None:
+        """Count flips of N tokens: their losses [V - 1, N] in nats."""
+        self.losses[:, layer] += losses.double().sum(dim=-1)
+        self.flips[layer] += losses.shape[-1]
 
     def solve(self, layer: int, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight [D] and bias [] of a layer's router, float64.
@@ -64,12 +73,12 @@ class Regressions:
         penalty = ridge * covariance.diagonal() + SMALLEST
         weight = torch.linalg.solve(covariance + penalty.diag(), joint)
         spread = weight @ covariance @ weight
-        level = (self.losses[-1, layer] / count).clamp(min=SMALLEST).log() - spread / 2
+        level = (self.losses[-1, layer] / self.flips[layer]).clamp(min=SMALLEST).log() - spread / 2
         return weight, level - weight @ mean
 
 
 def run_stage(run: Run) -> dict:
-    """Flip `layers` gates of each of `windows` windows, and solve for the routers.
+    """Look at `windows` windows, flip `layers` gates of each, and solve for the routers.
 
     Raises:
         ValueError: the controller has no gates.
@@ -82,7 +91,7 @@ def run_stage(run: Run) -> dict:
     together = torch.arange(len(windows)).split(run.accelerator.num_processes)
     for step in run.track(len(together), "flipping gates", restore(run, sums)):
         for number in run.share(together[step]).tolist():
-            add_window(model, sums, windows[number].unsqueeze(0), layers_of(run, number))
+            add_window(run, sums, windows[number].unsqueeze(0), number)
         if (step + 1) % settings.checkpoint_every == 0:
             gather(run, sums)
             run.save(NAME, step + 1, vars(sums))
@@ -119,18 +128,21 @@ def layers_of(run: Run, number: int) -> list[int]:
     return sorted({layers[int(orders[p // len(layers)][p % len(layers)])] for p in places})
 
 
+def add_window(run: Run, sums: Regressions, ids: Tensor, number: int) -> None:
+    """Count what every layer loses on token ids [B, T], the window of a number, and flips of some."""
+    model, kept = run.model, run.model.config.keep_first_tokens
+    entering, losses = sensitivities(model, ids, run.generator(f"{NAME}/tokens", number))
+    for layer in controller_of(model).gated_layers:
+        sums.add(layer, normalised(entering[layer][:, kept:]).flatten(0, 1), losses[layer][:, kept:].flatten())
+    for layer, of_flip in flipped(model, ids, layers_of(run, number)):
+        sums.add_flips(layer, of_flip[:, :, kept:].flatten(1))
+
+
 @torch.no_grad()
-def add_window(model: AneeForCausalLM, sums: Regressions, ids: Tensor, layers: list[int]) -> None:
-    """Count what flipping some layers loses on token ids [B, T]."""
-    kept = model.config.keep_first_tokens
-    for layer, entering, losses in flipped(model, ids, layers):
-        sums.add(layer, normalised(entering[:, kept:]).flatten(0, 1), losses[:, :, kept:].flatten(1))
-
-
-def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tuple[int, Tensor, Tensor]]:
+def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tuple[int, Tensor]]:
     """What the feed-forward of each of some layers alone would lose on token ids [B, T] in the cheaper variants.
 
-    Returns the layer, what enters it [B, T, D], and KL to the base [V - 1, B, T] in nats, in the cheapest last.
+    Returns the layer, and KL to the base [V - 1, B, T] in nats, in the cheapest variant last.
     """
     everything, last = processed(model, ids), model.config.num_layers
     hidden, step = begin(model, ids)
@@ -148,14 +160,14 @@ def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tupl
         return kl_divergence(target, model.stack.logits(cheaper))
 
     variants = controller_of(model).variants[1:]
-    return [(one[0], one[1], torch.stack([loss(variant, *one) for variant in variants])) for one in seen]
+    return [(one[0], torch.stack([loss(variant, *one) for variant in variants])) for one in seen]
 
 
 @torch.no_grad()
 def fill(run: Run, sums: Regressions) -> None:
     """Set the routers to what the main process, which has the sums, solves for."""
     controller, ridge = controller_of(run.model), run.settings(NAME).ridge
-    counted = [layer for layer in controller.gated_layers if sums.inputs[layer, -1, -1] > 0]
+    counted = [layer for layer in controller.gated_layers if sums.flips[layer] > 0]
     solved = torch.zeros_like(sums.outputs)
     for layer in counted:
         weight, bias = sums.solve(layer, ridge)
