@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .budget import TOLERANCE
+from .capacity import BUDGET, CAPACITY
 from .checks import is_number, one_of, plain, whole
 from .controller import Controller
 from .speed_search import FoundSpeedup, budgets_between, find_speedup
@@ -49,10 +50,16 @@ def set_target_speedup(
     with _random_state_kept(model.device):
         measure = speed_of(model, inputs, new_tokens, rounds, reference)
         found = find_speedup(target, budgets_between(marks_of(model.controller)), measure)
-    model.config.energy_budget = found.budget
-    if getattr(model.generation_config, "energy_budget", None) is not None:  # it comes first, if it has one
-        model.generation_config.energy_budget = found.budget
+    _set_default(model, found.budget)
     return found
+
+
+def _set_default(model: Any, budget: float) -> None:
+    """Make a budget the default, also in the generation config where that has another, since it comes first."""
+    model.config.energy_budget = budget
+    for name, value in {BUDGET: budget, CAPACITY: None}.items():
+        if getattr(model.generation_config, name, None) is not None:
+            setattr(model.generation_config, name, value)
 
 
 def speed_of(model: Any, inputs: dict[str, Tensor], new_tokens: int, rounds: int, reference: str) -> Callable[[float], float]:

@@ -69,6 +69,14 @@ def test_the_default_is_saved_with_the_model_and_one_of_the_generation_config_fo
         model.generation_config.energy_budget = 0.9
 
 
+def test_a_capacity_of_the_generation_config_gives_way(clock):
+    model = wrap(controller="gated", keep_first_tokens=0)
+    model.generation_config.capacity = 0.9
+    budget = model.set_target_speedup(1.1, **FEW).budget
+    cost = model.generate(token_ids(1), **MODE).execution.mean_cost
+    assert cost == model.generate(token_ids(1), **MODE, energy_budget=budget).execution.mean_cost
+
+
 def test_what_can_not_be_reached_is_said_and_changes_nothing(clock):
     model = wrap(tiny_base(), energy_budget=0.8)
     model.generation_config.energy_budget = 0.9
