@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_anee import AneeConfig
+from .configuration_anee import BASE_DTYPES, AneeConfig
 from .fingerprint import difference, fingerprint, same_base, short
 from .folders import cache_folder
 from .loading_arguments import HUB_KWARGS, LOADING_KWARGS, refuse_loading, refuse_unknown_kwargs
@@ -104,7 +104,7 @@ def gguf_file_of(base: PreTrainedModel) -> str | None:
 
 
 def base_to_wrap(base: str | os.PathLike | PreTrainedModel, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A base that is to be wrapped, loaded if it is a name, and the fields by which an artifact finds it again.
+    """A base that is to be wrapped, loaded if it is a name, and the fields that say which it is.
 
     Args:
         base: folder or Hub name, or the base itself.
@@ -116,10 +116,18 @@ def base_to_wrap(base: str | os.PathLike | PreTrainedModel, kwargs: dict[str, An
     """
     if isinstance(base, str | os.PathLike):
         names = {"base_model_revision": kwargs.get("revision"), "base_gguf_file": kwargs.get("gguf_file")}
-        return _load_to_wrap(base, **kwargs), names | {"base_model_name_or_path": absolute_name(base)}
+        loaded = _load_to_wrap(base, **kwargs)
+        return loaded, names | {"base_model_name_or_path": absolute_name(base), "base_dtype": dtype_name(loaded)}
     check_base(base)
     refuse_loading(kwargs)
-    return base, {"base_gguf_file": gguf_file_of(base), "base_model_name_or_path": absolute_name(base.name_or_path or "")}
+    names = {"base_gguf_file": gguf_file_of(base), "base_model_name_or_path": absolute_name(base.name_or_path or "")}
+    return base, names | {"base_dtype": dtype_name(base)}
+
+
+def dtype_name(base: PreTrainedModel) -> str | None:
+    """The dtype that a base is in, as an artifact stores it, whatever its config says; None for others."""
+    name = str(base.dtype).removeprefix("torch.")
+    return name if name in BASE_DTYPES else None
 
 
 def _load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:

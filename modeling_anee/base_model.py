@@ -230,7 +230,7 @@ class BaseStack:
         blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
         heads = {variant: self._head_work(variant) for variant in table.heads}
         costs = CostTable.measure(blocks, heads, HARDWARE[unit], bridges, table)
-        return replace(costs, gone=self.gone, gone_heads=self.gone_heads)
+        return replace(costs, gone=self.gone, gone_heads=self.gone_heads, dtype=self.base.dtype)
 
     def logits(self, hidden: Tensor, head: str = FULL) -> Tensor:
         """Final norm and head, in a variant, [..., D] -> [..., V]."""

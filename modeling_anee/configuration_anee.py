@@ -24,6 +24,7 @@ from .configuration_gated import check_thresholds, check_variants, default_varia
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see `upgrade.py`
+BASE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
@@ -63,6 +64,8 @@ class AneeConfig(PreTrainedConfig):
         base_gguf_file (`str`, *optional*): the GGUF file in the base's repository, when it has no safetensors.
         base_fingerprint (`str`, *optional*): what `fingerprint.fingerprint` said of the base that the
             controllers were made for; empty means unknown.
+        base_dtype (`str`, *optional*): dtype of that base, of whose bytes `router_budgets` and `calibration` are shares;
+            default: that of whatever base is attached.
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
         energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
@@ -137,6 +140,7 @@ class AneeConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     base_gguf_file: str | None = None
     base_fingerprint: str = ""
+    base_dtype: str | None = None
     strict_base: bool = False
     energy_budget: float = 1.0
     prompt_energy_budget: float | None = None
@@ -304,6 +308,8 @@ class AneeConfig(PreTrainedConfig):
         for name in ("base_model_revision", "base_gguf_file"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be a string or None")
+        if self.base_dtype is not None:
+            one_of("base_dtype", self.base_dtype, BASE_DTYPES)
 
     def _check_precisions(self) -> None:
         from .base_variants import VARIANTS  # with what runs them

@@ -20,6 +20,7 @@ from .configuration_anee import ROUTER_BUDGETS, AneeConfig
 from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans, cheapest_whole
 from .costs import CostTable
+from .other_dtype import grown_dial, growth_of
 from .plans import plan_table
 
 
@@ -74,7 +75,8 @@ class RoutedController(Controller):
             self.end_at(table)
         self._whole = WholePlans(table, cheapest_whole(table, self._config.table.complete))
         self.top = self._whole.top
-        cheaper = table.within(self._budgets(table.floor)).clamp(max=self._whole.place)
+        growth = growth_of(self._config, costs)
+        cheaper = table.within(self._budgets(table.floor, growth)).clamp(max=self._whole.place)
         places = torch.cat((torch.tensor([self._whole.place], device="cpu"), cheaper))
         self.plans, self.heads = table.actions[places], table.heads[places]  # uint8 [K, L], [K], dearest first
         self.plans[:, : self.start] = self.plans[0, : self.start]
@@ -82,14 +84,20 @@ class RoutedController(Controller):
         self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
         self.charges = self.plan_costs + self._own  # the decision included
         self.floor = float(self.charges.min())
-        self.dial = Dial(self._config.calibration, neutral=-torch.inf)
+        self.dial = Dial(grown_dial(self._config.calibration, growth), neutral=-torch.inf)
 
-    def _budgets(self, lowest: float) -> Tensor:
-        """Budgets of the plans that leave something out, descending, float64 [K - 1]; `lowest`: cost of the cheapest plan."""
-        budgets = self._config.router_budgets
-        if budgets is None:
+    def _budgets(self, lowest: float, growth: float) -> Tensor:
+        """Budgets of the plans that leave something out, descending, float64 [K - 1].
+
+        Args:
+            lowest: cost of the cheapest plan.
+            growth: of the budgets of the configuration, see `other_dtype.py`.
+        """
+        if self._config.router_budgets is None:
             count = len(ROUTER_BUDGETS)
             budgets = [lowest + (self.top - lowest) * step / count for step in range(count)]
+        else:
+            budgets = [budget * growth for budget in self._config.router_budgets]
         return torch.tensor(sorted(budgets, reverse=True), dtype=torch.float64, device="cpu")
 
     def looks(self, segment: int) -> bool:

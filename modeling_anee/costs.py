@@ -49,6 +49,7 @@ class CostTable:
         works: the work of each layer in each variant, which the costs were counted from.
         gone: variants that layers can't run in any more, since weights were dropped.
         gone_heads: the same of the head.
+        dtype: of the base; None: not known.
     """
 
     layers: Tensor
@@ -60,6 +61,7 @@ class CostTable:
     works: Mapping[str, Sequence[LayerWork]] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     gone_heads: frozenset[str] = frozenset()
+    dtype: torch.dtype | None = None
 
     @classmethod
     def measure(

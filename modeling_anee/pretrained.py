@@ -29,6 +29,7 @@ from .dropping import what_to_drop
 from .executor import Executor
 from .fingerprint import fingerprint, same_base
 from .loading_arguments import BASE_KWARGS, HUB_KWARGS, refuse_unknown_kwargs
+from .other_dtype import check_dial
 from .upgrade import upgrade
 from .weight_files import readable_weights
 from .wrapping import check_base
@@ -271,6 +272,7 @@ class AneePreTrainedModel(PreTrainedModel):
         """Tell everything of ours what the base's parts are and cost."""
         self.costs = self.stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
         upgrade(self.config, self.costs.head)
+        check_dial(self.config, self.costs)
         self.controller.bind(self.costs)
         self.executor = Executor(self.stack, self.controller, self.bridges, self.costs, self.config.table)
         adopt(self, self.base)

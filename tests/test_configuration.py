@@ -14,6 +14,7 @@ from transformers.utils.logging import warning_once
 from modeling_anee import AneeConfig
 from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN, ActionTable
 from modeling_anee.configuration_anee import (
+    BASE_DTYPES,
     BUDGET_MODES,
     CALIBRATION_COLUMNS,
     CONFIDENCE_METRICS,
@@ -41,6 +42,7 @@ BAD = {
     "base_model_revision": ((3, ["main"], True), "string"),
     "base_gguf_file": ((3, ["a.gguf"]), "string"),
     "base_fingerprint": ((3, None), "string"),
+    "base_dtype": (("int8", "fp16", 3), "'float32', 'bfloat16', 'float16', 'float64'"),
     "strict_base": (("yes", None, 2, 1, 0), "True, False"),
     "energy_budget": ((*BAD_BUDGETS, None), NUMBER),
     "prompt_energy_budget": (BAD_BUDGETS, NUMBER),
@@ -118,6 +120,7 @@ def good_fields(draw) -> dict:
         "base_model_revision": st.sampled_from([None, "main"]),
         "base_gguf_file": st.sampled_from([None, "a.gguf"]),
         "base_fingerprint": st.sampled_from(["", "0123-4567"]),
+        "base_dtype": st.sampled_from([None, *BASE_DTYPES]),
         "strict_base": st.booleans(),
         "energy_budget": budget,
         "prompt_energy_budget": st.none() | budget,

@@ -4,10 +4,12 @@ import pytest
 import torch
 import yaml
 
+from modeling_anee import AneeForCausalLM
 from modeling_anee.hardware import GATHERING_FLOPS
 from modeling_anee.training.fit import fit, in_half
 from modeling_anee.training.recipe import read_recipe
 from modeling_anee.training.run import Run
+from modeling_anee.training.start import Start
 
 from .workshop import assert_same_run, fit_killed_in, make_workshop, recipe_of
 
@@ -108,3 +110,12 @@ def test_an_artifact_that_is_not_there_leaves_no_folder(fitted, tmp_path):
     with pytest.raises(OSError, match="no-such-artifact"):
         opened(fitted, tmp_path / "run", more(fitted, start=str(tmp_path / "no-such-artifact")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype, times", [("float32", 1.0), ("bfloat16", 2.0)])
+def test_budgets_of_the_ways_are_shares_of_the_base_that_the_recipe_names(fitted, tmp_path, dtype, times):
+    budgets = [0.2, 0.1]
+    fields = {"precisions": ["int8"], "router_budgets": budgets, "base_model_name_or_path": str(fitted / "base")}
+    AneeForCausalLM.from_base(fitted / "base", controller="routed", dtype="float32", **fields).save_pretrained(tmp_path)
+    start = Start.of(more(fitted, start=str(tmp_path), base={"name": str(fitted / "base"), "dtype": dtype}))
+    assert start is not None and start.fields["router_budgets"] == [budget * times for budget in budgets]

@@ -8,7 +8,7 @@ from modeling_anee.actions import FULL
 from modeling_anee.configuration_anee import AneeConfig
 from modeling_anee.data.windows import windows
 from modeling_anee.evaluation.comparison import as_text, compare, count_scores
-from modeling_anee.evaluation.shown import budgets_to_show
+from modeling_anee.evaluation.shown import OF_PRECISIONS_IN_HALF, budgets_to_show
 from modeling_anee.evaluation.uniform import PLANS, uniform_precisions
 
 from .tiny import BRIDGES, LAYERS, tiny_base, token_ids, wrap
@@ -80,4 +80,13 @@ def test_budgets_to_show_fit_the_actions():
     plain, own = AneeConfig(text_config=text_config), AneeConfig(text_config=text_config, precisions=["int4"])
     assert plain.table.variants == {FULL} and budgets_to_show(plain) == (1.0, 0.8, 0.6, 0.5, 0.3)
     assert budgets_to_show(own) == (1.0, 0.5, 0.26, 0.18, 0.12)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert budgets_to_show(plain, dtype) == budgets_to_show(plain) and budgets_to_show(own, dtype) == OF_PRECISIONS_IN_HALF
     assert plain.num_layers == LAYERS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_budgets_to_show_end_above_each_precision(dtype):
+    model = wrap(tiny_base().to(dtype), "plan", precisions=["int8", "int4"])
+    shown, costs = budgets_to_show(model.config, model.dtype), [one.cost for one in uniform_precisions(model)]
+    assert shown[1] > costs[0] > shown[3]  # norms, scales and offsets are many in so small a base

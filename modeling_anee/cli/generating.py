@@ -165,7 +165,7 @@ def demo(
     inputs = encode(tokenizer, read_prompt(prompt), chat=True)
     output.mkdir(parents=True, exist_ok=True)
     parts = [f"controller: {model.config.controller}"]
-    for budget in budgets_to_show(model.config):
+    for budget in budgets_to_show(model.config, model.dtype):
         done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
         parts.append(f"--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
     parts.append(f"execution at energy_budget {budget}:\n{done.trace.render()}")

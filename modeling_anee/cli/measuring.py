@@ -212,7 +212,7 @@ def analyze(
     asked = None if budgets is None else parse_lower_budgets(budgets)
     named = named_model(name, model)
     loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
-    listed = asked or [budget for budget in budgets_to_show(loaded.config) if budget < 1.0]
+    listed = asked or [budget for budget in budgets_to_show(loaded.config, loaded.dtype) if budget < 1.0]
     chosen = windows_of(tokenizer, text, length, limit)
     with progress("running windows", len(chosen) * len(listed)) as advance:
         report = {"texts": [name_of_text(one) for one in text], **analyse(loaded, tokenizer, chosen, listed, advance)}

@@ -55,7 +55,7 @@ def cases_of(model: AneeForCausalLM, capacities: Sequence[float] = ()) -> list[C
         model: the first case is this in full.
         capacities: of a `gated` controller, to be timed instead of budgets below 1; 1 is always among them.
     """
-    budgets = budgets_to_show(model.config)
+    budgets = budgets_to_show(model.config, model.dtype)
     cases = [Case(f"budget {budget}", model, budget) for budget in (budgets[:1] if capacities else budgets)]
     cases += [Case(f"capacity {capacity:g}", model, budget) for capacity, budget in _at_capacities(model, capacities)]
     uniform = [one for one in uniform_precisions(model) if one.name in (INT8, INT4)]

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from ..configuration_anee import FORMAT_VERSION, AneeConfig
+from ..other_dtype import growth
 from ..weight_files import readable_weights
 from .recipe import ANEE_FIELDS, Recipe
 
@@ -19,7 +21,8 @@ class Start:
 
     Args:
         name: of the artifact.
-        fields: of `AneeConfig`, as far as the recipe leaves them open; without the calibration, which new weights end.
+        fields: of `AneeConfig`, as far as the recipe leaves them open, in terms of its base's dtype; without the calibration,
+            which new weights end.
         tensors: weights by name.
     """
 
@@ -48,6 +51,9 @@ class Start:
             )
         open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
         fields = {field: value for field, value in values.items() if field in open_fields}
+        if fields.get("router_budgets") and fields.get("precisions"):
+            times = growth(values.get("base_dtype"), getattr(torch, recipe.base.dtype))
+            fields["router_budgets"] = [budget * times for budget in fields["router_budgets"]]
         weights = cached_file(name, SAFE_WEIGHTS_NAME)
         assert weights is not None  # where there is no such file, it raises
         with readable_weights(weights):
