@@ -64,7 +64,7 @@ class AneeConfig(PreTrainedConfig):
         base_gguf_file (`str`, *optional*): the GGUF file in the base's repository, when it has no safetensors.
         base_fingerprint (`str`, *optional*): what `fingerprint.fingerprint` said of the base that the
             controllers were made for; empty means unknown.
-        base_dtype (`str`, *optional*): dtype of that base, of whose bytes `router_budgets` and `calibration` are shares;
+        base_dtype (`str`, *optional*): dtype of that base, of whose bytes budgets in the `calibration` are shares;
             default: that of whatever base is attached.
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
         energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
@@ -111,6 +111,8 @@ class AneeConfig(PreTrainedConfig):
             leaves nothing out (all layers in full, without `precisions`), or through the dearest of the `plans` within one of
             these budgets; default: 0.9, 0.8, 0.7, 0.6, 0.5 and 0.4; with `precisions`, as many, spread evenly from the cheapest
             plan up to that one.
+        router_plans (`list[int]`, *optional*): places of these in `plans`, as they were when the router was trained, whatever
+            they cost over a base in another dtype; the stage `routing` sets it.
         gated_variants (`list[str]`, *optional*): `gated` controller: variants that the feed-forward of a token may run in,
             dearest first, `["int8", "int4", "none"]` for example; attention and head run in the first. Default: the first of
             the `precisions`, or full, and none.
@@ -166,6 +168,7 @@ class AneeConfig(PreTrainedConfig):
     confidence_threshold: float = 0.3
     controller_actions: list[str] | None = None
     router_budgets: list[float] | None = None
+    router_plans: list[int] | None = None
     gated_variants: list[str] | None = None
     corrections: dict[str, list[int]] | None = None
     calibration: dict | None = None
@@ -376,6 +379,7 @@ class AneeConfig(PreTrainedConfig):
                     f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
                 )
         self._check_plans()
+        self._check_router_plans()
 
     def _check_actions(self) -> None:
         allowed = self.table.names[1:]
@@ -425,6 +429,13 @@ class AneeConfig(PreTrainedConfig):
         if not isinstance(self.plans, list | tuple) or not self.plans:
             raise ValueError(f"plans={self.plans!r} is not allowed: it must be a list of at least one plan")
         self.plans = [self._plan(plan) for plan in self.plans]
+
+    def _check_router_plans(self) -> None:
+        places, count = self.router_plans, len(self.plans or ())
+        if places is None:
+            return
+        if not isinstance(places, list | tuple) or not places or not all(is_whole(p) and 0 <= p < count for p in places):
+            raise ValueError(f"router_plans={places!r} is not allowed: it must be a list of places in plans, which has {count}")
 
     def _plan(self, plan: Any) -> str:
         """A plan in short."""

@@ -21,7 +21,7 @@ from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans, cheapest_whole
 from .costs import CostTable
 from .other_dtype import grown_dial, growth_of
-from .plans import plan_table
+from .plans import PlanTable, listed_plans, plan_table
 
 
 FEEDBACK = 0.1  # of the logarithm of the price, for each token's worth of the dearest plan that a text has overspent
@@ -49,7 +49,7 @@ class RoutedController(Controller):
         self.start = config.min_layers
         self._fixed = [(0, self.num_layers)] if config.table.variants != {FULL} else []  # else PROCESS is all that it could be
         self.segments = [*self._fixed, *([(self.start, self.num_layers)] if self.start < self.num_layers else [])]
-        outputs = 1 + len(ROUTER_BUDGETS if config.router_budgets is None else config.router_budgets)
+        outputs = 1 + len(config.router_plans or config.router_budgets or ROUTER_BUDGETS)
         sizes = [config.text_config.hidden_size, *(config.controller_hidden_sizes or ())]
         inner = [part for a, b in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(a, b), nn.GELU())]
         self.predictor = nn.Sequential(*inner, nn.Linear(sizes[-1], outputs))
@@ -75,29 +75,30 @@ class RoutedController(Controller):
             self.end_at(table)
         self._whole = WholePlans(table, cheapest_whole(table, self._config.table.complete))
         self.top = self._whole.top
-        growth = growth_of(self._config, costs)
-        cheaper = table.within(self._budgets(table.floor, growth)).clamp(max=self._whole.place)
-        places = torch.cat((torch.tensor([self._whole.place], device="cpu"), cheaper))
-        self.plans, self.heads = table.actions[places], table.heads[places]  # uint8 [K, L], [K], dearest first
+        self.ways = self._ways(table)
+        self.plans = torch.cat((self._whole.actions.unsqueeze(0), self.ways[0]))  # uint8 [K, L], dearest first
+        self.heads = torch.cat((self._whole.head.unsqueeze(0), self.ways[1]))  # uint8 [K]
         self.plans[:, : self.start] = self.plans[0, : self.start]
         self._own = costs.of_module(self.predictor)
         self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
         self.charges = self.plan_costs + self._own  # the decision included
         self.floor = float(self.charges.min())
-        self.dial = Dial(grown_dial(self._config.calibration, growth), neutral=-torch.inf)
+        self.dial = Dial(grown_dial(self._config.calibration, growth_of(self._config, costs)), neutral=-torch.inf)
 
-    def _budgets(self, lowest: float, growth: float) -> Tensor:
-        """Budgets of the plans that leave something out, descending, float64 [K - 1].
+    def _ways(self, table: PlanTable) -> tuple[Tensor, Tensor]:
+        """Actions uint8 [K - 1, L] and heads uint8 [K - 1] of the plans that leave something out."""
+        if self._config.router_plans is None:
+            places = table.within(self._budgets(table.floor)).clamp(max=self._whole.place)
+            return table.actions[places], table.heads[places]
+        plans, heads = (torch.tensor(listed, dtype=torch.uint8, device="cpu") for listed in listed_plans(self._config))
+        return plans[self._config.router_plans], heads[self._config.router_plans]
 
-        Args:
-            lowest: cost of the cheapest plan.
-            growth: of the budgets of the configuration, see `other_dtype.py`.
-        """
-        if self._config.router_budgets is None:
+    def _budgets(self, lowest: float) -> Tensor:
+        """Budgets of the plans that leave something out, descending, float64 [K - 1]; `lowest`: cost of the cheapest plan."""
+        budgets = self._config.router_budgets
+        if budgets is None:
             count = len(ROUTER_BUDGETS)
             budgets = [lowest + (self.top - lowest) * step / count for step in range(count)]
-        else:
-            budgets = [budget * growth for budget in self._config.router_budgets]
         return torch.tensor(sorted(budgets, reverse=True), dtype=torch.float64, device="cpu")
 
     def looks(self, segment: int) -> bool:

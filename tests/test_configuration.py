@@ -71,6 +71,7 @@ BAD = {
     "calibration": ((3, [0.5], {}, {"settings": [1.0]}, {"budgets": 0.5}, {"budgets": [0.5], "price": [1.0]}), "'budgets'"),
     "budget_feedback": ((*BAD_BUDGETS, None), NUMBER),
     "router_budgets": ((0.5, "0.5", [], [0.5, 0.5], [1.5], [-0.1], ["a"], [True], [None]), "different numbers between 0 and 1"),
+    "router_plans": ((0, [], [0], [-1], [True], ["a"]), "list of places in plans, which has 0"),
     "gated_variants": (
         (3, "full", [], ["full"], ["none", "full"], ["full", "full"], ["int8", "none"], [None]),
         "in this order",
@@ -149,6 +150,7 @@ def good_fields(draw) -> dict:
         "confidence_threshold": budget,
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
         "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
+        "router_plans": st.none(),  # depends on plans, see test_other_dtype.py
         "corrections": st.none() | st.just({"qkv": [LAYERS, 2, 3], "head": [1, 2]}),
         "format_version": st.just(FORMAT_VERSION),
     }

@@ -16,20 +16,13 @@ PLANS = ["4*INT8 / int8", "INT8, 2*INT8_SKIP_FFN, INT8 / int8", "INT8, 2*SKIP_IN
 FIELDS = {"precisions": ["int8"], "plans": PLANS, "min_layers": 1, **BRIDGES}
 
 
-def between_plans(model) -> list[float]:
-    """Budgets a little above what each plan that leaves something out costs."""
-    costs = [float(cost) for cost in model.controller._whole.table.costs]
-    return [(low + high) / 2 for low, high in zip(costs[:2], costs[1:], strict=False)][::-1]
-
-
 def fitted(folder, dtype=torch.float32) -> AneeForCausalLM:
     """A router over a base in a dtype, saved with the base beside it."""
     base = tiny_base().to(dtype)
     base.save_pretrained(folder / "base")
-    plain = wrap(base, "routed", **FIELDS)
-    budgets = between_plans(plain)
-    fields = FIELDS | {"router_budgets": budgets, "base_model_name_or_path": str(folder / "base")}
-    calibration = {"budgets": [budgets[-1], plain.controller.top], "settings": [4.0, -2.0]}
+    controller = wrap(base, "routed", **FIELDS).controller
+    calibration = {"budgets": [controller.floor, controller.top], "settings": [4.0, -2.0]}
+    fields = FIELDS | {"router_plans": [1, 2], "base_model_name_or_path": str(folder / "base")}
     model = wrap(base, "routed", calibration=calibration, **fields)
     model.save_pretrained(folder / "artifact")
     return model
@@ -62,7 +55,7 @@ def test_it_is_saved_in_the_terms_that_it_was_fitted_in(tmp_path):
     other.save_pretrained(tmp_path / "again")
     again, ids, budget = AneeForCausalLM.from_pretrained(tmp_path / "again"), token_ids(2, 20), model.controller.top - 0.01
     assert again.config.base_dtype == model.config.base_dtype == "float32"
-    for name in ("router_budgets", "calibration"):
+    for name in ("router_plans", "calibration"):
         assert getattr(again.config, name) == getattr(model.config, name)
     assert torch.equal(again(ids, energy_budget=budget).logits, model(ids, energy_budget=budget).logits)
 

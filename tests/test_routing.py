@@ -61,6 +61,16 @@ def test_an_artifact_that_loads_and_keeps_its_budgets(fitted):
     assert len(trace.cost.unique()) > 2
 
 
+def test_the_artifact_names_the_plans_that_it_was_trained_on(fitted):
+    model = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32")
+    config, controller = model.config, model.controller
+    plans = [config.table.plan(config.plans[place], config.num_layers) for place in config.router_plans]
+    assert controller.plans[1:].tolist() == plans and len(plans) == len(ANEE["router_budgets"])
+    config.router_plans = None
+    controller.bind(model.costs)
+    assert controller.plans[1:].tolist() == plans  # as by their budgets
+
+
 def test_the_base_is_bit_identical(fitted):
     before = AutoModelForCausalLM.from_pretrained(fitted / "base").state_dict()
     after = AutoModelForCausalLM.from_pretrained(fitted / "run" / "artifact", dtype="float32").base.state_dict()

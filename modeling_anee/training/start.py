@@ -21,8 +21,8 @@ class Start:
 
     Args:
         name: of the artifact.
-        fields: of `AneeConfig`, as far as the recipe leaves them open, in terms of its base's dtype; without the calibration,
-            which new weights end.
+        fields: of `AneeConfig`, as far as the recipe leaves them open, in terms of its base's dtype; without the calibration
+            and the places of the router's plans, which new weights and plans end.
         tensors: weights by name.
     """
 
@@ -49,7 +49,7 @@ class Start:
                 f"start={name!r} is not allowed: it is of format version {version}, whose budgets mean something else; "
                 "AneeForCausalLM.from_pretrained(...).save_pretrained(...) writes it anew"
             )
-        open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration"}
+        open_fields = {*ANEE_FIELDS, "base_fingerprint"} - recipe.anee.keys() - {"calibration", "router_plans"}
         fields = {field: value for field, value in values.items() if field in open_fields}
         if fields.get("router_budgets") and fields.get("precisions"):
             times = growth(values.get("base_dtype"), getattr(torch, recipe.base.dtype))

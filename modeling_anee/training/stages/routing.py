@@ -18,6 +18,7 @@ from ...controller_routed import RoutedController
 from ...evaluation.rollout import begin, logits_of, run_layers, with_plan
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
+from ...plans import listed_plans
 from ...step import Step
 from ..losses import kl_divergence
 from ..optimise import batch_of, train
@@ -60,7 +61,7 @@ class Standard:
 
 
 def run_stage(run: Run) -> dict:
-    """Tune bridges and router for `steps` steps of `batch_windows` windows."""
+    """Tune bridges and router for `steps` steps of `batch_windows` windows; returns the plans that it chooses among."""
     settings, model = run.settings(NAME), run.model
     controller = controller_of(model)
     trained = ("bridges.skip.", "bridges.skip_ffn.", "controller.predictor.")
@@ -86,7 +87,15 @@ def run_stage(run: Run) -> dict:
 
     train(run, NAME, parameters, loss_of_step)
     standard.fold(controller)
-    return {}
+    return places_of(model)
+
+
+def places_of(model: AneeForCausalLM) -> dict[str, list[int]]:
+    """Where the plans that the router has learned about stand among those of the configuration, if all of them do."""
+    known = [*zip(*listed_plans(model.config), strict=True)]
+    ways = [*zip(*(part.tolist() for part in controller_of(model).ways), strict=True)]
+    listed = model.config.plans and all(way in known for way in ways)
+    return {"router_plans": [known.index(way) for way in ways]} if listed else {}
 
 
 def budgets_of(controller: RoutedController) -> tuple[float, float]:
