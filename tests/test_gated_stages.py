@@ -240,6 +240,20 @@ def test_translators_lose_less_than_none(run, fitted):
             assert kl_divergence(target, with_it).mean() < kl_divergence(target, without).mean()
 
 
+def test_translators_begin_in_closed_form(fitted, tmp_path):
+    run = Run.open(recipe(fitted), tmp_path / "run", fitted / "data")
+    model, ids, entering = run.model, run.windows("train")[:8], []
+    with torch.no_grad():
+        final = run_tokens(model, ids, keep=entering)
+        before = [(final - entering[layer]).square().mean() for layer in ANEE["exit_layers"]]
+        gates.start_translators(run, ids)
+        after = [(final - model.bridges.of_exit(layer)(entering[layer])).square().mean() for layer in ANEE["exit_layers"]]
+    assert all(b < 0.9 * a for a, b in zip(before, after, strict=True))
+    kept = model.bridges.of_exit(1).up.weight.clone()
+    gates.start_translators(run, ids[:2])
+    assert torch.equal(kept, model.bridges.of_exit(1).up.weight), "what has learned stays"
+
+
 def test_exits_cost_what_is_lost_and_save_what_is_left_out(run):
     loss = torch.tensor([[3.0, 2.0, 0.0], [1.0, 0.1, 0.0]])
     seen = gates.Exits(loss, loss[:, :2].log(), torch.tensor([0.6, 0.2]))

@@ -1,9 +1,10 @@
 """Phase 2 of a `gated` controller: its exit gates, and the exit translators that tokens leave through; the routers stay.
 
-Hidden states come from the stack as the routers run it at random capacities. At first, by supervision, each translator learns
-to lose little (KL to the base) and each gate to predict what that is. Then gates are sampled: a token that leaves is charged
-what it loses there and paid a price for the layers that it saves, and translators learn from those that leave through them.
-The log has what both lose at some shares of leaving tokens, before the second part and at the end.
+Translators begin in closed form. Hidden states come from the stack as the routers run it at random capacities. At first, by
+supervision, each translator learns to lose little (KL to the base) and each gate to predict what that is. Then gates are
+sampled: a token that leaves is charged what it loses there and paid a price for the layers that it saves, and translators
+learn from those that leave through them. The log has what both lose at some shares of leaving tokens, before the second part
+and at the end.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..mixing import controller_of, run_routed
 from ..optimise import batch_of, train
 from ..recipe import Gates
 from ..run import Run
+from .closed_form import BATCH_WINDOWS, Moments, fill, has_learned
 
 
 NAME = "gates"
@@ -27,6 +29,8 @@ WEIGHT = 0.05  # of what gates predict: it has gradients of its own, but the nor
 LEAVING = (0.05, 0.6)  # share of the tokens that would leave at the price of a step
 MEASURED = (0.1, 0.2, 0.4)  # shares of leaving tokens whose loss the log has
 WINDOWS = 4  # that it is measured on
+SOLVED_WINDOWS = 64  # by which translators begin in closed form
+RIDGE = 0.001
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def run_stage(run: Run) -> dict:
     trained = ("bridges.exit.", "controller.gates.")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
     windows = run.windows("train")
+    if run.load(NAME) is None:
+        start_translators(run, windows[:SOLVED_WINDOWS].to(run.device))
     supervised = round(settings.supervised * settings.steps)
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -86,6 +92,25 @@ def run_stage(run: Run) -> dict:
     train(run, NAME, parameters, loss_of_step)
     run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run).items()})
     return {}
+
+
+@torch.no_grad()
+def start_translators(run: Run, windows: Tensor) -> None:
+    """Solve for the translators that have learned nothing: from the base's states there to its last, on windows [W, T]."""
+    model, kept = run.model, run.model.config.keep_first_tokens
+    untrained = {layer: bridge for layer, bridge in model.bridges.exit.items() if not has_learned(bridge)}
+    size = model.config.text_config.hidden_size
+    sums = {layer: Moments(size, run.device) for layer in untrained}
+    own = run.share(windows)
+    for ids in own.split(BATCH_WINDOWS) if untrained and len(own) else ():
+        entering: list[Tensor] = []
+        final = run_tokens(model, ids, keep=entering)[:, kept:].flatten(0, 1)
+        for layer, moments in sums.items():
+            hidden = entering[int(layer)][:, kept:].flatten(0, 1)
+            moments.add(hidden, final - hidden)
+    for layer, moments in sums.items():
+        moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
+        fill(untrained[layer], moments, RIDGE)
 
 
 def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float, generator: torch.Generator) -> Exits:
