@@ -28,7 +28,7 @@ BASE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
-THRESHOLDS = ("thresholds", "exit_thresholds")  # columns of a `gated` one
+THRESHOLDS = ("thresholds", "exit_thresholds", "shares")  # columns of a `gated` one
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_METRICS = ("entropy", "max_probability")
 # What transformers passes to a configuration or writes into its file beside declared fields, in 5.23 and 5.24.
@@ -119,8 +119,8 @@ class AneeConfig(PreTrainedConfig):
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
             of `confidence`, capacity of a `gated` one; monotone); for `gated` ones `thresholds` ([rows][variants but the
-            first][layers]) and `exit_thresholds` ([rows][exit layers]); and what was measured there: `cost`,
-            `perplexity_ratio`, `standard_error`.
+            first][layers]), `exit_thresholds` ([rows][exit layers]) and `shares` of tokens that layers run ([rows][layers]);
+            and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
             the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
             strict mode, where no token may make up for another.
@@ -418,7 +418,8 @@ class AneeConfig(PreTrainedConfig):
             settings = table.get("settings")
             if not isinstance(settings, list | tuple) or list(settings) != sorted(set(settings)):
                 raise ValueError(f"calibration has settings={settings}, which is not allowed: capacities must be ascending")
-            shapes = (len(self.gated_variants or ()) - 1, self.num_layers), (len(self.exit_layers or ()),)
+            layers = self.num_layers
+            shapes = (len(self.gated_variants or ()) - 1, layers), (len(self.exit_layers or ()),), (layers,)
             for name, shape in zip(THRESHOLDS, shapes, strict=True):
                 if name in table:
                     check_thresholds(name, table[name], len(table["budgets"]), shape)

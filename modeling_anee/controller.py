@@ -32,7 +32,8 @@ class Observation:
         row: for kinds that keep an account: number of each token's sequence, ascending, int64 [N], on the CPU; within a
             sequence tokens come in their order.
         account: for the same: what the row had spent above its budgets (or the floor, where that is higher) before each token,
-            the tokens of this decision left out, float64 [N], on the CPU.
+            the tokens of this decision left out, float64 [N], on the CPU. For kinds that count what they run: what the layer
+            had run too many before this forward.
     """
 
     hidden: Tensor
@@ -72,6 +73,7 @@ class Controller(nn.Module):
     dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
     keeps_account = False  # whether what a row has spent above its budgets matters
+    counts_runs = False  # whether what each layer has run above its share matters
     cheapest: str | None = None  # variant of a feed-forward that counts as left out, for kinds that have a capacity
     runs_without_full = False  # whether it can do without the base's own weights
     keeps_routes = False  # whether it was fitted to the very plans that leave something out, so that all of them must stay

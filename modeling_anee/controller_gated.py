@@ -21,8 +21,10 @@ from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans
 from .controller_learned import stand_in_layers
 from .costs import CostTable
+from .gate_account import account_after, choose_in_turn
 from .gates import GateBank, GateDial
 from .plans import plan_table
+from .step import Step
 
 
 RELATIVE = -3.0  # logarithm of what a middle variant loses, as a share of what the cheapest does, until that is known
@@ -130,6 +132,7 @@ class GatedController(Controller):
     def with_dial_in_place(self, dial: GateDial) -> None:
         """Take a dial, on which it depends whether anything has to be decided below the fixed plans."""
         self.dial = dial
+        self.counts_runs = dial.shares is not None and not self.strict
         layers = sorted({*self.gated_layers, *self.asked_exits}) if self.decides else []
         self.segments = [*self._fixed, *((layer, layer + 1) for layer in layers)]
         self.floor = self.head_cost + self.rest[0] if self.strict else float(dial.budgets[0]) if dial.calibrated else self.top
@@ -159,12 +162,35 @@ class GatedController(Controller):
             leaves = exit_score <= exits[:, self.asked_exits[layer]]
         choice = torch.zeros(len(seen.budget), dtype=torch.int64, device="cpu")
         if score is not None:
-            choice = (score.unsqueeze(-1) <= routers[..., layer]).sum(dim=-1)
+            choice = self._choose(layer, score, routers[..., layer], ~leaves, seen)
         own = (exit_score is not None) * self.gate_cost + (score is not None) * ~leaves * self.router_cost
         if self.strict and score is not None:
             choice = self._affordable(layer, choice, seen.budget - seen.spent - own)
         actions = torch.where(leaves, self.leave, self.choices[choice]).to(torch.uint8)
         return Decision(actions.unsqueeze(-1), own)
+
+    def _choose(self, layer: int, score: Tensor, limits: Tensor, stays: Tensor, seen: Observation) -> Tensor:
+        """Which of the variants each token's feed-forward runs in, int64 [N], for scores [N] and thresholds [N or 1, V - 1]."""
+        if not self.counts_runs:
+            return (score.unsqueeze(-1) <= limits).sum(dim=-1)
+        assert seen.row is not None and seen.account is not None
+        shares = self.dial.shares_at(seen.budget)[:, layer]
+        return choose_in_turn(score, limits.expand(len(score), -1), shares, seen.row, seen.account, stays)
+
+    def counted(self, step: Step, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a router was asked, and where its feed-forward then ran, not in the cheapest variant, bool [B, T, L]."""
+        budget = step.budget
+        asked = step.valid & ~self._whole.affords(budget) & (budget < 1.0) & (step.places.index >= self.keep_first)
+        gated = torch.zeros(self.num_layers, dtype=torch.bool, device="cpu")
+        gated[self.gated_layers] = True
+        counts = asked.unsqueeze(-1) & (actions != self.leave) & gated
+        return counts, counts & (actions.unsqueeze(-1) == self.choices[:-1]).any(dim=-1)
+
+    def account(self, step: Step, actions: Tensor) -> Tensor:
+        """What each layer has run above its share, up to and with each token of a step, float64 [B, T, L]."""
+        counts, ran = self.counted(step, actions)
+        shares = self.dial.shares_at(step.budget.flatten()).view(*step.budget.shape, -1)
+        return account_after(step, ran.double() - shares * counts)
 
     def _both_scores(self, layer: int, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What router and exit gate of a layer say, where they are asked, float64 [N] on the CPU: one device sync."""

@@ -22,6 +22,7 @@ from .cache import AneeCache
 from .controller import Controller, Observation
 from .controller_gated import GatedController
 from .costs import CostTable
+from .gate_account import account_before
 from .gated_runner import GatedRunner
 from .hardware import gathering_pays
 from .ledger import Ledger
@@ -100,11 +101,19 @@ class Executor:
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,
-            account=account_after(step, ledger.spent, self.controller.floor) if self.controller.keeps_account else None,
+            account=self._account_after(step, ledger),
             table=self.table,
             head=ledger.head,
             cheapest=self.controller.cheapest,
         )
+
+    def _account_after(self, step: Step, ledger: Ledger) -> Tensor | None:
+        """What later tokens must know of these, for kinds that keep an account."""
+        if self.controller.keeps_account:
+            return account_after(step, ledger.spent, self.controller.floor)
+        if ledger.account is None and isinstance(self.controller, GatedController) and self.controller.counts_runs:
+            return self.controller.account(step, ledger.actions)
+        return ledger.account
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:
         """All layers, each after the decisions that it waits for, [B, T, D] -> [B, T, D]."""
@@ -162,6 +171,8 @@ class Executor:
             row = _pick(step.places.sequence, who)
             cost = ledger.spent + self.costs.of_actions(actions[..., start:], start)
             account = _pick(account_without(step, asked, cost, self.controller.floor), who)
+        elif looks and self.controller.counts_runs:
+            row, account = _pick(step.places.sequence, who), _pick(account_before(step, start), who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen = self._kept_whole(decision.actions, index)
         leaves = leaving[chosen.long()]

@@ -18,6 +18,7 @@ from .base_block import Block
 from .bridges import EPSILON, Bridge, Bridges
 from .budget import TOLERANCE
 from .controller_gated import GatedController
+from .gate_account import choose
 from .gates import GateBank
 from .ledger import Ledger
 from .plan_runner import Half, attention_run, feed_forward_run
@@ -38,6 +39,8 @@ class Way:
         spent: what it has cost, with the head.
         limits: thresholds of each layer's router, dearest variant first.
         exits: thresholds of the exit gates.
+        shares: of tokens that each layer is to run; empty where nobody counts.
+        account: what each layer has run too many; with this token, once it has been decided about.
         actions: of the layers so far.
     """
 
@@ -46,6 +49,8 @@ class Way:
     spent: float
     limits: Sequence[Sequence[float]]
     exits: Sequence[float]
+    shares: Sequence[float]
+    account: list[float]
     actions: list[int] = field(default_factory=list)
 
 
@@ -68,7 +73,7 @@ class GatedRunner:
         ]
         self._gated = [layer in controller.gated_layers for layer in range(controller.num_layers)]
         self._routers, self._gates = Rows(controller.routers), Rows(controller.gates)
-        self._known: dict[float, tuple[list, list]] = {}
+        self._known: dict[float, tuple[list, list, list]] = {}
         self._dial = controller.dial
 
     def takes(self, step: Step) -> bool:
@@ -96,7 +101,8 @@ class GatedRunner:
         budget = step.budget.item()
         self._routers.refresh()
         self._gates.refresh()
-        way = Way(hidden.view(-1), budget, controller.head_cost, *self._thresholds(budget))
+        account = [0.0] * controller.num_layers if isinstance(step.account, float) else step.account.flatten().tolist()
+        way = Way(hidden.view(-1), budget, controller.head_cost, *self._thresholds(budget), account)
         with torch.inference_mode():  # as `Executor` does for fixed plans
             for layer in range(controller.num_layers):
                 choice = self._choose(layer, way)
@@ -106,18 +112,22 @@ class GatedRunner:
                 self._run_layer(layer, choice, way, step, any_layer)
         ledger.actions.view(-1).copy_(torch.tensor(way.actions, dtype=torch.uint8, device="cpu"))
         ledger.spent.fill_(way.spent)
+        if controller.counts_runs:
+            ledger.account = torch.tensor([[way.account]], dtype=torch.float64, device="cpu")
         if controller.head:
             ledger.head = torch.full_like(ledger.actions[..., 0], controller.head)
         ledger.decided = True
         return way.row.view(1, 1, -1).clone()  # an ordinary tensor again
 
-    def _thresholds(self, budget: float) -> tuple[list, list]:
-        """Of routers, by layer, and of exit gates, for a budget."""
+    def _thresholds(self, budget: float) -> tuple[list, list, list]:
+        """Of routers, by layer, and of exit gates, and the shares of the layers, for a budget."""
         if self._dial is not self._controller.dial or len(self._known) > KEPT:
             self._known, self._dial = {}, self._controller.dial
         if budget not in self._known:
-            routers, exits = self._dial.thresholds(torch.tensor([budget], dtype=torch.float64, device="cpu"))
-            self._known[budget] = routers[0].T.tolist(), exits[0].tolist()
+            asked = torch.tensor([budget], dtype=torch.float64, device="cpu")
+            routers, exits = self._dial.thresholds(asked)
+            shares = self._dial.shares_at(asked)[0].tolist() if self._controller.counts_runs else []
+            self._known[budget] = routers[0].T.tolist(), exits[0].tolist(), shares
         return self._known[budget]
 
     def _choose(self, layer: int, way: Way) -> int | None:
@@ -136,7 +146,9 @@ class GatedRunner:
             return 0
         way.spent += controller.router_cost
         score = self._routers.score(layer, row, scale)
-        choice = sum(score <= limit for limit in way.limits[layer])
+        choice = choose(score, way.limits[layer], way.account[layer] if way.shares else 0.0)
+        if way.shares:
+            way.account[layer] += (choice < len(way.limits[layer])) - way.shares[layer]
         return self._affordable(layer, choice, way) if controller.strict else choice
 
     def _affordable(self, layer: int, choice: int, way: Way) -> int:

@@ -29,7 +29,7 @@ class GateDial(Dial):
     """From a budget to thresholds and capacity, and from a capacity to a budget: linear between what was calibrated.
 
     A calibration has a row for each capacity: `budgets` (its cost, ascending), `settings` (the capacity), `thresholds` of the
-    routers and `exit_thresholds` of the gates. Without one nothing is left out.
+    routers, `exit_thresholds` of the gates and `shares` of the tokens that each layer ran. Without one nothing is left out.
 
     Args:
         calibration: `AneeConfig.calibration`, or None.
@@ -45,12 +45,20 @@ class GateDial(Dial):
         table = never if calibration is None or not self.calibrated else never | calibration
         self.routers = torch.tensor(table["thresholds"], dtype=torch.float64, device="cpu")  # [K, boundaries, L]
         self.exits = torch.tensor(table["exit_thresholds"], dtype=torch.float64, device="cpu")  # [K, E]
+        self.shares: Tensor | None = None  # [K, L]
+        if self.calibrated and "shares" in table:
+            self.shares = torch.tensor(table["shares"], dtype=torch.float64, device="cpu")
 
     def thresholds(self, budget: Tensor) -> tuple[Tensor, Tensor]:
         """Of routers float64 [n, boundaries, L] and exit gates [n, E] for budgets float64 [N]; n is N, or 1 for equal ones."""
         same = len(budget) > 0 and bool((budget == budget[0]).all())
         budget = budget[:1] if same else budget
         return self.between(budget, self.routers), self.between(budget, self.exits)
+
+    def shares_at(self, budget: Tensor) -> Tensor:
+        """Shares of the tokens asked about at each layer that are to run, not in the cheapest variant, float64 [N, L]."""
+        assert self.shares is not None
+        return self.between(budget, self.shares)
 
     def budget_of(self, capacity: Tensor) -> Tensor:
         """Budgets float64 [N] of capacities float64 [N]; outside of what was calibrated, as at the nearest."""

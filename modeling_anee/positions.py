@@ -36,9 +36,12 @@ class Places:
         return row if self.first is None else row * tokens + self.first
 
     def running_sum(self, values: Tensor) -> Tensor:
-        """Sums of values [B, T] over each token's own sequence, up to and with the token."""
+        """Sums of values [B, T, ...] over each token's own sequence, up to and with the token."""
         sums = values.cumsum(dim=1)
-        return sums if self.first is None else sums - (sums - values).gather(1, self.first)
+        if self.first is None:
+            return sums
+        first = self.first.view(*self.first.shape, *[1] * (values.dim() - 2)).expand_as(values)
+        return sums - (sums - values).gather(1, first)
 
 
 def token_places(mask: Mask, position_ids: Tensor | None, past: int, rows: int, tokens: int, has_cache: bool) -> Places:

@@ -26,8 +26,8 @@ class Step:
         masks: attention mask of the base, or None, for each layer.
         cache: where keys and values go, or None.
         past: number of tokens in the cache before.
-        account: what each row's tokens before have spent above their budgets, float64 [B, 1] on the CPU, for controllers
-            that keep an account.
+        account: what each row's tokens before have spent above their budgets, float64 [B, 1] on the CPU, or what each layer
+            has run for them above its share, [B, 1, L], for controllers that keep an account.
     """
 
     budget: Tensor

@@ -23,7 +23,7 @@ class ExecutionTrace:
         ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
             the other tokens would have taken longer; not in `cost`. Default: none.
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
-            start of the cache on; None where the controller keeps no account.
+            start of the cache on; or [B, T, L], what each layer has run above its share; None where the controller keeps none.
         table: what the actions are.
         cheapest: variant in which a feed-forward counts as left out, for `capacity`; None where that is not dialled.
         head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.

@@ -44,7 +44,7 @@ def opened(workshop, folder, asked=None, **fields):
 def test_each_capacity_is_realised_by_forward_and_budgets_are_its_costs(workshop, tmp_path, fields):
     run = opened(workshop, tmp_path, **fields)
     table = calibration.run_stage(run)["calibration"]
-    assert table["budgets"] == pytest.approx(table["cost"], abs=1e-4) or run.model.controller.strict
+    assert table["budgets"] == pytest.approx(table["cost"], abs=0.01) or run.model.controller.strict
     assert table["settings"] == pytest.approx(CAPACITIES, abs=0.02)
     run.model.config.calibration = table
     run.model.config.check()
@@ -53,7 +53,7 @@ def test_each_capacity_is_realised_by_forward_and_budgets_are_its_costs(workshop
     for budget, capacity in zip(table["budgets"], table["settings"], strict=True):
         trace = run.model(windows, energy_budget=budget, use_cache=False).execution
         if not run.model.controller.strict:
-            assert trace.capacity == pytest.approx(capacity, abs=1e-3) and trace.mean_cost == pytest.approx(budget, abs=1e-4)
+            assert trace.capacity == pytest.approx(capacity, abs=0.02) and trace.mean_cost == pytest.approx(budget, abs=0.01)
 
 
 def test_an_interrupted_search_goes_on_where_it_was(workshop, tmp_path, monkeypatch):

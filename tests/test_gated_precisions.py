@@ -108,7 +108,9 @@ def test_generation_is_that_of_one_forward():
 
 @torch.no_grad()
 def test_three_variants_are_all_taken_and_dearer_where_more_would_be_lost():
-    model, ids = model_of(choice=2), token_ids(2, 60)
+    model, ids = model_of.__wrapped__(choice=2), token_ids(2, 60)
+    del model.config.calibration["shares"]  # without, thresholds stay where they are
+    model.controller.bind(model.costs)
     output = model(ids, energy_budget=between(model, 0.5), output_hidden_states=True)
     controller, actions = model.controller, output.execution.actions
     for layer in controller.gated_layers:

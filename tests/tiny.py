@@ -181,6 +181,7 @@ def calibration_of_gates(
         "settings": [0.1, 1.0],
         "thresholds": [[[threshold - 0.5 * number] * layers for number in range(boundaries)] for threshold in thresholds],
         "exit_thresholds": [[threshold / 2 - 1.0] * exits for threshold in thresholds],
+        "shares": [[0.3] * layers, [0.8] * layers],
     }
 
 

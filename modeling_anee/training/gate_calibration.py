@@ -7,6 +7,7 @@ has been measured for one capacity narrows the search for the next.
 import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,24 @@ BATCH_WINDOWS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """What a price (its logarithm) leads to: share of the feed-forwards that run, and mean cost of a token."""
+    """What a price (its logarithm) leads to.
+
+    Args:
+        price: the logarithm.
+        capacity: share of the feed-forwards that run.
+        cost: of a token, in the mean.
+        shares: of the tokens asked about that each layer runs.
+    """
 
     price: float
     capacity: float
     cost: float
+    shares: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, row: list) -> "Point":
+        """From what a checkpoint has of it."""
+        return cls(row[0], row[1], row[2], tuple(row[3]))
 
 
 def controller_of(model: AneeForCausalLM) -> GatedController:
@@ -59,8 +73,8 @@ def calibrate_gates(run: Run, windows: Tensor, capacities: list[float], name: st
         ValueError: the routers leave nothing out at any price.
     """
     saved, order = run.load(name), sorted(capacities, reverse=True)
-    points = [] if saved is None else [Point(*point) for point in saved[2]["found"]]
-    chosen = [] if saved is None else [Point(*point) for point in saved[2]["chosen"]]
+    points = [] if saved is None else [Point.read(row) for row in saved[2]["found"]]
+    chosen = [] if saved is None else [Point.read(row) for row in saved[2]["chosen"]]
     for number in run.track(len(order), "calibrating", len(chosen)):
         points = points or [measured(run, windows, price) for price in PRICES]
         chosen.append(nearest_point(order[number], points, lambda price: measured(run, windows, price)))
@@ -97,20 +111,26 @@ def measured(run: Run, windows: Tensor, price: float) -> Point:
     Raises:
         ValueError: the cost is not a finite number.
     """
-    executor = executor_at(run.model, price)
-    sums = torch.zeros(3, dtype=torch.float64, device=run.device)
+    executor, layers = executor_at(run.model, price), run.model.config.num_layers
+    sums = torch.zeros(3, dtype=torch.float64, device=run.device)  # runs, costs, tokens
+    asked, ran = torch.zeros(2, layers, dtype=torch.float64, device=run.device)
     for batch in run.share(windows).split(BATCH_WINDOWS):
-        _, trace = executor.run(*begin(run.model, batch))
+        hidden, step = begin(run.model, batch)
+        _, trace = executor.run(hidden, step)
         tokens = float(trace.valid.sum())
         sums += torch.tensor([trace.capacity * tokens, float(trace.cost.double().sum()), tokens], device=run.device)
+        counts = [part.sum(dim=(0, 1)).to(run.device) for part in executor.controller.counted(step, trace.actions)]
+        asked, ran = asked + counts[0], ran + counts[1]
     capacity, cost, tokens = run.sum(sums).tolist()
     if not math.isfinite(cost):
         raise ValueError(f"no capacity can be calibrated: at the price {price:g} the mean cost is {cost / tokens}")
-    return Point(price, capacity / tokens, cost / tokens)
+    asked, ran = run.sum(asked), run.sum(ran)
+    shares = torch.where(asked > 0, ran / asked.clamp(min=1.0), 1.0)
+    return Point(price, capacity / tokens, cost / tokens, tuple(shares.tolist()))
 
 
-def executor_at(model: AneeForCausalLM, price: float) -> Executor:
-    """An executor over the model's parts, at whose every budget below the fixed plans thresholds are those of a price."""
+def executor_at(model: AneeForCausalLM, price: float) -> Any:
+    """An `Executor` over the model's parts, at whose every budget below the fixed plans thresholds are those of a price."""
     model.prepare()  # the base may have been changed since it was wrapped
     controller = controller_of(model)
     dial = dial_of(controller, {"budgets": [0.0], "settings": [1.0]} | thresholds_at(controller, price))
@@ -143,6 +163,8 @@ def columns(controller: GatedController, points: list[Point]) -> dict[str, list]
     if not rows:
         raise ValueError("no capacity can be calibrated: the routers leave nothing out at any price; train them first")
     table: dict[str, list] = {"budgets": [point.cost for point in rows], "settings": [point.capacity for point in rows]}
+    if all(point.shares for point in rows):
+        table["shares"] = [list(point.shares) for point in rows]
     for row in rows:
         for name, column in thresholds_at(controller, row.price).items():
             table.setdefault(name, []).extend(column)
