@@ -249,14 +249,22 @@ def test_translators_begin_in_closed_form(fitted, tmp_path):
         gates.start_translators(run, ids)
         after = [(final - model.bridges.of_exit(layer)(entering[layer])).square().mean() for layer in ANEE["exit_layers"]]
     assert all(b < 0.9 * a for a, b in zip(before, after, strict=True))
-    kept = model.bridges.of_exit(1).up.weight.clone()
-    gates.start_translators(run, ids[:2])
-    assert torch.equal(kept, model.bridges.of_exit(1).up.weight), "what has learned stays"
+
+
+def test_gates_say_what_leaving_loses(run):
+    """In the mean over the text, and with some relation to each token."""
+    with torch.no_grad():
+        gates.solve_gates(run, run.windows("train"))
+        seen = gates.exits_of(run.model, run.windows("train")[:20], 0.7, 1.0, torch.Generator().manual_seed(0))
+    for exit in range(2):
+        said, lost = seen.scores[:, exit], seen.loss[:, exit]
+        assert abs(float(said.exp().mean() / lost.mean()) - 1.0) < 0.3
+        assert torch.corrcoef(torch.stack((said, lost.log())))[0, 1] > 0.1
 
 
 def test_exits_cost_what_is_lost_and_save_what_is_left_out(run):
     loss = torch.tensor([[3.0, 2.0, 0.0], [1.0, 0.1, 0.0]])
-    seen = gates.Exits(loss, loss[:, :2].log(), torch.tensor([0.6, 0.2]))
+    seen = gates.Exits(torch.zeros(2, 2, 4), loss, loss[:, :2].log(), torch.tensor([0.6, 0.2]))
     assert [float(x) for x in seen.outcome(torch.zeros(2, 2))] == [0.0, 0.0]
     found = seen.outcome(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     torch.testing.assert_close(torch.stack(found), torch.tensor([0.05, 0.1]))

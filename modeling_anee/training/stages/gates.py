@@ -1,10 +1,10 @@
 """Phase 2 of a `gated` controller: its exit gates, and the exit translators that tokens leave through; the routers stay.
 
-Translators begin in closed form. Hidden states come from the stack as the routers run it at random capacities. At first, by
-supervision, each translator learns to lose little (KL to the base) and each gate to predict what that is. Then gates are
-sampled: a token that leaves is charged what it loses there and paid a price for the layers that it saves, and translators
-learn from those that leave through them. The log has what both lose at some shares of leaving tokens, before the second part
-and at the end.
+Hidden states come from the stack as the routers run it at random capacities. At first, by supervision, translators that begin
+in closed form learn to lose little (KL to the base); then the logarithm of what each still loses is regressed on what its gate
+reads. From there on gates are sampled: a token that leaves is charged what it loses there and paid a price for the layers that
+it saves, and translators learn from those that leave through them. The log has what both lose at some shares of leaving
+tokens, before gates are sampled and at the end.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...bridges import normalised
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
 from ..gating import annealed, gumbel_sigmoid, logistic_noise, misfit, shares_of_exits, threshold
@@ -20,7 +21,8 @@ from ..mixing import controller_of, run_routed
 from ..optimise import batch_of, train
 from ..recipe import Gates
 from ..run import Run
-from .closed_form import BATCH_WINDOWS, Moments, fill, has_learned
+from .closed_form import BATCH_WINDOWS, Moments, fill
+from .flips import Regressions
 
 
 NAME = "gates"
@@ -31,6 +33,9 @@ MEASURED = (0.1, 0.2, 0.4)  # shares of leaving tokens whose loss the log has
 WINDOWS = 4  # that it is measured on
 SOLVED_WINDOWS = 64  # by which translators begin in closed form
 RIDGE = 0.001
+GATE_WINDOWS = 32  # by which gates are solved for
+GATE_SHARE = 0.5  # of their tokens
+GATE_RIDGE = 0.3  # relative to the variance of what they read
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,13 @@ class Exits:
     """What N tokens lose at E exits, and what is said of it.
 
     Args:
+        read: what enters each exit's layer, [N, E, D].
         loss: KL to the base of leaving at each exit, and of staying, float32 [N, E + 1].
         scores: predicted logarithms of those of leaving, float32 [N, E].
         saved: cost that leaving at each exit saves, float32 [E].
     """
 
+    read: Tensor
     loss: Tensor
     scores: Tensor
     saved: Tensor
@@ -68,7 +75,8 @@ def run_stage(run: Run) -> dict:
         ValueError: the controller has no gates, or the model no exits or translators.
     """
     settings, model = run.settings(NAME), run.model
-    if not controller_of(model).exit_layers or not len(model.bridges.exit):
+    controller = controller_of(model)
+    if not controller.exit_layers or not len(model.bridges.exit):
         raise ValueError(
             f"exit_layers={model.config.exit_layers} with exit_translator_rank={model.config.exit_translator_rank} leaves "
             "nothing to train: the stage 'gates' needs layers, and a rank of at least 1"
@@ -76,33 +84,36 @@ def run_stage(run: Run) -> dict:
     trained = ("bridges.exit.", "controller.gates.")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
     windows = run.windows("train")
-    if run.load(NAME) is None:
+    if run.load(NAME) is None and run.recipe.stages.exits is None and not controller.gates.weight.any():
         start_translators(run, windows[:SOLVED_WINDOWS].to(run.device))
     supervised = round(settings.supervised * settings.steps)
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        numbers = measured(run) if step == supervised else {}
+        numbers = {}
+        if step == supervised:
+            solve_gates(run, windows)
+            numbers = measured(run)
         low, high = settings.capacities
         capacity = low + (high - low) * float(torch.rand(1, generator=generator))
         seen = exits_of(model, batch_of(windows, settings, step, run), capacity, SHARE_OF_TOKENS, generator)
         loss, parts = taught(seen) if step < supervised else sampled(seen, settings, step - supervised, generator)
-        each = zip(controller_of(model).exit_layers, seen.loss.detach().mean(dim=0), strict=False)
+        each = zip(controller.exit_layers, seen.loss.detach().mean(dim=0), strict=False)
         return loss, parts | {f"kl_{layer}": kl for layer, kl in each} | numbers
 
     train(run, NAME, parameters, loss_of_step)
+    if supervised == settings.steps:
+        solve_gates(run, windows)
     run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run).items()})
     return {}
 
 
 @torch.no_grad()
 def start_translators(run: Run, windows: Tensor) -> None:
-    """Solve for the translators that have learned nothing: from the base's states there to its last, on windows [W, T]."""
+    """Solve for the translators: from the base's hidden states there to its last, on windows int64 [W, T]."""
     model, kept = run.model, run.model.config.keep_first_tokens
-    untrained = {layer: bridge for layer, bridge in model.bridges.exit.items() if not has_learned(bridge)}
-    size = model.config.text_config.hidden_size
-    sums = {layer: Moments(size, run.device) for layer in untrained}
+    sums = {layer: Moments(model.config.text_config.hidden_size, run.device) for layer in model.bridges.exit}
     own = run.share(windows)
-    for ids in own.split(BATCH_WINDOWS) if untrained and len(own) else ():
+    for ids in own.split(BATCH_WINDOWS) if len(own) else ():
         entering: list[Tensor] = []
         final = run_tokens(model, ids, keep=entering)[:, kept:].flatten(0, 1)
         for layer, moments in sums.items():
@@ -110,7 +121,29 @@ def start_translators(run: Run, windows: Tensor) -> None:
             moments.add(hidden, final - hidden)
     for layer, moments in sums.items():
         moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
-        fill(untrained[layer], moments, RIDGE)
+        fill(model.bridges.exit[layer], moments, RIDGE)
+
+
+@torch.no_grad()
+def solve_gates(run: Run, windows: Tensor) -> None:
+    """Set the gates to the regression of what leaving loses on what they read, on some of the windows int64 [W, T]."""
+    settings, model = run.settings(NAME), run.model
+    gates = controller_of(model).gates
+    sums = Regressions.of(len(gates.bias), gates.weight.shape[1], 2, run.device)
+    low, high = settings.capacities
+    for number in run.share(torch.arange(min(GATE_WINDOWS, len(windows)))).tolist():
+        generator = run.generator(f"{NAME}/solved", number)
+        capacity = low + (high - low) * float(torch.rand(1, generator=generator))
+        seen = exits_of(model, windows[number].unsqueeze(0).to(run.device), capacity, GATE_SHARE, generator)
+        for exit in range(len(gates.bias)):
+            sums.add(exit, normalised(seen.read[:, exit]), seen.loss[:, exit])
+            sums.add_flips(exit, seen.loss[None, :, exit])
+    for value in vars(sums).values():
+        value.copy_(run.sum(value))
+    for exit in range(len(gates.bias)):
+        weight, bias = sums.solve(exit, GATE_RIDGE)
+        gates.weight[exit].copy_(weight)
+        gates.bias[exit].copy_(bias)
 
 
 def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float, generator: torch.Generator) -> Exits:
@@ -130,14 +163,17 @@ def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float,
     with torch.no_grad():
         target = model.stack.logits(chosen(final))
         stays = kl_divergence(target, model.stack.logits(chosen(staying)))
-    losses, scores = [], []
+    read, losses, scores = [], [], []
     for layer in controller.exit_layers:
         hidden = chosen(routed[layer])
         translator = model.bridges.of_exit(layer)
         assert translator is not None
         losses.append(kl_divergence(target, model.stack.logits(translator(hidden))))
         scores.append(controller.exit_scores(layer, hidden))
-    return Exits(torch.stack([*losses, stays], dim=-1), torch.stack(scores, dim=-1), saved_of(model).to(stays))
+        read.append(hidden)
+    return Exits(
+        torch.stack(read, dim=1), torch.stack([*losses, stays], dim=-1), torch.stack(scores, dim=-1), saved_of(model).to(stays)
+    )
 
 
 def saved_of(model: AneeForCausalLM) -> Tensor:
@@ -148,9 +184,8 @@ def saved_of(model: AneeForCausalLM) -> Tensor:
 
 
 def taught(seen: Exits) -> tuple[Tensor, dict[str, Tensor]]:
-    """Supervision: what every exit loses, and how well its gate predicts that."""
-    loss, said = seen.loss[:, :-1], misfit(seen.scores, seen.loss[:, :-1])
-    return loss.mean(dim=0).sum() + WEIGHT * said, {"misfit": said}
+    """Supervision of the translators: what every exit loses."""
+    return seen.loss[:, :-1].mean(dim=0).sum(), {}
 
 
 def sampled(seen: Exits, settings: Gates, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
