@@ -117,3 +117,26 @@ def test_scoring_is_decoding_with_the_trained_controller(model, text):
     assert float(same.float().mean()) > 0.95  # a near tie of two plans may fall the other way
     apart = (torch.stack(logits) - whole.logits[0]).abs()  # a few rows of 4 bits run in bfloat16, many in exact integers
     assert float(apart.mean()) < 0.15 and float(apart[same].max()) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_over_a_base_in_half_precision_it_goes_the_same_ways_and_keeps_its_budgets(model, text, dtype):
+    half = AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=dtype)
+    assert torch.equal(half.controller.plans, model.controller.plans)
+    for budget in (0.5, 0.36, 0.3, 0.26):
+        assert abs(half(encode_text(*text)[None], energy_budget=budget).execution.mean_cost - budget) < 0.02
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_without_the_full_weights_it_loses_as_much(model, text):
+    smollm2_folder()
+    small, ids = AutoModelForCausalLM.from_pretrained(SHIPPED_ARTIFACT, dtype=torch.float32, drop_full=True), encode_text(*text)
+    assert torch.equal(small.controller.plans, model.controller.plans)
+    for budget in (0.18, 0.14):
+        one, other = (score(each, windows(ids, 128), budget) for each in (small, model))
+        assert ratio(one, other)[0] == pytest.approx(1.0, abs=0.03) and abs(one.mean_cost - other.mean_cost) < 0.005
+    with pytest.raises(ValueError, match="energy_budget=1 is not possible"):
+        small(ids[None], energy_budget=1.0)
