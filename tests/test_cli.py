@@ -120,7 +120,11 @@ def test_sampling_is_seeded(base_folder):
         (["compare", "--text", __file__, "--also", "mine"], 1, "--also mine"),
         (["compare", "--text", __file__, "--also", "plan=x", "--also", "plan=y"], 1, "given twice"),
         (["compare", "--text", __file__, "--length", "100000"], 1, "--length 100000"),
-        (["compare", "--text", __file__, "--milliseconds", "--length", "32", "--new-tokens", "17"], 1, "at most 16, half of"),
+        (
+            ["compare", "--text", __file__, "--milliseconds", "--length", "32", "--new-tokens", "17"],
+            1,
+            "at most 16 with",
+        ),
         (["compare", "--text", __file__, "--fit", "no_such_fit"], 1, "no_such_fit has no traces"),
         (["compare", "--text", __file__, "--output", "no/such/folder/rows.json"], 1, "--output no/such/folder"),
         (["samples", "--budgets", "much"], 1, "'much'"),
@@ -381,7 +385,7 @@ def test_compare_at_equal_milliseconds(base_folder, text, tmp_path):
     done = anee(*call, "--milliseconds", "--new-tokens", 3, "--repeats", 1, "--output", tmp_path / "rows.json")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "rows.json").read_text())
-    assert report["timing"] == {"tokens": 3, "repeats": 1, "threads": torch.get_num_threads()}
+    assert report["timing"] == {"tokens": 3, "repeats": 1, "context": 16, "threads": torch.get_num_threads()}
     assert all(row["milliseconds"] > 0 for row in report["rows"])
     dials = report["equal_time"]["dials"]
     assert [entry["name"] for entry in dials] == ["plan at 0.8", "plan at 0.6"]

@@ -12,7 +12,7 @@ from modeling_anee.evaluation.uniform import uniform_precisions
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
 
 
-TIMING = Timing(tokens=4, repeats=2)
+TIMING = Timing(tokens=5, repeats=2, context=4)
 BUDGETS = [0.3, 0.2]
 PLANS = ["4*INT8 / int8", "INT8, 2*SKIP_INT8, INT8 / int8"]
 
@@ -35,7 +35,7 @@ def test_every_row_of_a_comparison_has_a_time_unless_it_is_no_way_to_save(models
     others, uniform = {"plan": model, "mine": models["mine"]}, uniform_precisions(model)
     oracle = Control("oracle", lambda ids, budget: follow(model, ids, torch.zeros(4, dtype=torch.uint8)))
     rows = compare(others, text, BUDGETS, [oracle], uniform=uniform)
-    rows = with_times(rows, decode_times(feeds_of(others, BUDGETS, uniform, text[0], TIMING), TIMING))
+    rows = with_times(rows, decode_times(feeds_of(others, BUDGETS, uniform, text, TIMING), TIMING))
     for row in rows:
         assert row["milliseconds"] is None if row["name"] == "oracle" else row["milliseconds"] > 0
     lines = as_text(rows).splitlines()
@@ -56,12 +56,18 @@ def test_tokens_are_fed_one_by_one_and_forgotten_after_every_round(models, text)
 
         return feed_and_count
 
-    feeds = feeds_of(models, BUDGETS, uniform_precisions(models["mine"]), text[0], TIMING)
-    assert len(feeds) == 1 + 3 + len(BUDGETS) * (3 + 2)
-    times = decode_times({key: counted(feed) for key, feed in feeds.items()}, TIMING)
+    feeds = feeds_of(models, BUDGETS, uniform_precisions(models["mine"]), text, TIMING)
+    assert len(feeds) == 1 + 3 + len(BUDGETS) * (3 + 2) and {len(own) for own in feeds.values()} == {len(text)} == {3}
+    times = decode_times({key: [counted(feed) for feed in own] for key, own in feeds.items()}, TIMING)
     assert times.keys() == feeds.keys()
-    rounds = [(place, place + 1) for place in range(4, 8)] * len(feeds) * (1 + TIMING.repeats)
-    assert fed == [(0, 4)] * len(feeds) + rounds
+    single = [(4, 5), (5, 6)]  # two tokens of each of three windows
+    assert fed == [(0, 4)] * 3 * len(feeds) + single * 3 * len(feeds) * (1 + TIMING.repeats)
+
+
+@pytest.mark.parametrize("count, taken, each", [(1, 1, 5), (2, 2, 3), (5, 5, 1), (7, 4, 2), (60, 5, 1)])
+def test_tokens_come_from_windows_all_over_the_text(models, count, taken, each):
+    feeds = feeds_of({"mine": models["mine"]}, [], [], windows(token_ids(1, 10 * count)[0], 10), TIMING)
+    assert len(feeds["base", 1.0]) == taken and TIMING.places(taken) == range(4, 4 + each)
 
 
 @pytest.mark.parametrize("place", range(3))

@@ -15,6 +15,9 @@ from .model import load
 from .perplexity import parse_budgets
 
 
+CONTEXT = 32  # tokens before those that are timed, where a window has so many
+
+
 def parse_lower_budgets(text: str) -> list[float]:
     """Budgets below 1 of a list like `0.9,0.8`, highest first; at 1 there is the base, and nothing is decided.
 
@@ -52,9 +55,12 @@ def timing_of(milliseconds: bool, new_tokens: int, repeats: int, length: int) ->
     """
     if not milliseconds:
         return None
-    if 2 * new_tokens > length:
-        raise ValueError(f"--new-tokens {new_tokens} is not allowed: it must be at most {length // 2}, half of --length")
-    return Timing(new_tokens, repeats)
+    context = min(CONTEXT, length // 2)
+    if new_tokens > length - context:
+        raise ValueError(
+            f"--new-tokens {new_tokens} is not allowed: it must be at most {length - context} with --length {length}"
+        )
+    return Timing(new_tokens, repeats, context)
 
 
 def load_others(

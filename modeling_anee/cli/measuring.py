@@ -173,7 +173,7 @@ def compare(
     report = {"text": name_of_text(text)} | describe(models, chosen) | {"rows": rows}
     if timing is not None:
         with waiting("timing tokens"):
-            times = decode_times(feeds_of(models, listed, uniform, chosen[0], timing), timing)
+            times = decode_times(feeds_of(models, listed, uniform, chosen, timing), timing)
         report |= timed(rows, times, models, timing)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
 

@@ -1,8 +1,10 @@
 """Milliseconds of a token that is decoded at batch 1: all ways to spend a budget on the same tokens, in turn, medians.
 
-A text's own tokens are fed one after the other, so every way runs the same ones, whatever it would have said itself.
+A text's own tokens are fed one after the other, so every way runs the same ones, whatever it would have said itself. They come
+from as many windows as possible, since a router spends more on one stretch of a text than on another.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,44 +27,64 @@ Feed = Callable[[slice, AneeCache | None], AneeCache]
 
 @dataclass(frozen=True)
 class Timing:
-    """How long is timed: `tokens` in a row, after as many that are not, in each of `repeats` rounds."""
+    """How much is timed.
+
+    Args:
+        tokens: of a round, at least.
+        repeats: rounds.
+        context: tokens of a window before those that are timed.
+    """
 
     tokens: int = 24
     repeats: int = 3
+    context: int = 32
+
+    def places(self, windows: int) -> range:
+        """Where in each of the windows that are taken those are that are timed."""
+        return range(self.context, self.context + math.ceil(self.tokens / min(windows, self.tokens)))
 
 
 @torch.no_grad()
-def decode_times(feeds: dict[Key, Feed], timing: Timing) -> dict[Key, float]:
+def decode_times(feeds: dict[Key, list[Feed]], timing: Timing) -> dict[Key, float]:
     """Milliseconds of a token, the median over the rounds, of everything that is fed; after one round that is not counted."""
-    start, stop = timing.tokens, 2 * timing.tokens
     cases: dict[Key, Callable[[], float]] = {}
-    for key, feed in feeds.items():
-        cache = feed(slice(0, start), None)
-        cases[key] = partial(seconds_of, partial(_decode, feed, cache, start, stop))
+    count = 0
+    for key, own in feeds.items():
+        places = timing.places(len(own))
+        caches = [feed(slice(0, places.start), None) for feed in own]
+        cases[key] = partial(seconds_of, partial(_decode, own, caches, places))
+        count = len(own) * len(places)
     seconds = interleave(cases, timing.repeats)
-    return {key: statistics.median(own) * 1e3 / timing.tokens for key, own in seconds.items()}
+    return {key: statistics.median(own) * 1e3 / count for key, own in seconds.items()}
 
 
-def _decode(feed: Feed, cache: AneeCache, start: int, stop: int) -> None:
-    """Run tokens one by one, and forget them."""
-    for place in range(start, stop):
-        feed(slice(place, place + 1), cache)
-    cache.crop(start - stop)
+def _decode(feeds: list[Feed], caches: list[AneeCache], places: range) -> None:
+    """Run tokens of each window one by one, and forget them."""
+    for feed, cache in zip(feeds, caches, strict=True):
+        for place in places:
+            feed(slice(place, place + 1), cache)
+        cache.crop(-len(places))
 
 
 @torch.no_grad()
 def feeds_of(
-    models: dict[str, AneeForCausalLM], budgets: Sequence[float], uniform: Sequence[Uniform], window: Window, timing: Timing
-) -> dict[tuple[str, float], Feed]:
-    """What feeds a window's first tokens, by the name and the budget that a row of `comparison.compare` has."""
+    models: dict[str, AneeForCausalLM],
+    budgets: Sequence[float],
+    uniform: Sequence[Uniform],
+    windows: Sequence[Window],
+    timing: Timing,
+) -> dict[tuple[str, float], list[Feed]]:
+    """What feeds the first tokens of windows, by the name and the budget that a row of `comparison.compare` has."""
     first = next(iter(models.values()))
-    ids = window.ids[: 2 * timing.tokens].unsqueeze(0).to(first.device)
-    feeds: dict[tuple[str, float], Feed] = {("base", 1.0): feed_of(first, ids, 1.0)}
-    feeds |= {(one.name, one.cost): feed_of(one.model, ids, one.budget) for one in uniform}
+    chosen = windows[:: math.ceil(len(windows) / timing.tokens)]
+    stop = timing.places(len(chosen)).stop
+    texts = [window.ids[:stop].unsqueeze(0).to(first.device) for window in chosen]
+    feeds = {("base", 1.0): [feed_of(first, ids, 1.0) for ids in texts]}
+    feeds |= {(one.name, one.cost): [feed_of(one.model, ids, one.budget) for ids in texts] for one in uniform}
     listed = controls(first)
     for budget in budgets:
-        feeds |= {(control.name, budget): feed_of_control(first, control, ids, budget) for control in listed}
-        feeds |= {(name, budget): feed_of(model, ids, budget) for name, model in models.items()}
+        feeds |= {(one.name, budget): [feed_of_control(first, one, ids, budget) for ids in texts] for one in listed}
+        feeds |= {(name, budget): [feed_of(model, ids, budget) for ids in texts] for name, model in models.items()}
     return feeds
 
 
