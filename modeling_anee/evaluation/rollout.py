@@ -26,7 +26,7 @@ def run_layers(
 ) -> Tensor:
     """Hidden states [B, T, D] through some of the layers, with actions uint8 [B, T, L]; `keep` gets what enters each."""
     ledger = Ledger(actions=actions, spent=torch.zeros(actions.shape[:2], dtype=torch.float64))
-    return model.executor.run_layers(hidden, step, ledger, layers, keep)
+    return model.executor.layers.run(hidden, step, ledger, layers, keep)
 
 
 def run(model: AneeModel, ids: Tensor, actions: Tensor | None = None, keep: list[Tensor] | None = None) -> Tensor:

@@ -47,7 +47,7 @@ def fed_in(model: AneeForCausalLM, variant: str, layer: int, hidden: Tensor, att
 
 def mixed_layer(model: AneeForCausalLM, layer: int, hidden: Tensor, step: Step, gate: Tensor | None) -> Tensor:
     """One layer, [B, T, D] -> [B, T, D]: the gate's share of its feed-forward in full, the rest in the cheapest variant."""
-    attended = model.executor.attend(layer, hidden, step, FULL)
+    attended = model.executor.layers.attend(layer, hidden, step, FULL)
     if gate is None:
         return fed_in(model, FULL, layer, hidden, attended)
     cheap = fed_in(model, controller_of(model).cheapest, layer, hidden, attended)

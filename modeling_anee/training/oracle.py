@@ -63,6 +63,6 @@ def oracle(
 
 def miss(model: AneeForCausalLM, layer: int, action: int, hidden: Tensor, step: Step) -> Tensor:
     """Relative squared error [B, T] of a layer's bridge."""
-    attended = model.executor.attend(layer, hidden, step, FULL)
+    attended = model.executor.layers.attend(layer, hidden, step, FULL)
     out = model.stack.blocks[layer].add_feed_forward(hidden, attended)
     return bridge_error(model, layer, action, hidden, attended, out)

@@ -28,7 +28,7 @@ def sensitivities(model: AneeForCausalLM, ids: Tensor, generator: torch.Generato
     entering, changes, leaving = [], [], []
     for layer in range(model.config.num_layers):
         entering.append(hidden.detach())
-        attended = model.executor.attend(layer, hidden, step, FULL)
+        attended = model.executor.layers.attend(layer, hidden, step, FULL)
         hidden = fed_in(model, FULL, layer, hidden, attended)
         if layer == 0:
             hidden = hidden.detach().requires_grad_()

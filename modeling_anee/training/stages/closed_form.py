@@ -100,7 +100,7 @@ def sublayers(run: Run, ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tens
     kept = model.config.keep_first_tokens
     hidden, step = begin(model, ids)
     for layer, block in enumerate(model.stack.blocks):
-        attended = model.executor.attend(layer, hidden, step, FULL)
+        attended = model.executor.layers.attend(layer, hidden, step, FULL)
         out = block.add_feed_forward(hidden, attended)
         entering, between, leaving = (x[:, kept:].flatten(0, 1) for x in (hidden, attended, out))
         yield layer, entering, between, leaving

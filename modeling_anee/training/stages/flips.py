@@ -148,7 +148,7 @@ def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tupl
     hidden, step = begin(model, ids)
     seen = []
     for layer in range(last):
-        attended = model.executor.attend(layer, hidden, step, FULL)
+        attended = model.executor.layers.attend(layer, hidden, step, FULL)
         if layer in layers:
             seen.append((layer, hidden, attended))
         hidden = fed_in(model, FULL, layer, hidden, attended)

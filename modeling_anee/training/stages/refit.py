@@ -93,7 +93,7 @@ def solve_bridge(
     for hiddens in entering:
         for hidden, batch, wanted in zip(hiddens, batches, target, strict=True):
             if row.attention != NONE:
-                hidden = model.executor.attend(layer, hidden, batch.step, row.attention)
+                hidden = model.executor.layers.attend(layer, hidden, batch.step, row.attention)
             moments.add(hidden[:, kept:].flatten(0, 1), (wanted - hidden)[:, kept:].flatten(0, 1))
     moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
     fill(bridge, moments, ridge)

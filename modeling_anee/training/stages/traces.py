@@ -71,7 +71,7 @@ def trace(model, ids: Tensor, actions: Tensor) -> dict[str, Tensor]:
     for layer, block in enumerate(model.stack.blocks):
         if layer in starts:
             states.append(hidden[0].half())
-        attended = model.executor.attend(layer, hidden, step, FULL)
+        attended = model.executor.layers.attend(layer, hidden, step, FULL)
         out = block.add_feed_forward(hidden, attended)
         errors.append(bridge_error(model, layer, skip_action(model, layer), hidden, attended, out)[0])
         deltas = torch.stack([(attended - hidden).norm(dim=-1), (out - attended).norm(dim=-1)], dim=-1)
