@@ -51,8 +51,12 @@ class Bridge(nn.Module):
         down, up = self.down.weight, self.up.weight
         if up.dtype != row.dtype or up.device != row.device:
             return self(row)
-        scale = (torch.dot(row, row).item() / row.numel() + EPSILON) ** -0.5
-        return torch.addmv(row + self.up.bias, up, torch.mv(down, row), alpha=scale)
+        return torch.addmv(row + self.up.bias, up, torch.mv(down, row), alpha=inverse_rms(row))
+
+
+def inverse_rms(row: Tensor) -> float:
+    """What `normalised` multiplies one row [D] with, in one kernel."""
+    return (torch.dot(row, row).item() / row.numel() + EPSILON) ** -0.5
 
 
 def normalised(hidden: Tensor) -> Tensor:

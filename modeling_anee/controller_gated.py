@@ -103,7 +103,11 @@ class GatedController(Controller):
         self.router_cost = costs.of_module(self.routers) / self.num_layers
         self.gate_cost = costs.of_module(self.gates) / max(len(self.exit_layers), 1)
         self._find_cheapest_ways(costs.layers[:, self.leave])
-        self.with_dial_in_place(GateDial(config.calibration, self.num_layers, len(self.variants) - 1, len(self.exit_layers)))
+        self.with_dial_in_place(self.dial_of(config.calibration))
+
+    def dial_of(self, calibration: dict | None) -> GateDial:
+        """The dial of a calibration."""
+        return GateDial(calibration, self.num_layers, len(self.variants) - 1, len(self.exit_layers))
 
     def _find_cheapest_ways(self, leaving: Tensor) -> None:
         """The cheapest way on from each layer, and the exit gates at which leaving costs less; `leaving` float64 [L]."""

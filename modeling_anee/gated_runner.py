@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .actions import NONE
 from .base_block import Block
-from .bridges import EPSILON, Bridge, Bridges
+from .bridges import Bridge, Bridges, inverse_rms
 from .budget import TOLERANCE
 from .controller_gated import GatedController
 from .gate_account import choose
@@ -137,7 +137,7 @@ class GatedRunner:
         if gate is None and not self._gated[layer]:
             return 0
         row = way.row
-        scale = (torch.dot(row, row).item() / row.numel() + EPSILON) ** -0.5
+        scale = inverse_rms(row)
         if gate is not None:
             way.spent += controller.gate_cost
             if self._gates.score(gate, row, scale) <= way.exits[gate]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..controller_gated import GatedController
 from ..evaluation.rollout import begin
 from ..executor import Executor
-from ..gates import GateDial
 from ..modeling_anee import AneeForCausalLM
+from .mixing import controller_of
 from .run import Run
 
 
@@ -47,17 +47,6 @@ class Point:
     def read(cls, row: list) -> "Point":
         """From what a checkpoint has of it."""
         return cls(row[0], row[1], row[2], tuple(row[3]))
-
-
-def controller_of(model: AneeForCausalLM) -> GatedController:
-    """The model's controller.
-
-    Raises:
-        ValueError: it is of another kind.
-    """
-    if not isinstance(model.controller, GatedController):
-        raise ValueError(f"controller={model.config.controller!r} has no gates to calibrate: it must be 'gated'")
-    return model.controller
 
 
 def calibrate_gates(run: Run, windows: Tensor, capacities: list[float], name: str) -> dict[str, list]:
@@ -133,15 +122,10 @@ def executor_at(model: AneeForCausalLM, price: float) -> Any:
     """An `Executor` over the model's parts, at whose every budget below the fixed plans thresholds are those of a price."""
     model.prepare()  # the base may have been changed since it was wrapped
     controller = controller_of(model)
-    dial = dial_of(controller, {"budgets": [0.0], "settings": [1.0]} | thresholds_at(controller, price))
+    dial = controller.dial_of({"budgets": [0.0], "settings": [1.0]} | thresholds_at(controller, price))
     twin = controller.with_dial(dial)
     twin.strict = False  # a strict budget would decide, not the price
     return Executor(model.stack, twin, model.bridges, model.costs, model.config.table)
-
-
-def dial_of(controller: GatedController, table: dict) -> GateDial:
-    """The dial of a calibration."""
-    return GateDial(table, controller.num_layers, len(controller.variants) - 1, len(controller.exit_layers))
 
 
 def thresholds_at(controller: GatedController, price: float) -> dict[str, list]:

@@ -16,6 +16,7 @@ from ..evaluation.rollout import begin
 from ..modeling_anee import AneeForCausalLM
 from ..step import Step
 from .gating import threshold
+from .kinds import controller_as
 
 
 # From a layer and the hidden states [B, T, D] that enter it to gates [B, T] in [0, 1] or bool; None: all of them are open.
@@ -29,9 +30,7 @@ def controller_of(model: AneeForCausalLM) -> GatedController:
     Raises:
         ValueError: another kind.
     """
-    if not isinstance(model.controller, GatedController):
-        raise ValueError(f"controller={model.config.controller!r} has no gates: the recipe must say controller: gated")
-    return model.controller
+    return controller_as(model, GatedController, "gated", "no gates")
 
 
 def fed_in(model: AneeForCausalLM, variant: str, layer: int, hidden: Tensor, attended: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ...evaluation.perplexity import Scores, ratio, score
 from ...evaluation.rollout import begin
 from ...executor import Executor
 from ...modeling_anee import AneeForCausalLM
-from ..gate_calibration import calibrate_gates, dial_of
+from ..gate_calibration import calibrate_gates
 from ..run import Run
 from . import routing
 
@@ -48,7 +48,7 @@ def run_stage(run: Run) -> dict:
         raise ValueError(f"controller={model.config.controller!r} is not calibrated at {asked}: a 'gated' one is at capacities")
     if isinstance(model.controller, GatedController):
         table = calibrate_gates(run, windows, settings.capacities, NAME)
-        model.controller.with_dial_in_place(dial_of(model.controller, table))
+        model.controller.with_dial_in_place(model.controller.dial_of(table))
     else:
         table = dial_table(run, windows, settings.budgets)
     return {"calibration": table | curve(run, windows, table["budgets"])}

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from ...controller_learned import LearnedController
+from ...modeling_anee import AneeForCausalLM
 from ..examples import Examples, read_examples
+from ..kinds import controller_as
 from ..optimise import train
 from ..run import Run
 from ..teacher import LEAST
@@ -28,17 +30,13 @@ def run_stage(run: Run) -> dict:
     return {}
 
 
-def controller_of(model) -> LearnedController:
+def controller_of(model: AneeForCausalLM) -> LearnedController:
     """The controller, if it is one that learns.
 
     Raises:
         ValueError: another kind.
     """
-    if not isinstance(model.controller, LearnedController):
-        raise ValueError(
-            f"controller={model.config.controller!r} has nothing to train: the recipe must say controller: learned"
-        )
-    return model.controller
+    return controller_as(model, LearnedController, "learned", "nothing to train")
 
 
 def probe_losses(controller: LearnedController, examples: Examples, chosen: Tensor, device: torch.device) -> Tensor:

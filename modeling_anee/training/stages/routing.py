@@ -20,6 +20,7 @@ from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
 from ...plans import listed_plans
 from ...step import Step
+from ..kinds import controller_as
 from ..losses import kl_divergence
 from ..optimise import batch_of, train
 from ..run import Run
@@ -135,9 +136,7 @@ def controller_of(model: AneeForCausalLM) -> RoutedController:
     Raises:
         ValueError: another kind.
     """
-    if not isinstance(model.controller, RoutedController):
-        raise ValueError(f"controller={model.config.controller!r} has no router: the recipe must say controller: routed")
-    return model.controller
+    return controller_as(model, RoutedController, "routed", "no router")
 
 
 @torch.no_grad()
