@@ -7,7 +7,7 @@ import torch
 
 from modeling_anee import AneeForCausalLM
 
-from .tiny import BRIDGES, FAMILIES, calibration_of_gates, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, FAMILIES, assert_alike, calibration_of_gates, tiny_base, token_ids, wrap
 
 
 CLOSE = {"atol": 2e-3, "rtol": 0}
@@ -38,9 +38,7 @@ def test_what_a_budget_affords_without_leaving_anything_out_is_as_of_fixed_plans
     monkeypatch.setattr(gated.controller, "scores", None)  # nobody asks
     ids = token_ids(2, 9)
     for budget in (gated.controller.top, 0.6, [0.99, 0.3]):
-        found, expected = gated(ids, energy_budget=budget), plan(ids, energy_budget=budget)
-        assert torch.equal(found.logits, expected.logits) and torch.equal(found.execution.cost, expected.execution.cost)
-        assert torch.equal(found.execution.head, expected.execution.head)
+        assert_alike(gated, plan, ids, budget)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 
 from modeling_anee import AneeForCausalLM
 
-from .tiny import BRIDGES, FAMILIES, tiny_base, token_ids, wrap
+from .tiny import BRIDGES, FAMILIES, assert_alike, tiny_base, token_ids, wrap
 
 
 # From everything in full down to two layers left out, all of them cheaper than the one before.
@@ -64,9 +64,7 @@ def test_what_a_budget_affords_without_leaving_anything_out_is_as_of_fixed_plans
     monkeypatch.setattr(model.controller, "predict", None)  # nobody asks
     ids = token_ids(2, 9)
     for budget in (model.controller.top, 0.3, 0.6, [0.99, 0.25]):
-        found, expected = model(ids, energy_budget=budget), plan(ids, energy_budget=budget)
-        assert torch.equal(found.logits, expected.logits) and torch.equal(found.execution.cost, expected.execution.cost)
-        assert torch.equal(found.execution.head, expected.execution.head)
+        assert_alike(model, plan, ids, budget)
 
 
 @torch.no_grad()

@@ -189,3 +189,10 @@ def token_ids(rows: int = 2, tokens: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids [rows, tokens] without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (rows, tokens), generator=generator)
+
+
+def assert_alike(model, other, ids: torch.Tensor, budget) -> None:
+    """Check that two models say the same of token ids at a budget, at the same cost and by the same heads."""
+    found, expected = model(ids, energy_budget=budget), other(ids, energy_budget=budget)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.execution.cost, expected.execution.cost)
+    assert torch.equal(found.execution.head, expected.execution.head)
