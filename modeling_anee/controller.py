@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .budget import Dial
 from .configuration_anee import FORMAT_VERSION, AneeConfig
 from .costs import CostTable
+from .ledger import Ledger
 from .plans import PlanTable
+from .step import Step
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,7 @@ class Observation:
         logits: the base's final norm and head, [n, D] -> [n, V]; its cost is the controller's to charge.
         row: for kinds that keep an account: number of each token's sequence, ascending, int64 [N], on the CPU; within a
             sequence tokens come in their order.
-        account: for the same: what the row had spent above its budgets (or the floor, where that is higher) before each token,
-            the tokens of this decision left out, float64 [N], on the CPU. For kinds that count what they run: what the layer
-            had run too many before this forward.
+        account: for the same: what `Controller.account_before` says of each token, float64 [N], on the CPU.
     """
 
     hidden: Tensor
@@ -72,8 +72,6 @@ class Controller(nn.Module):
     format_version: Tensor
     dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
-    keeps_account = False  # whether what a row has spent above its budgets matters
-    counts_runs = False  # whether what each layer has run above its share matters
     cheapest: str | None = None  # variant of a feed-forward that counts as left out, for kinds that have a capacity
     runs_without_full = False  # whether it can do without the base's own weights
     keeps_routes = False  # whether it was fitted to the very plans that leave something out, so that all of them must stay
@@ -112,6 +110,28 @@ class Controller(nn.Module):
     def decide(self, segment: int, seen: Observation) -> Decision:
         """Actions of N tokens for the layers of a segment."""
         raise NotImplementedError
+
+    def account_before(self, start: int, step: Step, asked: Tensor, ledger: Ledger) -> Tensor | None:
+        """What a decision from a layer on must know of what its row has done before; None for kinds without an account.
+
+        Args:
+            start: the layer.
+            step: the tokens; `step.account` is what `account_after` said of the row's last token before them.
+            asked: which of them the decision is about, bool [B, T].
+            ledger: what is decided and spent up to here.
+
+        Returns:
+            float64 [B, T], on the CPU.
+        """
+        return None
+
+    def account_after(self, step: Step, ledger: Ledger) -> Tensor | None:
+        """What decisions about later tokens must know, up to and with each token of a step; None without an account.
+
+        Returns:
+            float64 [B, T], or [B, T, L] with an account for each layer, on the CPU.
+        """
+        return None
 
     def plan_budgets(self) -> list[float]:
         """Budgets that are the cost of one plan, which all tokens follow at them; none where tokens decide for themselves."""

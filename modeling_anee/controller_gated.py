@@ -21,8 +21,9 @@ from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans
 from .controller_learned import stand_in_layers
 from .costs import CostTable
-from .gate_account import account_after, choose_in_turn
+from .gate_account import account_after, account_before, choose_in_turn
 from .gates import GateBank, GateDial
+from .ledger import Ledger
 from .plans import plan_table
 from .step import Step
 
@@ -190,9 +191,15 @@ class GatedController(Controller):
         counts = asked.unsqueeze(-1) & (actions != self.leave) & gated
         return counts, counts & (actions.unsqueeze(-1) == self.choices[:-1]).any(dim=-1)
 
-    def account(self, step: Step, actions: Tensor) -> Tensor:
-        """What each layer has run above its share, up to and with each token of a step, float64 [B, T, L]."""
-        counts, ran = self.counted(step, actions)
+    def account_before(self, start: int, step: Step, asked: Tensor, ledger: Ledger) -> Tensor | None:
+        """What the layer has run above its share for the tokens before a step."""
+        return account_before(step, start) if self.counts_runs else None
+
+    def account_after(self, step: Step, ledger: Ledger) -> Tensor | None:
+        """What each layer has run above its share, up to and with each token."""
+        if ledger.account is not None or not self.counts_runs:
+            return ledger.account
+        counts, ran = self.counted(step, ledger.actions)
         shares = self.dial.shares_at(step.budget.flatten()).view(*step.budget.shape, -1)
         return account_after(step, ran.double() - shares * counts)
 

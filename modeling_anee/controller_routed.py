@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from .actions import FULL
 from .bridges import normalised
-from .budget import TOLERANCE, Dial
+from .budget import TOLERANCE, Dial, account_after, account_without
 from .configuration_anee import ROUTER_BUDGETS, AneeConfig
 from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans, cheapest_whole
 from .costs import CostTable
+from .ledger import Ledger
 from .other_dtype import grown_dial, growth_of
 from .plans import PlanTable, listed_plans, plan_table
+from .step import Step
 
 
 FEEDBACK = 0.1  # of the logarithm of the price, for each token's worth of the dearest plan that a text has overspent
@@ -40,7 +42,6 @@ class RoutedController(Controller):
     token takes the best plan within its budget, and the price stays what it is.
     """
 
-    keeps_account = True
     runs_without_full = True
     keeps_routes = True
 
@@ -70,6 +71,7 @@ class RoutedController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Look up the plans of the budgets."""
+        self.costs = costs
         table = plan_table(self._config, costs, self.strict)
         if costs.gone:
             self.end_at(table)
@@ -108,6 +110,15 @@ class RoutedController(Controller):
     def plan_budgets(self) -> list[float]:
         """The costs of the plans that are fixed."""
         return self._whole.budgets if self._fixed else []
+
+    def account_before(self, start: int, step: Step, asked: Tensor, ledger: Ledger) -> Tensor:
+        """What the row has spent above its budgets (or the floor) before each token, those that are asked about left out."""
+        cost = ledger.spent + self.costs.of_actions(ledger.actions[..., start:], start)
+        return account_without(step, asked, cost, self.floor)
+
+    def account_after(self, step: Step, ledger: Ledger) -> Tensor:
+        """The same up to and with each token."""
+        return account_after(step, ledger.spent, self.floor)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logarithm of the loss of each plan (KL to the base, nats) for hidden states [..., D] -> float32 [..., K]."""

@@ -12,11 +12,9 @@ from torch import Tensor
 from .actions import FULL, ActionTable
 from .base_model import BaseStack
 from .bridges import Bridges
-from .budget import account_after, account_without
 from .controller import Controller, Observation
 from .controller_gated import GatedController
 from .costs import CostTable
-from .gate_account import account_before
 from .gated_runner import GatedRunner
 from .layer_runner import LayerRunner, bridged, column, runs_alone
 from .ledger import Ledger
@@ -69,7 +67,7 @@ class Executor:
         layers = len(self.stack.blocks)
         if given is not None:
             self._check_given(given, (*hidden.shape[:2], layers), step)
-        ledger = Ledger.begin((*hidden.shape[:2], layers), self.costs, self.controller, given)
+        ledger = Ledger.begin((*hidden.shape[:2], layers), self.costs, self.controller.dearest, given)
         entered = hidden
         if given is not None:
             hidden = self.layers.run(hidden, step, ledger, range(layers), keep)
@@ -88,19 +86,11 @@ class Executor:
             floor=self.controller.floor,
             unit=self.costs.unit,
             ran_anyway=ledger.ran_anyway,
-            account=self._account_after(step, ledger),
+            account=self.controller.account_after(step, ledger),
             table=self.table,
             head=ledger.head,
             cheapest=self.controller.cheapest,
         )
-
-    def _account_after(self, step: Step, ledger: Ledger) -> Tensor | None:
-        """What later tokens must know of these, for kinds that keep an account."""
-        if self.controller.keeps_account:
-            return account_after(step, ledger.spent, self.controller.floor)
-        if ledger.account is None and isinstance(self.controller, GatedController) and self.controller.counts_runs:
-            return self.controller.account(step, ledger.actions)
-        return ledger.account
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:
         """All layers, each after the decisions that it waits for, [B, T, D] -> [B, T, D]."""
@@ -148,13 +138,9 @@ class Executor:
             hidden, previous = _pick(hidden, who), _pick(previous, who)
         budget, spent, index = (_pick(x, who) for x in (step.budget, ledger.spent, step.places.index))
         logits = partial(self._logits_before, start)
-        row = account = None
-        if looks and self.controller.keeps_account:
-            row = _pick(step.places.sequence, who)
-            cost = ledger.spent + self.costs.of_actions(actions[..., start:], start)
-            account = _pick(account_without(step, asked, cost, self.controller.floor), who)
-        elif looks and self.controller.counts_runs:
-            row, account = _pick(step.places.sequence, who), _pick(account_before(step, start), who)
+        account = self.controller.account_before(start, step, asked, ledger) if looks else None
+        row = None if account is None else _pick(step.places.sequence, who)
+        account = None if account is None else _pick(account, who)
         decision = self.controller.decide(segment, Observation(hidden, previous, budget, spent, index, logits, row, account))
         chosen = self._kept_whole(decision.actions, index)
         leaves = leaving[chosen.long()]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .actions import FULL
-from .controller import Controller
 from .costs import CostTable
 
 
@@ -31,20 +30,22 @@ class Ledger:
     decided: bool = True
 
     @classmethod
-    def begin(cls, shape: tuple[int, ...], costs: CostTable, controller: Controller, given: Tensor | None = None) -> "Ledger":
+    def begin(
+        cls, shape: tuple[int, ...], costs: CostTable, dearest: tuple[list[int], int] | None, given: Tensor | None = None
+    ) -> "Ledger":
         """What is known before the first decision.
 
         Args:
             shape: of the actions, (B, T, L).
             costs: what the head costs.
-            controller: knows what is dearest where the full head is gone.
+            dearest: actions and head of what is dearest, where the full head is gone.
             given: actions that are decided already.
         """
         head, spent = None, costs.head
         if FULL in costs.gone_heads:
-            assert controller.dearest is not None
-            head = torch.full(shape[:2], controller.dearest[1], dtype=torch.uint8, device="cpu")
-            spent = costs.heads[controller.dearest[1]]
+            assert dearest is not None
+            head = torch.full(shape[:2], dearest[1], dtype=torch.uint8, device="cpu")
+            spent = costs.heads[dearest[1]]
         return cls(
             actions=torch.zeros(shape, dtype=torch.uint8, device="cpu") if given is None else given,
             spent=torch.full(shape[:2], spent, dtype=torch.float64, device="cpu"),

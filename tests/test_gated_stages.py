@@ -72,9 +72,11 @@ def logged(folder, stage):
 
 def test_flipping_a_gate_is_leaving_out_one_feed_forward(run):
     model, ids = run.model, run.windows("train")[:2]
+    seen = sensitivity.sensitivities(model, ids, torch.Generator().manual_seed(0))
     with torch.no_grad():
         target = model.stack.logits(run_tokens(model, ids))
-        for layer, loss in flips.flipped(model, ids, [0, 2, 3]):
+        for layer in (0, 2, 3):
+            loss = flips.flipped(model, seen, layer)
             plan = torch.zeros(LAYERS, dtype=torch.uint8)
             plan[layer] = model.config.table.place("SKIP_FFN")
             expected = kl_divergence(target, model.stack.logits(run_tokens(model, ids, plan.expand(*ids.shape, -1).clone())))
@@ -97,12 +99,12 @@ def test_one_backward_tells_what_small_changes_lose(run):
     entering = []
     with torch.no_grad():
         target = model.stack.logits(run_tokens(model, ids, keep=entering))
-        torch.testing.assert_close(draws[0][0][layer], entering[layer], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(draws[0].entering[layer], entering[layer], atol=1e-5, rtol=1e-4)
         gate = torch.ones(ids.shape)
         gate[0, token] = 1.0 - small
         hidden = run_mixed(model, ids, lambda number, hidden: gate if number == layer else None)
         expected = kl_divergence(target, model.stack.logits(hidden)).sum()
-    found = torch.stack([losses[layer][0, token] for _, losses in draws]).mean()
+    found = torch.stack([draw.losses[layer][0, token] for draw in draws]).mean()
     assert abs(float(found / expected) - 1.0) < 0.25
 
 
@@ -225,8 +227,8 @@ def test_routers_learn_which_feed_forwards_are_missed(fitted, run):
     draws = [sensitivity.sensitivities(model, ids, generator) for _ in range(20)]
     with torch.no_grad():
         for layer in (1, 3):
-            said = model.controller.scores(layer, draws[0][0][layer])
-            lost = torch.stack([losses[layer] for _, losses in draws]).mean(dim=0).clamp(min=1e-6).log()
+            said = model.controller.scores(layer, draws[0].entering[layer])
+            lost = torch.stack([draw.losses[layer] for draw in draws]).mean(dim=0).clamp(min=1e-6).log()
             pair = torch.stack((said, lost))[:, :, model.config.keep_first_tokens :].flatten(1)
             assert torch.corrcoef(pair)[0, 1] > 0.1
 

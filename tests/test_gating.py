@@ -50,9 +50,13 @@ def test_at_temperature_0_only_the_logit_decides(logits):
 # Schedules
 
 
+def test_the_lowest_capacity_need_not_fall():
+    assert [gating.lowest_capacity(step, 3, 0.4, 0.0) for step in range(3)] == [0.4, 0.4, 0.4]
+
+
 @given(steps=st.integers(1, 100), lowest=st.floats(0, 1), first=TEMPERATURES, last=TEMPERATURES)
 def test_schedules_go_one_way_between_their_ends(steps, lowest, first, last):
-    capacities = [gating.lowest_capacity(step, steps, lowest) for step in range(steps)]
+    capacities = [gating.lowest_capacity(step, steps, lowest, 0.5) for step in range(steps)]
     assert capacities[0] == 1.0 and capacities == sorted(capacities, reverse=True) and capacities[-1] >= lowest
     assert steps < 3 or capacities[-1] == lowest
     temperatures = [gating.annealed(step, steps, first, last) for step in range(steps)]

@@ -191,10 +191,10 @@ DEFAULT_STAGES: dict[str, DefaultStage] = {
         share=0.25,
         least=_flipped,
         most=lambda shape, speed: 16 * _flipped(shape, speed),
-        # The base and its backward; the base, then half of the stack and the head for each layer.
+        # The base and its backward; then half of the stack and the head for each layer.
         seconds=lambda shape, speed: (
             shape.layers * speed.solve,
-            (3.5 + FLIPPED_LAYERS * 0.5 * (1.0 + shape.head)) * speed.forward,
+            (2.5 + FLIPPED_LAYERS * 0.5 * (1.0 + shape.head)) * speed.forward,
         ),
         section=lambda windows, shape: {"windows": windows, "layers": FLIPPED_LAYERS},
     ),

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 
-FALLING = 0.5  # share of the steps in which the lowest capacity falls
 SMALLEST = 1e-6  # of uniform random numbers
 
 
@@ -48,9 +47,9 @@ def annealed(step: int, steps: int, first: float, last: float) -> float:
     return first * (last / first) ** (step / max(1, steps - 1))
 
 
-def lowest_capacity(step: int, steps: int, lowest: float) -> float:
-    """The lowest capacity to train at: from 1.0 evenly down, then it stays."""
-    return max(lowest, 1.0 - (1.0 - lowest) * step / max(1.0, FALLING * steps))
+def lowest_capacity(step: int, steps: int, lowest: float, falling: float) -> float:
+    """The lowest capacity to train at: from 1.0 evenly down in a share `falling` of the steps, then it stays."""
+    return max(lowest, 1.0 - (1.0 - lowest) * step / max(1.0, falling * steps)) if falling else lowest
 
 
 def layer_dropout(layers: int, highest: float) -> Tensor:

@@ -144,6 +144,7 @@ class Routers(GateStage):
     capacity_weight: Number = Field(10.0, ge=0, description="Weight of the squared distance to the capacity.")
     z_weight: Number = Field(0.001, ge=0, description="Weight of the z-loss, which keeps the gates' logits small.")
     entropy_bonus: Number = Field(0.001, ge=0, description="Weight of the gates' entropy.")
+    falling: Share = Field(0.5, description="Share of the steps in which the lowest capacity falls from 1 to its own.")
     layer_dropout: Share = Field(0.05, description="Probability of shutting the last layer to a whole row; less before it.")
 
 

@@ -6,17 +6,39 @@ information). One draw for each token gives an estimate that is right on the mea
 all tokens that follow in it.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..actions import FULL
 from ..evaluation.rollout import begin
 from ..modeling_anee import AneeForCausalLM
+from ..step import Step
 from .mixing import controller_of, fed_in
 
 
-def sensitivities(model: AneeForCausalLM, ids: Tensor, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """What enters every layer, [B, T, D] each, and what its cheapest feed-forward alone would lose, nats [B, T] each.
+@dataclass(frozen=True)
+class Sensitivities:
+    """The base on some tokens, and what each of its feed-forwards is needed for; without gradients.
+
+    Args:
+        step: the tokens.
+        entering: what enters every layer, [B, T, D] each.
+        attended: what enters its second half, [B, T, D] each.
+        losses: what its cheapest feed-forward alone would lose, nats [B, T] each.
+        logits: what the base says, [B, T, V].
+    """
+
+    step: Step
+    entering: list[Tensor]
+    attended: list[Tensor]
+    losses: list[Tensor]
+    logits: Tensor
+
+
+def sensitivities(model: AneeForCausalLM, ids: Tensor, generator: torch.Generator) -> Sensitivities:
+    """Run the base forward and once backward.
 
     Args:
         model: with a `gated` controller.
@@ -25,19 +47,21 @@ def sensitivities(model: AneeForCausalLM, ids: Tensor, generator: torch.Generato
     """
     with torch.no_grad():
         hidden, step = begin(model, ids)
-    entering, changes, leaving = [], [], []
+    entering, middle, changes, leaving = [], [], [], []
     for layer in range(model.config.num_layers):
         entering.append(hidden.detach())
         attended = model.executor.layers.attend(layer, hidden, step, FULL)
+        middle.append(attended.detach())
         hidden = fed_in(model, FULL, layer, hidden, attended)
         if layer == 0:
             hidden = hidden.detach().requires_grad_()
         leaving.append(hidden)
         with torch.no_grad():
             changes.append(fed_in(model, controller_of(model).cheapest, layer, entering[-1], attended) - hidden)
-    said = model.stack.logits(hidden).float().log_softmax(dim=-1)
+    logits = model.stack.logits(hidden)
+    said = logits.float().log_softmax(dim=-1)
     drawn = torch.multinomial(said.detach().flatten(0, 1).exp().cpu(), 1, generator=generator).view(*ids.shape, 1)
     of_drawn = said.gather(-1, drawn.to(said.device))[:, model.config.keep_first_tokens :].sum()
     gradients = torch.autograd.grad(of_drawn, leaving)
     products = [(gradient * change).sum(dim=-1) for gradient, change in zip(gradients, changes, strict=True)]
-    return entering, [product.square() / 2 for product in products]
+    return Sensitivities(step, entering, middle, [product.square() / 2 for product in products], logits.detach())

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...actions import FULL
 from ...bridges import normalised
-from ...evaluation.rollout import begin, processed, run_layers
+from ...evaluation.rollout import processed, run_layers
 from ...modeling_anee import AneeForCausalLM
 from ..losses import kl_divergence
 from ..mixing import controller_of, fed_in
 from ..run import Run
-from ..sensitivity import sensitivities
+from ..sensitivity import Sensitivities, sensitivities
 
 
 NAME = "flips"
@@ -131,36 +130,24 @@ def layers_of(run: Run, number: int) -> list[int]:
 def add_window(run: Run, sums: Regressions, ids: Tensor, number: int) -> None:
     """Count what every layer loses on token ids [B, T], the window of a number, and flips of some."""
     model, kept = run.model, run.model.config.keep_first_tokens
-    entering, losses = sensitivities(model, ids, run.generator(f"{NAME}/tokens", number))
+    seen = sensitivities(model, ids, run.generator(f"{NAME}/tokens", number))
     for layer in controller_of(model).gated_layers:
-        sums.add(layer, normalised(entering[layer][:, kept:]).flatten(0, 1), losses[layer][:, kept:].flatten())
-    for layer, of_flip in flipped(model, ids, layers_of(run, number)):
-        sums.add_flips(layer, of_flip[:, :, kept:].flatten(1))
+        sums.add(layer, normalised(seen.entering[layer][:, kept:]).flatten(0, 1), seen.losses[layer][:, kept:].flatten())
+    for layer in layers_of(run, number):
+        sums.add_flips(layer, flipped(model, seen, layer)[:, :, kept:].flatten(1))
 
 
 @torch.no_grad()
-def flipped(model: AneeForCausalLM, ids: Tensor, layers: list[int]) -> list[tuple[int, Tensor]]:
-    """What the feed-forward of each of some layers alone would lose on token ids [B, T] in the cheaper variants.
+def flipped(model: AneeForCausalLM, seen: Sensitivities, layer: int) -> Tensor:
+    """What the feed-forward of one layer alone would lose in each of the cheaper variants, KL to the base [V - 1, B, T]."""
+    above = range(layer + 1, model.config.num_layers)
+    everything = processed(model, seen.logits[..., 0])
 
-    Returns the layer, and KL to the base [V - 1, B, T] in nats, in the cheapest variant last.
-    """
-    everything, last = processed(model, ids), model.config.num_layers
-    hidden, step = begin(model, ids)
-    seen = []
-    for layer in range(last):
-        attended = model.executor.layers.attend(layer, hidden, step, FULL)
-        if layer in layers:
-            seen.append((layer, hidden, attended))
-        hidden = fed_in(model, FULL, layer, hidden, attended)
-    target = model.stack.logits(hidden)
+    def loss(variant: str) -> Tensor:
+        hidden = fed_in(model, variant, layer, seen.entering[layer], seen.attended[layer])
+        return kl_divergence(seen.logits, model.stack.logits(run_layers(model, hidden, seen.step, everything, above)))
 
-    def loss(variant: str, layer: int, entering: Tensor, attended: Tensor) -> Tensor:
-        cheaper = fed_in(model, variant, layer, entering, attended)
-        cheaper = run_layers(model, cheaper, step, everything, range(layer + 1, last))
-        return kl_divergence(target, model.stack.logits(cheaper))
-
-    variants = controller_of(model).variants[1:]
-    return [(one[0], torch.stack([loss(variant, *one) for variant in variants])) for one in seen]
+    return torch.stack([loss(variant) for variant in controller_of(model).variants[1:]])
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ class Draw:
     def of(cls, settings: Routers, step: int, layers: int, generator: torch.Generator) -> "Draw":
         """That of a step, for so many layers."""
         low, high = settings.capacities
-        low = min(lowest_capacity(step, settings.steps, low), high)
+        low = min(lowest_capacity(step, settings.steps, low, settings.falling), high)
         forward, backward = (annealed(step, settings.steps, *pair) for pair in (settings.forward, settings.backward))
         capacity = low + (high - low) * float(torch.rand(1, generator=generator))
         return cls(capacity, forward, backward, layer_dropout(layers, settings.layer_dropout), generator)
