@@ -9,6 +9,7 @@ plan, as of the `plan` controller, and nobody looks at the token.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class RoutedController(Controller):
     def __init__(self, config: AneeConfig) -> None:
         super().__init__(config)
         self.start = config.min_layers
-        self._fixed = [(0, self.num_layers)] if config.table.variants != {FULL} else []  # else PROCESS is all that it could be
+        self.has_fixed = config.table.variants != {FULL}  # else PROCESS is all that it could be
+        self._fixed = [(0, self.num_layers)] if self.has_fixed else []
         self.segments = [*self._fixed, *([(self.start, self.num_layers)] if self.start < self.num_layers else [])]
         outputs = 1 + len(config.router_plans or config.router_budgets or ROUTER_BUDGETS)
         sizes = [config.text_config.hidden_size, *(config.controller_hidden_sizes or ())]
@@ -81,10 +83,12 @@ class RoutedController(Controller):
         self.plans = torch.cat((self._whole.actions.unsqueeze(0), self.ways[0]))  # uint8 [K, L], dearest first
         self.heads = torch.cat((self._whole.head.unsqueeze(0), self.ways[1]))  # uint8 [K]
         self.plans[:, : self.start] = self.plans[0, : self.start]
-        self._own = costs.of_module(self.predictor)
+        self.own_cost = costs.of_module(self.predictor)
         self.plan_costs = costs.of_plans(self.plans, self.heads)  # float64 [K]
-        self.charges = self.plan_costs + self._own  # the decision included
+        self.charges = self.plan_costs + self.own_cost  # the decision included
         self.floor = float(self.charges.min())
+        self.limit = min(self.top - TOLERANCE, 1.0) if self.has_fixed else 1.0  # the router is asked at budgets below it
+        self._numbers = self.plan_costs.tolist(), self.charges.tolist()
         self.dial = Dial(grown_dial(self._config.calibration, growth_of(self._config, costs)), neutral=-torch.inf)
 
     def _ways(self, table: PlanTable) -> tuple[Tensor, Tensor]:
@@ -118,6 +122,8 @@ class RoutedController(Controller):
 
     def account_after(self, step: Step, ledger: Ledger) -> Tensor:
         """The same up to and with each token."""
+        if ledger.account is not None:
+            return ledger.account
         return account_after(step, ledger.spent, self.floor)
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -150,7 +156,7 @@ class RoutedController(Controller):
         else:
             chosen = self.choose(loss, setting)
         head = self.heads[chosen] if self._fixed else None
-        return Decision(self.plans[chosen, self.start :], self._own, head)
+        return Decision(self.plans[chosen, self.start :], self.own_cost, head)
 
     def _prices(self, setting: Tensor) -> Tensor:
         """What each plan pays at logarithms of the price [N], [N, K]."""
@@ -162,16 +168,19 @@ class RoutedController(Controller):
         In plain numbers: tensors of one token's few plans would be overhead and little else.
         """
         assert seen.row is not None and seen.account is not None
-        costs, charges = self.plan_costs.tolist(), self.charges.tolist()
-        feedback = FEEDBACK / self.top
+        charges = self._numbers[1]
         own: dict[int, float] = {}  # what each row has overspent in this forward
         chosen = []
         columns = (seen.row, loss, setting, seen.account, seen.budget.clamp(min=self.floor))
         for row, losses, log_price, account, budget in zip(*(column.tolist() for column in columns), strict=True):
             over = own.get(row, 0.0)
-            price = math.exp(min(log_price + feedback * (account + over), STEEPEST))
-            values = [lost + price * cost for lost, cost in zip(losses, costs, strict=True)]
-            best = values.index(min(values))
+            best = self.best(losses, log_price, account + over)
             own[row] = over + charges[best] - budget
             chosen.append(best)
         return torch.tensor(chosen, dtype=torch.int64, device="cpu")
+
+    def best(self, losses: Sequence[float], setting: float, over: float) -> int:
+        """The plan of one token, for the loss of each plan and the logarithm of the price, in a text that has overspent."""
+        price = math.exp(min(setting + FEEDBACK / self.top * over, STEEPEST))
+        values = [lost + price * cost for lost, cost in zip(losses, self._numbers[0], strict=True)]
+        return values.index(min(values))

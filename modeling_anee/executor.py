@@ -14,10 +14,12 @@ from .base_model import BaseStack
 from .bridges import Bridges
 from .controller import Controller, Observation
 from .controller_gated import GatedController
+from .controller_routed import RoutedController
 from .costs import CostTable
 from .gated_runner import GatedRunner
 from .layer_runner import LayerRunner, bridged, column, runs_alone
 from .ledger import Ledger
+from .routed_runner import RoutedRunner
 from .step import Step
 from .trace import ExecutionTrace
 
@@ -43,6 +45,7 @@ class Executor:
         self._gated: GatedRunner | None = None
         if isinstance(controller, GatedController):
             self._gated = GatedRunner(controller, self.layers.blocks, bridges)
+        self._routed = RoutedRunner(controller, self.layers) if isinstance(controller, RoutedController) else None
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from copies of what this one was made of."""
@@ -73,6 +76,8 @@ class Executor:
             hidden = self.layers.run(hidden, step, ledger, range(layers), keep)
         elif self._gated is not None and keep is None and runs_alone(hidden, step) and self._gated.takes(step):
             hidden = self._gated.run(hidden, step, ledger, self.layers.alike)
+        elif self._routed is not None and keep is None and runs_alone(hidden, step) and self._routed.takes(step):
+            hidden = self._routed.run(hidden, step, ledger)
         else:
             hidden = self._decide_and_run(hidden, step, ledger, keep)
         if ledger.decided:
@@ -178,6 +183,8 @@ class Executor:
         if not len(self.bridges.exit):
             return hidden
         leaves = self.table.leaving[actions.long()]
+        if not leaves[..., -1].any():  # who left stays away
+            return hidden
         first = torch.where(leaves[..., -1], leaves.int().argmax(dim=-1), -1)
         for layer in first.unique().tolist():
             translator = self.bridges.of_exit(layer)

@@ -6,7 +6,8 @@ feed-forward. A layer where all take one action runs without any gathering.
 Shapes: B rows, T new tokens, L layers, D hidden size, S cached tokens.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,16 +55,16 @@ class LayerRunner:
         ledger.spent += self.costs.of_actions(actions, layers.start)
         shared = self._shared_actions(actions, step, ledger, layers)
         if keep is None and runs_alone(hidden, step):
-            return self._run_alone(layers, hidden, step, step.cache, shared)
+            return self.run_alone(layers, hidden, step, shared)
         for layer, only in zip(layers, shared, strict=True):
             if keep is not None:
                 keep.append(hidden)
             hidden = self._mixed(layer, hidden, step, ledger) if only is None else self.alike(layer, hidden, step, only)
         return hidden
 
-    def _run_alone(self, layers: range, hidden: Tensor, step: Step, cache: Any, actions: list[Any]) -> Tensor:
-        """One token's hidden state [1, 1, D] through layers, with an action for each."""
-        row = hidden.view(-1)
+    def run_alone(self, layers: range, hidden: Tensor, step: Step, actions: Sequence[Any]) -> Tensor:
+        """One token's hidden state [1, 1, D] through layers, with an action for each; its cache is ours."""
+        row, cache = hidden.view(-1), cast(AneeCache, step.cache)
         with torch.inference_mode():  # a tenth of the time of small kernels goes to what gradients would need
             for layer, action in zip(layers, actions, strict=True):
                 run = self._runs[layer, action]

@@ -18,7 +18,8 @@ class Ledger:
         head: uint8 [B, T], the variant that the head runs in; None for full.
         spent: cost of the head, of the layers run so far and of deciding, float64 [B, T].
         ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
-        account: what each layer has run above its share with this step, float64 [B, T, L], where somebody has counted already.
+        account: where somebody has counted already, what is spent above the budgets with this step, float64 [B, T], or what
+            each layer has run above its share, [B, T, L].
         decided: False before the first decision, when everything is still PROCESS.
     """
 
