@@ -34,7 +34,8 @@ def layer_run(action: Action, blocks: dict[str, Block], bridge: Bridge | None) -
         bridge: what stands in, if anything does.
     """
     attention = None if action.attention == NONE else attention_run(blocks[action.attention])
-    feed_forward = bridge if action.feed_forward == NONE else feed_forward_run(blocks[action.feed_forward])
+    stand_in = None if bridge is None else bridge.row
+    feed_forward = stand_in if action.feed_forward == NONE else feed_forward_run(blocks[action.feed_forward])
     if (attention is None and action.attention != NONE) or (feed_forward is None and action.feed_forward != NONE):
         return None
     if attention is None:
