@@ -18,7 +18,14 @@ from transformers.utils import logging
 from .actions import FULL, ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
-from .configuration_gated import check_thresholds, check_variants, default_variants, strategic_layers, with_gated_rows
+from .configuration_gated import (
+    check_head,
+    check_thresholds,
+    check_variants,
+    default_variants,
+    strategic_layers,
+    with_gated_rows,
+)
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -114,12 +121,14 @@ class AneeConfig(PreTrainedConfig):
         router_plans (`list[int]`, *optional*): places of these in `plans`, as they were when the router was trained, whatever
             they cost over a base in another dtype; the stage `routing` sets it.
         gated_variants (`list[str]`, *optional*): `gated` controller: variants that the feed-forward of a token may run in,
-            dearest first, `["int8", "int4", "none"]` for example; attention and head run in the first. Default: the first of
-            the `precisions`, or full, and none.
+            dearest first, `["int8", "int4", "none"]` for example; its attention runs in the same, beside none in the last
+            before it. Default: the first of the `precisions`, or full, and none.
+        gated_head (`str`, *optional*): `gated` controller: variant of the head of tokens that routers decide about; default:
+            the first of the `gated_variants`.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
             of `confidence`, capacity of a `gated` one; monotone); for `gated` ones `thresholds` ([rows][variants but the
-            first][layers]), `exit_thresholds` ([rows][exit layers]) and `shares` of tokens that layers run ([rows][layers]);
+            first][layers]), `exit_thresholds` ([rows][exit layers]) and `shares` that layers run ([rows][layers]);
             and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         budget_feedback (`float`): in `generate`, by how much of the sum that the new tokens have under- or overspent so far
             the next token's budget is moved; 0: not at all. With it, decoding is no longer the same as scoring. Not in
@@ -170,6 +179,7 @@ class AneeConfig(PreTrainedConfig):
     router_budgets: list[float] | None = None
     router_plans: list[int] | None = None
     gated_variants: list[str] | None = None
+    gated_head: str | None = None
     corrections: dict[str, list[int]] | None = None
     calibration: dict | None = None
     budget_feedback: float = 0.0
@@ -291,6 +301,7 @@ class AneeConfig(PreTrainedConfig):
         self._check_corrections()
         if self.gated_variants is not None:
             check_variants(self.gated_variants, self.precisions or [])
+        check_head(self.gated_head, self.precisions or [])
         self._check_actions()
         self._check_calibration()
 

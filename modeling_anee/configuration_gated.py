@@ -38,11 +38,27 @@ def check_variants(variants: Any, precisions: Sequence[str]) -> None:
         )
 
 
+def check_head(head: Any, precisions: Sequence[str]) -> None:
+    """Check `gated_head`.
+
+    Raises:
+        ValueError: not a variant that there is.
+    """
+    allowed = [FULL, *precisions]
+    if head is not None and head not in allowed:
+        raise ValueError(f"gated_head={head!r} is not allowed: it must be one of {allowed} (precisions names those after full)")
+
+
+def attention_beside(variants: Sequence[str], feed_forward: str) -> str:
+    """The variant that the attention runs in: that of the feed-forward, the cheapest there is beside none."""
+    return feed_forward if feed_forward != NONE else variants[-2]
+
+
 def with_gated_rows(table: ActionTable, variants: Sequence[str]) -> ActionTable:
-    """A table with an action for each variant of the feed-forward beside an attention in the dearest of them."""
-    dearest = variants[0]
-    missing = [variant for variant in variants if table.find(dearest, variant) is None]
-    return ActionTable([*table, *(Action(f"{dearest}_{variant}".upper(), dearest, variant) for variant in missing)])
+    """A table with an action for each variant of the feed-forward, and its attention."""
+    pairs = [(attention_beside(variants, variant), variant) for variant in variants]
+    missing = [pair for pair in pairs if table.find(*pair) is None]
+    return ActionTable([*table, *(Action("_".join(pair).upper(), *pair) for pair in missing)])
 
 
 def check_thresholds(name: str, column: Any, rows: int, shape: tuple[int, ...]) -> None:

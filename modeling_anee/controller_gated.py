@@ -4,19 +4,24 @@ Both predict the logarithm of what would be lost (KL to the base, nats), so scor
 price can serve all. What a score must be for a token to go on is a threshold per layer, found by calibration for each
 capacity: the share of the feed-forwards that run. A token's way depends on its own past alone.
 
-Everything but the feed-forward runs in the dearest of `gated_variants`. Budgets that afford that without leaving anything out
-are fixed plans, and nobody looks at the token.
+Attention runs in the variant of the feed-forward, beside none in the cheapest that there is. Budgets that afford the dearest of
+`gated_variants` for everything are fixed plans, and nobody looks at the token.
+
+The capacity is the share of the feed-forwards that run, where a cheaper variant counts as the part of the way from the cheapest
+to the dearest that it costs.
 """
 
+from dataclasses import replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .actions import FULL, NONE
+from .actions import FULL, NONE, ActionTable
 from .budget import TOLERANCE, Dial
 from .configuration_anee import AneeConfig
+from .configuration_gated import attention_beside
 from .controller import Controller, Decision, Observation
 from .controller_fixed import WholePlans
 from .controller_learned import stand_in_layers
@@ -54,7 +59,9 @@ class GatedController(Controller):
         table, variants = config.table, config.gated_variants or [FULL, NONE]
         self.variants = tuple(variants)  # of the feed-forward, dearest first
         self.cheapest = self.variants[-1]
-        self.choices = torch.tensor([table.place_of(variants[0], one) for one in variants], dtype=torch.uint8, device="cpu")
+        self.attentions = [attention_beside(variants, one) for one in variants]
+        places = [table.place_of(*pair) for pair in zip(self.attentions, variants, strict=True)]
+        self.choices = torch.tensor(places, dtype=torch.uint8, device="cpu")
         self.leave = table.exit_with(variants[0])
         self.exit_layers = sorted(config.exit_layers or ())
         self.routers = GateBank(config.text_config.hidden_size, self.num_layers)
@@ -99,12 +106,22 @@ class GatedController(Controller):
         same = (table.actions == self.choices[0]).all(dim=1) & (table.heads == head)
         self._whole = WholePlans(table, int(same.int().argmax()))
         self.top = self._whole.top  # budget from which on plans are fixed
-        self.head, self.head_cost = head, costs.heads[head] if costs.heads else costs.head
+        self.head = config.table.heads.index(config.gated_head or self.variants[0])
+        self.head_cost = costs.heads[self.head] if costs.heads else costs.head
         self.costs = costs.layers[:, self.choices.long()]  # of each layer in each variant, float64 [L, V]
+        self._count(config.table)
         self.router_cost = costs.of_module(self.routers) / self.num_layers
         self.gate_cost = costs.of_module(self.gates) / max(len(self.exit_layers), 1)
         self._find_cheapest_ways(costs.layers[:, self.leave])
         self.with_dial_in_place(self.dial_of(config.calibration))
+
+    def _count(self, table: ActionTable) -> None:
+        """As how much of a feed-forward each variant counts, 1 for the dearest and 0 for the cheapest, and each action."""
+        costs = self.costs.mean(dim=0)
+        shares = (costs - costs[-1]) / (costs[0] - costs[-1])
+        self.counts_as = [1.0, *shares[1:-1].clamp(0.0, 1.0).tolist(), 0.0]
+        known = dict(zip(self.variants, self.counts_as, strict=True)) | {NONE: 0.0}
+        self.fed = torch.tensor([known.get(row.feed_forward, 1.0) for row in table], dtype=torch.float64, device="cpu")
 
     def dial_of(self, calibration: dict | None) -> GateDial:
         """The dial of a calibration."""
@@ -158,7 +175,7 @@ class GatedController(Controller):
     def decide(self, segment: int, seen: Observation) -> Decision:
         """What is fixed; then, layer by layer, the variant of each token's feed-forward, or that it leaves."""
         if not self.looks(segment):
-            return self._whole.decide(seen, self.keep_first)
+            return self._fixed_plans(seen)
         layer = self.segments[segment][0]
         routers, exits = self.dial.thresholds(seen.budget)
         score, exit_score = self._both_scores(layer, seen.hidden)
@@ -174,22 +191,29 @@ class GatedController(Controller):
         actions = torch.where(leaves, self.leave, self.choices[choice]).to(torch.uint8)
         return Decision(actions.unsqueeze(-1), own)
 
+    def _fixed_plans(self, seen: Observation) -> Decision:
+        """The plans of tokens whose budget affords one; the head of the others."""
+        fixed = self._whole.decide(seen, self.keep_first)
+        assert fixed.head is not None and fixed.settled is not None
+        return replace(fixed, head=fixed.head.where(fixed.settled, self.head)) if self.decides else fixed
+
     def _choose(self, layer: int, score: Tensor, limits: Tensor, stays: Tensor, seen: Observation) -> Tensor:
         """Which of the variants each token's feed-forward runs in, int64 [N], for scores [N] and thresholds [N or 1, V - 1]."""
         if not self.counts_runs:
             return (score.unsqueeze(-1) <= limits).sum(dim=-1)
         assert seen.row is not None and seen.account is not None
         shares = self.dial.shares_at(seen.budget)[:, layer]
-        return choose_in_turn(score, limits.expand(len(score), -1), shares, seen.row, seen.account, stays)
+        return choose_in_turn(self.counts_as, score, limits.expand(len(score), -1), shares, seen.row, seen.account, stays)
 
     def counted(self, step: Step, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a router was asked, and where its feed-forward then ran, not in the cheapest variant, bool [B, T, L]."""
+        """Where a router was asked, bool [B, T, L], and as how much of its feed-forward what then ran counts, float64."""
         budget = step.budget
         asked = step.valid & ~self._whole.affords(budget) & (budget < 1.0) & (step.places.index >= self.keep_first)
         gated = torch.zeros(self.num_layers, dtype=torch.bool, device="cpu")
         gated[self.gated_layers] = True
         counts = asked.unsqueeze(-1) & (actions != self.leave) & gated
-        return counts, counts & (actions.unsqueeze(-1) == self.choices[:-1]).any(dim=-1)
+        assert self.fed is not None
+        return counts, counts * self.fed[actions.long()]
 
     def account_before(self, start: int, step: Step, asked: Tensor, ledger: Ledger) -> Tensor | None:
         """What the layer has run above its share for the tokens before a step."""
@@ -201,7 +225,7 @@ class GatedController(Controller):
             return ledger.account
         counts, ran = self.counted(step, ledger.actions)
         shares = self.dial.shares_at(step.budget.flatten()).view(*step.budget.shape, -1)
-        return account_after(step, ran.double() - shares * counts)
+        return account_after(step, ran - shares * counts)
 
     def _both_scores(self, layer: int, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What router and exit gate of a layer say, where they are asked, float64 [N] on the CPU: one device sync."""
@@ -254,6 +278,6 @@ class GatedController(Controller):
 def gated_layers(config: AneeConfig) -> list[int]:
     """Layers at which a router is asked."""
     variants = config.gated_variants or [FULL, NONE]
-    action = config.table[config.table.place_of(variants[0], variants[-1])]
+    action = config.table[config.table.place_of(attention_beside(variants, variants[-1]), variants[-1])]
     inner = range(config.min_layers, config.num_layers - config.keep_last_layers)
     return [layer for layer in inner if layer in stand_in_layers(action, config)]

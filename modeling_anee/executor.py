@@ -94,7 +94,7 @@ class Executor:
             account=self.controller.account_after(step, ledger),
             table=self.table,
             head=ledger.head,
-            cheapest=self.controller.cheapest,
+            fed=self.controller.fed,
         )
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:

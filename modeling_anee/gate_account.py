@@ -21,25 +21,28 @@ def choose(score: float, limits: Sequence[float], over: float) -> int:
     return sum(limit_moved <= limit for limit in limits)
 
 
-def choose_in_turn(score: Tensor, limits: Tensor, shares: Tensor, row: Tensor, account: Tensor, asked: Tensor) -> Tensor:
+def choose_in_turn(
+    counts_as: Sequence[float], score: Tensor, limits: Tensor, shares: Tensor, row: Tensor, account: Tensor, asked: Tensor
+) -> Tensor:
     """Variants int64 [N] of tokens chosen one after the other, in plain numbers.
 
     Args:
+        counts_as: as how much of a feed-forward each variant counts.
         score: of the router, float64 [N].
         limits: thresholds, float64 [N, V - 1].
-        shares: of tokens like each that are not to run in the cheapest variant, float64 [N].
+        shares: what tokens like each are to count as in the mean, float64 [N].
         row: number of each token's sequence, ascending, int64 [N]; within a sequence tokens come in their order.
         account: what the layer had run too many in each token's row before this forward, float64 [N].
         asked: False for tokens that leave instead, bool [N].
     """
     own: dict[int, float] = {}
-    chosen, last = [], limits.shape[1]
+    chosen = []
     columns = (row, score, limits, shares, account, asked)
-    for number, said, levels, share, before, counts in zip(*(column.tolist() for column in columns), strict=True):
+    for number, said, levels, share, before, is_asked in zip(*(column.tolist() for column in columns), strict=True):
         over = own.get(number, before)
         choice = choose(said, levels, over)
-        if counts:
-            own[number] = over + (choice < last) - share
+        if is_asked:
+            own[number] = over + counts_as[choice] - share
         chosen.append(choice)
     return torch.tensor(chosen, dtype=torch.int64, device="cpu")
 

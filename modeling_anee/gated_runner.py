@@ -39,7 +39,7 @@ class Way:
         spent: what it has cost, with the head.
         limits: thresholds of each layer's router, dearest variant first.
         exits: thresholds of the exit gates.
-        shares: of tokens that each layer is to run; empty where nobody counts.
+        shares: of feed-forwards that each layer is to run; empty where nobody counts.
         account: what each layer has run too many; with this token, once it has been decided about.
         actions: of the layers so far.
     """
@@ -66,7 +66,10 @@ class GatedRunner:
     def __init__(self, controller: GatedController, blocks: Mapping[str, Sequence[Block]], bridges: Bridges) -> None:
         self._controller = controller
         self._choices, self._costs = controller.choices.tolist(), controller.costs.tolist()
-        self._attention = [attention_run(block) for block in blocks[controller.variants[0]]]
+        self._attention = [
+            [attention_run(blocks[attention][layer]) for attention in controller.attentions]
+            for layer in range(controller.num_layers)
+        ]
         self._halves = [
             [_half(variant, blocks, layer, bridges.of_skip_ffn(layer)) for variant in controller.variants]
             for layer in range(controller.num_layers)
@@ -148,7 +151,7 @@ class GatedRunner:
         score = self._routers.score(layer, row, scale)
         choice = choose(score, way.limits[layer], way.account[layer] if way.shares else 0.0)
         if way.shares:
-            way.account[layer] += (choice < len(way.limits[layer])) - way.shares[layer]
+            way.account[layer] += controller.counts_as[choice] - way.shares[layer]
         return self._affordable(layer, choice, way) if controller.strict else choice
 
     def _affordable(self, layer: int, choice: int, way: Way) -> int:
@@ -159,7 +162,7 @@ class GatedRunner:
         return next(fitting, costs.index(min(costs)))
 
     def _run_layer(self, layer: int, choice: int, way: Way, step: Any, any_layer: AnyLayer) -> None:
-        attention, half, action = self._attention[layer], self._halves[layer][choice], self._choices[choice]
+        attention, half, action = self._attention[layer][choice], self._halves[layer][choice], self._choices[choice]
         way.spent += self._costs[layer][choice]
         way.actions.append(action)
         if attention is None or half is None:

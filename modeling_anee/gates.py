@@ -29,7 +29,8 @@ class GateDial(Dial):
     """From a budget to thresholds and capacity, and from a capacity to a budget: linear between what was calibrated.
 
     A calibration has a row for each capacity: `budgets` (its cost, ascending), `settings` (the capacity), `thresholds` of the
-    routers, `exit_thresholds` of the gates and `shares` of the tokens that each layer ran. Without one nothing is left out.
+    routers, `exit_thresholds` of the gates and `shares` of the feed-forwards that each layer ran. Without one nothing is left
+    out.
 
     Args:
         calibration: `AneeConfig.calibration`, or None.
@@ -56,7 +57,7 @@ class GateDial(Dial):
         return self.between(budget, self.routers), self.between(budget, self.exits)
 
     def shares_at(self, budget: Tensor) -> Tensor:
-        """Shares of the tokens asked about at each layer that are to run, not in the cheapest variant, float64 [N, L]."""
+        """What tokens asked about at each layer are to count as in the mean, float64 [N, L]."""
         assert self.shares is not None
         return self.between(budget, self.shares)
 

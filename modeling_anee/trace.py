@@ -25,7 +25,8 @@ class ExecutionTrace:
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
             start of the cache on; or [B, T, L], what each layer has run above its share; None where the controller keeps none.
         table: what the actions are.
-        cheapest: variant in which a feed-forward counts as left out, for `capacity`; None where that is not dialled.
+        fed: as how much of a feed-forward each action counts, float64 [actions], for `capacity`; None where that is not
+            dialled.
         head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.
     """
 
@@ -38,7 +39,7 @@ class ExecutionTrace:
     account: Tensor | None = None
     table: ActionTable = DEFAULT_TABLE
     head: Tensor | None = None
-    cheapest: str | None = None
+    fed: Tensor | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -53,9 +54,9 @@ class ExecutionTrace:
 
     @property
     def capacity(self) -> float:
-        """Share of the (token, layer) pairs whose feed-forward was not left out, nor run in the `cheapest` variant."""
-        ran = self.table.where([action.feed_forward not in (NONE, self.cheapest) for action in self.table])
-        return float(ran[self.actions[self.valid].long()].float().mean()) if self.valid.any() else 1.0
+        """Mean of what the actions count as, 1 for a feed-forward in the dearest variant; without any, share of those run."""
+        ran = self.table.where([action.feed_forward != NONE for action in self.table]) if self.fed is None else self.fed
+        return float(ran[self.actions[self.valid].long()].double().mean()) if self.valid.any() else 1.0
 
     @property
     def row_cost(self) -> Tensor:
@@ -121,7 +122,7 @@ class ExecutionTrace:
         share = self.share_run_anyway
         anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
         heads = heads_text(self.head_share)
-        capacity = "" if self.cheapest is None else f", capacity {self.capacity:.2f}"
+        capacity = "" if self.fed is None else f", capacity {self.capacity:.2f}"
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
             f"(unit {self.unit}, floor {self.floor:.3f}), "

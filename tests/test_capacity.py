@@ -46,10 +46,13 @@ def test_what_was_realised_is_counted_from_the_trace():
     ran = torch.tensor([action.feed_forward == "full" for action in model.config.table])
     assert trace.capacity == pytest.approx(float(ran[trace.actions.long()].float().mean()))
     assert 0.0 < trace.capacity < 1.0 and model(token_ids(), capacity=1.0).execution.capacity == 1.0
-    three = gated(precisions=("int8", "int4"), gated_variants=("int8", "int4"))
-    trace = three(token_ids(), energy_budget=0.1).execution  # int4 counts as left out
-    names = torch.tensor([action.feed_forward == "int8" for action in three.config.table])
+    two = gated(precisions=("int8", "int4"), gated_variants=("int8", "int4"))
+    trace = two(token_ids(), energy_budget=0.1).execution  # int4 counts as left out
+    names = torch.tensor([action.feed_forward == "int8" for action in two.config.table])
     assert trace.capacity == pytest.approx(float(names[trace.actions.long()].float().mean())) and trace.capacity < 1.0
+    controller = gated(precisions=("int8", "int4"), gated_variants=("full", "int8", "int4", "none")).controller
+    full, int8, int4, none = controller.counts_as  # by what they cost
+    assert (full, none) == (1.0, 0.0) and full > int8 > int4 > none
     assert f"capacity {trace.capacity:.2f}" in trace.summary() and "capacity" not in wrap()(token_ids()).execution.summary()
     assert trace.keep(torch.zeros_like(trace.valid)).capacity == 1.0
 

@@ -76,6 +76,7 @@ BAD = {
         (3, "full", [], ["full"], ["none", "full"], ["full", "full"], ["int8", "none"], [None]),
         "in this order",
     ),
+    "gated_head": ((3, "none", "int8", True, ["full"]), "must be one of ['full']"),
     "corrections": (
         (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
         "must be a dict of lists",
@@ -158,6 +159,7 @@ def good_fields(draw) -> dict:
     variants = st.lists(st.sampled_from(["full", *fields["precisions"], "none"]), min_size=2, unique=True)
     order = ["full", *fields["precisions"], "none"].index
     fields["gated_variants"] = draw(st.none() | variants.map(lambda names: sorted(names, key=order)))
+    fields["gated_head"] = draw(st.sampled_from([None, "full", *fields["precisions"]]))
     return fields | ({"budget_feedback": 0.0} if fields["budget_mode"] == "strict" else {})
 
 

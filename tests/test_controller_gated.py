@@ -40,8 +40,8 @@ def test_untrained_nothing_is_left_out_whatever_was_saved_and_loaded(fields, tmp
     [
         (None, None, ["PROCESS", "SKIP_FFN"]),
         (["int8", "int4"], None, ["INT8", "INT8_SKIP_FFN"]),
-        (["int8", "int4"], ["int8", "int4", "none"], ["INT8", "INT8_INT4", "INT8_SKIP_FFN"]),
-        (["int4"], ["full", "int4"], ["PROCESS", "FULL_INT4"]),
+        (["int8", "int4"], ["int8", "int4", "none"], ["INT8", "INT4", "INT4_SKIP_FFN"]),
+        (["int4"], ["full", "int4"], ["PROCESS", "INT4"]),
     ],
 )
 def test_choices_are_the_actions_of_the_variants(precisions, variants, names):

@@ -29,13 +29,13 @@ def test_tokens_are_chosen_in_turn_each_sequence_by_its_own_account(data):
     limits = limits.sort(dim=1, descending=True).values
     shares, start = torch.rand(count, generator=generator).double(), 5 * torch.randn(len(lengths), generator=generator).double()
     asked = torch.rand(count, generator=generator) < 0.8
-    chosen = choose_in_turn(score, limits, shares, row, start[row // 3], asked)
+    chosen = choose_in_turn([1.0, 0.3, 0.0], score, limits, shares, row, start[row // 3], asked)
     over = start.tolist()
     for token in range(count):
         own = int(row[token]) // 3
         choice = int((score[token] <= limits[token] + FEEDBACK * over[own]).sum())
         assert int(chosen[token]) == choice
-        over[own] += float(asked[token]) * (float(choice < 2) - float(shares[token]))
+        over[own] += float(asked[token]) * ([1.0, 0.3, 0.0][choice] - float(shares[token]))
 
 
 @torch.no_grad()

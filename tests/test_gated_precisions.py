@@ -12,7 +12,11 @@ from .tiny import BRIDGES, FAMILIES, assert_alike, calibration_of_gates, tiny_ba
 
 CLOSE = {"atol": 2e-3, "rtol": 0}
 # In 4 bits kernels round to bfloat16 for few rows alone, so decisions could differ: compared in 8 bits and in full.
-CHOICES = [{}, {"precisions": ["int8"]}, {"precisions": ["int8"], "gated_variants": ["full", "int8", "none"]}]
+CHOICES = [
+    {},
+    {"precisions": ["int8"]},
+    {"precisions": ["int8"], "gated_variants": ["full", "int8", "none"], "gated_head": "int8"},
+]
 
 
 @functools.cache
@@ -146,3 +150,22 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert again.config.gated_variants == ["full", "int8", "none"] and again.config.calibration == model.config.calibration
     for budget in (0.5, 0.8):
         assert torch.equal(again(ids, energy_budget=budget).logits, model(ids, energy_budget=budget).logits)
+
+
+@torch.no_grad()
+def test_the_head_of_tokens_that_are_decided_about_may_be_cheaper():
+    model = model_of(choice=2)
+    controller, heads = model.controller, model.config.table.heads
+    trace = model(token_ids(1, 24), energy_budget=[between(model, 0.5)]).execution
+    kept = controller.keep_first
+    assert [heads[place] for place in trace.head[0, :kept]] == ["full"] * kept
+    assert {heads[place] for place in trace.head[0, kept:]} == {"int8"}
+    expected = model.costs.of_plans(trace.actions, trace.head)
+    assert (trace.cost[0, kept:] > expected[0, kept:] - 1e-6).all()  # what routers cost comes on top
+
+
+@torch.no_grad()
+def test_attention_runs_in_the_variant_of_the_feed_forward():
+    model = model_of(choice=2)
+    taken = model(token_ids(2, 24), energy_budget=between(model, 0.5)).execution.actions.unique().tolist()
+    assert {model.config.table.names[place] for place in taken} <= {"PROCESS", "INT8", "INT8_SKIP_FFN", "EXIT"}

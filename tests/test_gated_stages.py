@@ -89,12 +89,12 @@ def test_one_backward_tells_what_small_changes_lose(run):
     layer, token, generator = 2, 9, torch.Generator().manual_seed(0)
     small = 0.05
 
-    def shrunk(model, variant, layer, hidden, attended):
+    def shrunk(model, variant, layer, hidden, attended, step):
         full = mixing.fed_in(model, "full", layer, hidden, attended)
-        return full if variant == "full" else full + small * (mixing.fed_in(model, variant, layer, hidden, attended) - full)
+        return full + small * (mixing.in_variant(model, variant, layer, hidden, attended, step) - full)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sensitivity, "fed_in", shrunk)
+        patch.setattr(sensitivity, "in_variant", shrunk)
         draws = [sensitivity.sensitivities(model, ids, generator) for _ in range(400)]
     entering = []
     with torch.no_grad():

@@ -87,7 +87,7 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
                 weights_read=read,
                 of_ceiling=None if read is None else dense / median * read,
                 joules_per_token=statistics.mean(joules) / tokens if len(joules) == len(own) else None,
-                capacity=None if trace is None or trace.cheapest is None else trace.capacity,
+                capacity=None if trace is None or trace.fed is None else trace.capacity,
             )
         )
     return rows

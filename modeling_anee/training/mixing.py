@@ -44,12 +44,19 @@ def fed_in(model: AneeForCausalLM, variant: str, layer: int, hidden: Tensor, att
     return attended if bridge is None else bridge(attended)
 
 
+def in_variant(model: AneeForCausalLM, variant: str, layer: int, hidden: Tensor, attended: Tensor, step: Step) -> Tensor:
+    """The same, [B, T, D], with its attention in the variant too, if there is one; `attended` has it in full."""
+    if variant not in (FULL, NONE):
+        attended = model.executor.layers.attend(layer, hidden, step, variant)
+    return fed_in(model, variant, layer, hidden, attended)
+
+
 def mixed_layer(model: AneeForCausalLM, layer: int, hidden: Tensor, step: Step, gate: Tensor | None) -> Tensor:
-    """One layer, [B, T, D] -> [B, T, D]: the gate's share of its feed-forward in full, the rest in the cheapest variant."""
+    """One layer, [B, T, D] -> [B, T, D]: the gate's share of it in full, the rest in the cheapest variant."""
     attended = model.executor.layers.attend(layer, hidden, step, FULL)
     if gate is None:
         return fed_in(model, FULL, layer, hidden, attended)
-    cheap = fed_in(model, controller_of(model).cheapest, layer, hidden, attended)
+    cheap = in_variant(model, controller_of(model).cheapest, layer, hidden, attended, step)
     if gate.dtype != torch.bool:
         return cheap + gate.unsqueeze(-1) * (fed_in(model, FULL, layer, hidden, attended) - cheap)
     if not gate.any():

@@ -113,6 +113,9 @@ class Flips(Section):
     windows: Count = Field(description="Windows to measure on.")
     layers: Count = Field(1, description="Layers to leave out, one at a time, in each window.")
     ridge: Number = Field(0.3, ge=0, description="Ridge penalty, relative to the variance of each input.")
+    keep_trained: bool = Field(
+        False, description="Leave routers that have learned something as they are, and find only what fewer bits lose."
+    )
     checkpoint_every: Count = Field(25, description="Windows between checkpoints, of each process.")
 
 

@@ -15,7 +15,7 @@ from ..actions import FULL
 from ..evaluation.rollout import begin
 from ..modeling_anee import AneeForCausalLM
 from ..step import Step
-from .mixing import controller_of, fed_in
+from .mixing import controller_of, fed_in, in_variant
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def sensitivities(model: AneeForCausalLM, ids: Tensor, generator: torch.Generato
             hidden = hidden.detach().requires_grad_()
         leaving.append(hidden)
         with torch.no_grad():
-            changes.append(fed_in(model, controller_of(model).cheapest, layer, entering[-1], attended) - hidden)
+            cheapest = in_variant(model, controller_of(model).cheapest, layer, entering[-1], attended, step)
+            changes.append(cheapest - hidden)
     logits = model.stack.logits(hidden)
     said = logits.float().log_softmax(dim=-1)
     drawn = torch.multinomial(said.detach().flatten(0, 1).exp().cpu(), 1, generator=generator).view(*ids.shape, 1)

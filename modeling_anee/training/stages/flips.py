@@ -16,7 +16,7 @@ from ...bridges import normalised
 from ...evaluation.rollout import processed, run_layers
 from ...modeling_anee import AneeForCausalLM
 from ..losses import kl_divergence
-from ..mixing import controller_of, fed_in
+from ..mixing import controller_of, in_variant
 from ..run import Run
 from ..sensitivity import Sensitivities, sensitivities
 
@@ -144,7 +144,7 @@ def flipped(model: AneeForCausalLM, seen: Sensitivities, layer: int) -> Tensor:
     everything = processed(model, seen.logits[..., 0])
 
     def loss(variant: str) -> Tensor:
-        hidden = fed_in(model, variant, layer, seen.entering[layer], seen.attended[layer])
+        hidden = in_variant(model, variant, layer, seen.entering[layer], seen.attended[layer], seen.step)
         return kl_divergence(seen.logits, model.stack.logits(run_layers(model, hidden, seen.step, everything, above)))
 
     return torch.stack([loss(variant) for variant in controller_of(model).variants[1:]])
@@ -152,17 +152,19 @@ def flipped(model: AneeForCausalLM, seen: Sensitivities, layer: int) -> Tensor:
 
 @torch.no_grad()
 def fill(run: Run, sums: Regressions) -> None:
-    """Set the routers to what the main process, which has the sums, solves for."""
-    controller, ridge = controller_of(run.model), run.settings(NAME).ridge
+    """Set the routers to what the main process, which has the sums, solves for, and what fewer bits lose beside none."""
+    controller, settings = controller_of(run.model), run.settings(NAME)
+    keep = settings.keep_trained and bool(controller.routers.weight.any())
     counted = [layer for layer in controller.gated_layers if sums.flips[layer] > 0]
     solved = torch.zeros_like(sums.outputs)
     for layer in counted:
-        weight, bias = sums.solve(layer, ridge)
+        weight, bias = sums.solve(layer, settings.ridge)
         solved[layer] = torch.cat((weight, bias.view(1)))
     solved, losses = run.sum(solved), run.sum(sums.losses).clamp(min=SMALLEST)
     for layer in controller.gated_layers:
         if solved[layer].any():
-            controller.routers.weight[layer].copy_(solved[layer, :-1])
-            controller.routers.bias[layer].copy_(solved[layer, -1])
+            if not keep:
+                controller.routers.weight[layer].copy_(solved[layer, :-1])
+                controller.routers.bias[layer].copy_(solved[layer, -1])
             if len(losses) > 1:
                 controller.relative[:, layer].copy_((losses[:-1, layer] / losses[-1, layer]).log())
