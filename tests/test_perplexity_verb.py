@@ -57,6 +57,21 @@ def test_the_plot_is_drawn_beside_the_figures(workshop, tmp_path):
     assert [row["budget"] for row in json.loads((tmp_path / "scores.json").read_text())["rows"]] == [1.0, 0.6]
 
 
+def test_a_token_of_every_row_is_timed(workshop, tmp_path):
+    done = scored(workshop, workshop / "base", "--milliseconds", "--new-tokens", 2, "--output", tmp_path / "scores.json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert all(row["milliseconds"] > 0 for row in report["rows"]) and report["timing"]["tokens"] == 2
+    assert "ms/token   speed" in done.stdout and any(line.endswith("  1.00") for line in done.stdout.splitlines())
+
+
+def test_capacities_are_of_gated_controllers(workshop):
+    refused = scored(workshop, workshop / "base", "--capacities", "0.9,0.5")
+    assert refused.exit_code == 1 and "only 'gated' has capacities" in refused.stderr
+    done = scored(workshop, workshop / "base", "--capacities", "0.9,0.5", "--controller", "gated")  # untrained
+    assert done.exit_code == 0 and "gated controller" in done.stdout, done.output
+
+
 @pytest.mark.parametrize("option", ["--plot", "--output"])
 def test_files_that_cannot_be_written_are_named_before_the_model_is_looked_for(workshop, tmp_path, monkeypatch, option):
     (tmp_path / "folder.png").mkdir()

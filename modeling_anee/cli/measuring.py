@@ -75,12 +75,20 @@ def perplexity(
     name: ModelArgument = None,
     model: ModelOption = None,
     budgets: Annotated[str, typer.Option(help="Energy budgets; 1.0, the base, is always among them.")] = "1.0,0.8,0.6",
+    capacities: Annotated[
+        str | None, typer.Option(help="Of a gated controller, to score at instead of budgets, such as 0.9,0.7,0.55,0.4.")
+    ] = None,
     length: LengthOption = 512,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows. Default: no overlap.")] = None,
     limit: LimitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows that are run together.")] = 4,
     output: FiguresOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw perplexity against cost: the picture to write.")] = None,
+    milliseconds: Annotated[
+        bool, typer.Option("--milliseconds", help="Time a token of every row, decoded at batch 1; not over several processes.")
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a round of --milliseconds decodes.")] = 24,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds of --milliseconds.")] = 3,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
@@ -95,24 +103,32 @@ def perplexity(
     from ..data.encoding import start_tokens
     from ..data.text import name_of_text
     from ..data.windows import room_of, windows
+    from ..evaluation.decode_time import times_at
     from ..evaluation.processes import joined_processes
     from ..evaluation.report import write_report
-    from .perplexity import as_text, draw_plot, measure, parse_budgets
+    from .comparison import timing_of
+    from .perplexity import as_text, budgets_at, draw_plot, measure, parse_budgets, timed
     from .texts import check_text_option, encode_file
 
     with joined_processes() as processes:
         check_file("--output", output)
         check_picture("--plot", plot)
-        listed = parse_budgets(budgets)
+        listed, shares = parse_budgets(budgets), None if capacities is None else parse_capacities(capacities)
+        timing = timing_of(milliseconds and processes.count == 1, new_tokens, repeats, length)
         check_text_option(text, processes)
         place, named = processes.device(device), named_model(name, model)
         with processes.main_first():  # it may have to fetch the model
             loaded, tokenizer = load(named, controller, dtype, place, gguf_file, trust_remote_code, precisions)
+        if shares is not None:
+            listed = budgets_at(loaded, shares)
         start = start_tokens(tokenizer)
         stride = stride or room_of(length, start)
         chosen = windows(encode_file(tokenizer, text), length, stride, start, limit)
         with progress("scoring windows", len(chosen) * len(listed)) as advance:
             report = measure(loaded, chosen, listed, batch_size, advance, processes)
+        if timing is not None:
+            with waiting("timing tokens"):
+                report = timed(report, times_at(loaded, listed, chosen, timing), timing)
         if processes.is_main:
             report = {"text": name_of_text(text), "length": length, "stride": stride} | report
             figures = Output("figures", output, partial(write_report, report))

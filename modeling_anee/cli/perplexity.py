@@ -1,11 +1,14 @@
 """What `anee perplexity` measures and prints; the scores themselves are `evaluation/perplexity.py`'s."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..capacity import budgets_of
 from ..checks import check_budget
 from ..data.windows import Window
+from ..evaluation.decode_time import Timing
 from ..evaluation.perplexity import ratio, score
 from ..evaluation.processes import ALONE, Processes
 from ..evaluation.report import plus_minus
@@ -25,6 +28,22 @@ def parse_budgets(text: str) -> list[float]:
         except ValueError as error:
             raise ValueError(f"--budgets {text}: {part.strip()!r} is not a number between 0 and 1") from error
     return sorted(budgets, reverse=True)
+
+
+def budgets_at(model: AneeForCausalLM, capacities: Sequence[float]) -> list[float]:
+    """Budgets of capacities, highest first; 1.0 is always among them.
+
+    Raises:
+        ValueError: the model's controller has no capacities.
+    """
+    kind = model.config.controller
+    return sorted({1.0, *(float(budgets_of(model.controller, kind, one, 1)) for one in capacities)}, reverse=True)
+
+
+def timed(report: dict[str, Any], times: dict[float, float], timing: Timing) -> dict[str, Any]:
+    """A report whose rows have the milliseconds of a token, too."""
+    rows = [row | {"milliseconds": times[row["budget"]]} for row in report["rows"]]
+    return report | {"rows": rows, "timing": asdict(timing)}
 
 
 def measure(
@@ -63,16 +82,20 @@ def measure(
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for a terminal."""
+    timing = "timing" in report
     lines = [
         f"{report['controller']} controller, {report['dtype']}, cost unit {report['cost_unit']}, {report['windows']} windows "
         f"of {report['length']} tokens; +- is one standard error, ratio = perplexity / that at budget 1.0",
         "",
-        f"{'budget':>6s}{'cost':>8s}{'perplexity':>22s}{'ratio':>20s}{'tokens':>9s}",
+        f"{'budget':>6s}{'cost':>8s}{'perplexity':>22s}{'ratio':>20s}{'tokens':>9s}" + timing * "  ms/token   speed",
     ]
     for row in report["rows"]:
         perplexity = plus_minus(row["perplexity"], row["standard_error"], 3)
         times = plus_minus(row["ratio"], row["ratio_standard_error"], 4)
-        lines.append(f"{row['budget']:6.4g}{row['mean_cost']:8.3f}{perplexity:>22s}{times:>20s}{row['tokens']:9d}")
+        line = f"{row['budget']:6.4g}{row['mean_cost']:8.3f}{perplexity:>22s}{times:>20s}{row['tokens']:9d}"
+        if timing:
+            line += f"{row['milliseconds']:10.2f}{report['rows'][0]['milliseconds'] / row['milliseconds']:8.2f}"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -76,9 +76,7 @@ def feeds_of(
 ) -> dict[tuple[str, float], list[Feed]]:
     """What feeds the first tokens of windows, by the name and the budget that a row of `comparison.compare` has."""
     first = next(iter(models.values()))
-    chosen = windows[:: math.ceil(len(windows) / timing.tokens)]
-    stop = timing.places(len(chosen)).stop
-    texts = [window.ids[:stop].unsqueeze(0).to(first.device) for window in chosen]
+    texts = texts_of(windows, timing, first.device)
     feeds = {("base", 1.0): [feed_of(first, ids, 1.0) for ids in texts]}
     feeds |= {(one.name, one.cost): [feed_of(one.model, ids, one.budget) for ids in texts] for one in uniform}
     listed = controls(first)
@@ -86,6 +84,19 @@ def feeds_of(
         feeds |= {(one.name, budget): [feed_of_control(first, one, ids, budget) for ids in texts] for one in listed}
         feeds |= {(name, budget): [feed_of(model, ids, budget) for ids in texts] for name, model in models.items()}
     return feeds
+
+
+def texts_of(windows: Sequence[Window], timing: Timing, device: torch.device) -> list[Tensor]:
+    """The beginnings of some of the windows that hold all that is timed, int64 [1, T] each."""
+    chosen = windows[:: math.ceil(len(windows) / timing.tokens)]
+    stop = timing.places(len(chosen)).stop
+    return [window.ids[:stop].unsqueeze(0).to(device) for window in chosen]
+
+
+def times_at(model: AneeForCausalLM, budgets: Sequence[float], windows: Sequence[Window], timing: Timing) -> dict[float, float]:
+    """Milliseconds of a token of a model by its budget."""
+    texts = texts_of(windows, timing, model.device)
+    return decode_times({budget: [feed_of(model, ids, budget) for ids in texts] for budget in budgets}, timing)
 
 
 def feed_of(model: AneeForCausalLM, ids: Tensor, budget: float) -> Feed:
