@@ -39,16 +39,9 @@ class Int8Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, coarse: bool = False) -> None:
-        self.scale = torch.empty(len(weight), device=weight.device)
-        self.weight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        step, sums = max(PART // weight.shape[1], 1), []
-        for rows, scale, out in zip(*(part.split(step) for part in (weight, self.scale, self.weight)), strict=True):
-            scale.copy_(rows.abs().amax(dim=1)).div_(LEVELS).clamp_(min=SMALLEST)
-            out.copy_((rows.float() / scale.unsqueeze(1)).round_())
-            sums.append(out.abs().sum(dim=1, dtype=torch.int64).max())
+        self.weight, self.scale = round_rows(weight)
         self.bias, self.coarse = bias, coarse
-        # The largest activation for which no sum can leave 32 bits.
-        self.largest = int(min(LARGEST, (2**31 - 1) // max(1, int(torch.stack(sums).max()))))
+        self.largest = largest_activation(self.weight)
         self._settle()
 
     def _settle(self) -> None:
@@ -129,6 +122,24 @@ class Int8Linear:
             low, high = sums.chunk(2)
             sums = torch.add(low, high, alpha=256)
         return torch.mul(sums, self.scale[part], out=out)
+
+
+def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] -> integers int8 [out, in] and the scale of each output, float32 [out]."""
+    scales = torch.empty(len(weight), device=weight.device)
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    step = max(PART // weight.shape[1], 1)
+    for rows, scale, out in zip(*(part.split(step) for part in (weight, scales, integers)), strict=True):
+        scale.copy_(rows.abs().amax(dim=1)).div_(LEVELS).clamp_(min=SMALLEST)
+        out.copy_((rows.float() / scale.unsqueeze(1)).round_())
+    return integers, scales
+
+
+def largest_activation(integers: Tensor) -> int:
+    """The largest activation, in steps, for which no sum with such weights [out, in] can leave 32 bits."""
+    step = max(PART // integers.shape[1], 1)
+    sums = [part.abs().sum(dim=1, dtype=torch.int64).max() for part in integers.split(step)]
+    return int(min(LARGEST, (2**31 - 1) // max(1, int(torch.stack(sums).max()))))
 
 
 def _planes(x: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .actions import FULL, NONE
-from .base_int4 import Int4Linear
-from .base_int8 import Int8Linear
 from .base_kernels import LinearKernel
+from .compiled_choice import int4_linear, int8_linear
 from .corrections import CorrectedLinear
 
 
@@ -83,5 +82,5 @@ def variant_named(name: str) -> Variant:
 
 
 register_variant(Variant(FULL, LinearKernel))
-register_variant(Variant("int8", Int8Linear))
-register_variant(Variant("int4", Int4Linear, partial(Int4Linear, small=True), is_corrected=True))
+register_variant(Variant("int8", int8_linear))
+register_variant(Variant("int4", int4_linear, partial(int4_linear, small=True), is_corrected=True))

@@ -39,7 +39,7 @@ class GrowingTensor:
             # A later backward needs what was there before: nothing is written over.
             self._storage = new if old is None or length == 0 else torch.cat((old[:, :, :length], new), dim=2)
             return self._storage
-        storage = self._reserve(length, new)
+        storage = self.room(length, new)
         storage[:, :, length:end] = new
         return storage[:, :, :end]
 
@@ -52,7 +52,8 @@ class GrowingTensor:
         if self._storage is not None:
             self._storage = change(self._storage)
 
-    def _reserve(self, length: int, new: Tensor) -> Tensor:
+    def room(self, length: int, new: Tensor) -> Tensor:
+        """The storage [B, G, capacity, E], with room for `new` [B, G, T, E] after the first `length`."""
         old, needed = self._storage, length + new.shape[2]
         capacity = 0 if old is None else old.shape[2]
         # What was made in inference mode can't be written to outside of it, nor what a backward may need.
@@ -178,6 +179,18 @@ class AneeCacheLayer(CacheLayerMixin):
         if self._pending:
             self._align()
         return self._append(keys_values)
+
+    def room(self, like: Tensor) -> tuple[Tensor, int]:
+        """Room for one more token of a single row, to be written by the caller: storage [1, 2 G, capacity, E] and new length.
+
+        Args:
+            like: keys and values [1, 2 G, 1, E], of which the shape and the dtype count.
+        """
+        if self._pending:
+            self._align()
+        storage = self._storage.room(self._written, like)
+        self._written += 1
+        return storage, self._written
 
     def defer(self, hidden: Tensor, rotation: Rotation | None, variant: str = FULL) -> None:
         """Note tokens with hidden states [B, T, D] as pending, for keys and values in a variant."""

@@ -19,6 +19,7 @@ from .base_block import Block, rms_norm_of_one
 from .base_rotary import Rotation, rotate_in_place
 from .bridges import Bridge
 from .cache import AneeCacheLayer
+from .compiled_layer import compiled_attention, compiled_feed_forward
 
 
 LayerRun = Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor]  # the row that enters, its rotation, the layer's cache
@@ -57,6 +58,8 @@ def attention_run(block: Block) -> LayerRun | None:
     """The first half of a layer, None where it is not of the plain kind."""
     if block.plain is None:
         return None
+    if compiled := compiled_attention(block):
+        return compiled
     norm, project, output = row_norm(block.plain.attention_norm), block.qkv.row, block.output.row
     heads, groups, size, scaling = block.heads, block.kv_heads, block.head_size, block.plain.scaling
 
@@ -74,6 +77,8 @@ def feed_forward_run(block: Block) -> Half | None:
     """The second half of a layer, None where it is not of the plain kind."""
     if block.plain is None:
         return None
+    if compiled := compiled_feed_forward(block):
+        return compiled
     norm, activation = row_norm(block.plain.mlp_norm), block.plain.activation
     gate_up, down = (one.row for one in block.mlp_maps)
 

@@ -1,0 +1,94 @@
+"""Which kernels weights of few bits run in on this machine: compiled ones or torch's, as was measured once."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base_compiled import CompiledInt4, CompiledInt8, CompiledLinear
+from .base_int4 import Int4Linear
+from .base_int8 import Int8Linear
+from .base_kernels import ROWS, TORCH, LinearKernel, best_times, machine_table
+from .compiled import FLOAT, Map, library
+
+
+COMPILED = "compiled"
+OUTPUTS, INPUTS = 3072, 1536  # of the map that is measured
+PREFERRED = 1.25  # so many times as slow compiled kernels may be: torch's want weights of their own beside them
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | Int8Linear:
+    """A linear map of a weight [out, in] and a bias [out] in 8 bits."""
+    most = most_rows("compiled int8", CompiledInt8.of, Int8Linear) if compiles(weight) else 0
+    return up_to(CompiledInt8.of(weight, bias), most) if most else Int8Linear(weight, bias)
+
+
+def int4_linear(weight: Tensor, bias: Tensor | None, small: bool = False) -> CompiledLinear | Int4Linear:
+    """A linear map of a weight [out, in] and a bias [out] in 4 bits.
+
+    A `small` one keeps 4 bits a weight and nothing else: many rows run in the kernel for a few, too, which may be slower.
+    """
+    most = most_rows("compiled int4", CompiledInt4.of, Int4Linear) if compiles(weight) else 0
+    if not most:
+        return Int4Linear(weight, bias, small)
+    made = CompiledInt4.of(weight, bias)
+    return made if small else up_to(made, most)
+
+
+def compiles(weight: Tensor) -> bool:
+    """Whether there are compiled kernels for a weight."""
+    return weight.device.type == "cpu" and library() is not None
+
+
+def up_to(made: CompiledLinear, most: int) -> CompiledLinear:
+    """A map whose compiled kernel takes so many rows."""
+    made.most = most
+    return made
+
+
+def most_rows(name: str, compiled: Callable[..., Any], other: Callable[..., Any]) -> int:
+    """Up to how many rows compiled kernels are used; 0: never. A machine is measured once.
+
+    Args:
+        name: under which that is kept.
+        compiled, other: weight, bias -> map, in compiled kernels and in torch's.
+    """
+    low, high = machine_table().limits(name, lambda: measure(compiled, other), COMPILED)
+    return high if low == 1 else 0
+
+
+@cache
+def float_rows_pay() -> bool:
+    """Whether a row in the base's own weights is no slower in the compiled kernel than in torch's, which then run whole halves."""
+    return machine_table().limits("compiled float", measure_float, COMPILED) != (1, 0)
+
+
+def measure_float() -> list[str]:
+    """The kernel to take for one row, written for each number of `ROWS`."""
+    weight, x = torch.ones(OUTPUTS, INPUTS, device="cpu"), torch.ones(INPUTS, device="cpu")
+    found = Map(kind=FLOAT, outputs=OUTPUTS, inputs=INPUTS, weight=weight.data_ptr())
+    out, kernels = x.new_empty(OUTPUTS), library()
+    assert kernels is not None
+    kernel, torchs = kernels.anee_linear, LinearKernel(weight, None)
+
+    def run() -> Tensor:
+        kernel(ctypes.addressof(found), x.data_ptr(), out.data_ptr(), 1, torch.get_num_threads())
+        return out
+
+    own, others = best_times(run, lambda: torchs.row(x))
+    return [COMPILED if own < PREFERRED * others else TORCH] * len(ROWS)
+
+
+def measure(compiled: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
+    """The kernel to take for each number of `ROWS`."""
+    weight = torch.randn(OUTPUTS, INPUTS, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    one, two = compiled(weight, None), other(weight, None)
+    fastest = []
+    for rows in ROWS:
+        x = torch.ones(rows, INPUTS, device="cpu")
+        own, others = best_times(lambda x=x: one(x), lambda x=x: two(x))  # type: ignore[misc]
+        fastest.append(COMPILED if own < PREFERRED * others else TORCH)
+    return fastest

@@ -1,0 +1,144 @@
+"""The two halves of a layer for one token alone, each one call of a compiled kernel.
+
+Norm, projections, rotation, keys and values, attention and residual run without coming back to Python. What the kernel doesn't
+know (maps in torch's kernels, other activations) runs as in `plan_runner.py`.
+
+Shapes: D hidden size, G key/value heads, E head size; a hidden state is a row [D].
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base_block import Block
+from .base_compiled import CompiledLinear
+from .base_kernels import LinearKernel
+from .base_linear import JointLinear
+from .base_rotary import Rotation
+from .base_watch import is_untouched
+from .cache import AneeCacheLayer
+from .compiled import FLOAT, GELU_TANH, MOST_RANK, SILU, Attention, FeedForward, Map, library
+from .compiled_choice import float_rows_pay
+from .corrections import CorrectedLinear
+
+
+ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "PytorchGELUTanh": GELU_TANH, "GELUTanh": GELU_TANH}
+NO_MEMORY = "there is no memory for the activations of a token"
+
+
+def compiled_attention(block: Block) -> Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor] | None:
+    """The first half of a layer: row, its rotation, the layer's cache -> row; None where the kernel doesn't know it."""
+    maps = maps_of(block.qkv, block.output)
+    if maps is None or block.plain is None:
+        return None
+    norm: Any = block.plain.attention_norm
+    half = Attention(
+        qkv=maps[0],
+        output=maps[1],
+        norm=norm.weight.data_ptr(),
+        heads=block.heads,
+        groups=block.kv_heads,
+        size=block.head_size,
+        epsilon=norm.variance_epsilon,
+        scaling=block.plain.scaling,
+    )
+    like = torch.empty(1, 2 * block.kv_heads, 1, block.head_size, device="cpu", dtype=torch.float32)
+    kernel, address = _kernels().anee_attend, ctypes.addressof(half)
+
+    def run(row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer, kept: Any = (half, maps, norm)) -> Tensor:
+        out = torch.empty_like(row)
+        storage, length = cache.room(like)
+        cosine, sine, size = (None, None, 0) if rotation is None else _pointers(*rotation)
+        place = storage.data_ptr(), storage.shape[2], length
+        if kernel(address, row.data_ptr(), cosine, sine, size, *place, out.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(NO_MEMORY)
+        return out
+
+    return run
+
+
+def compiled_feed_forward(block: Block) -> Callable[[Tensor], Tensor] | None:
+    """The second half of a layer: row -> row; None where the kernel doesn't know it."""
+    kind = None if block.plain is None else activation_kind(block.plain.activation)
+    if kind is None or block.plain is None:
+        return None
+    maps = maps_of(*block.mlp_maps)
+    if maps is None:
+        return None
+    norm: Any = block.plain.mlp_norm
+    half = FeedForward(
+        gate_up=maps[0], down=maps[1], norm=norm.weight.data_ptr(), activation=kind, epsilon=norm.variance_epsilon
+    )
+    kernel, address = _kernels().anee_feed, ctypes.addressof(half)
+
+    def run(row: Tensor, kept: Any = (half, maps, norm)) -> Tensor:
+        out = torch.empty_like(row)
+        if kernel(address, row.data_ptr(), out.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(NO_MEMORY)
+        return out
+
+    return run
+
+
+def activation_kind(activation: nn.Module) -> int | None:
+    """The kernel's number for an activation, None for one that it doesn't know."""
+    return ACTIVATIONS.get(type(activation).__name__) if is_untouched(activation) else None
+
+
+def maps_of(*joined: JointLinear) -> list[Map] | None:
+    """What the kernel has to know about linear maps, None where it can't run one of them."""
+    if library() is None:
+        return None
+    maps = [map_of(one.maps[0]) if one.maps else None for one in joined]
+    return None if any(one is None for one in maps) else maps  # type: ignore[return-value]
+
+
+def map_of(linear: Any) -> Map | None:
+    """What the kernel has to know about a linear map; it keeps the tensors that its pointers are of."""
+    if isinstance(linear, CorrectedLinear):
+        return _corrected(linear)
+    if isinstance(linear, CompiledLinear):
+        return _copy(linear.map, linear)
+    if isinstance(linear, LinearKernel) and _is_row_major(linear.weight, linear.bias) and float_rows_pay():
+        outputs, inputs = linear.weight.shape
+        bias = None if linear.bias is None else linear.bias.data_ptr()
+        return _copy(Map(kind=FLOAT, outputs=outputs, inputs=inputs, weight=linear.weight.data_ptr(), bias=bias), linear)
+    return None
+
+
+def _corrected(linear: CorrectedLinear) -> Map | None:
+    inner = map_of(linear.rounded)
+    rank = len(linear.directions)
+    if inner is None or rank > MOST_RANK:
+        return None
+    directions, lost = linear.directions.float().contiguous(), linear.lost.float().t().contiguous()  # [rank, in], [rank, out]
+    inner.rank, inner.directions, inner.lost = rank, directions.data_ptr(), lost.data_ptr()
+    return _copy(inner, (linear, directions, lost))
+
+
+def _copy(found: Map, keep: Any) -> Map:
+    """A copy that keeps what it points to alive."""
+    made = Map.from_buffer_copy(found)
+    made.kept = keep
+    return made
+
+
+def _is_row_major(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel can read weights as they lie."""
+    tensors = [weight] if bias is None else [weight, bias]
+    return all(one.device.type == "cpu" and one.dtype == torch.float32 and one.is_contiguous() for one in tensors)
+
+
+def _pointers(cosine: Tensor, sine: Tensor) -> tuple[int, int, int]:
+    """Cos and sin [1, 1, 1, R], and R."""
+    assert cosine.is_contiguous() and sine.is_contiguous() and cosine.dtype == sine.dtype == torch.float32
+    return cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1]
+
+
+def _kernels() -> ctypes.CDLL:
+    found = library()
+    assert found is not None
+    return found

@@ -1,0 +1,385 @@
+"""C source of the kernels that `compiled.py` builds: linear maps in 8 and 4 bits, and the two halves of a layer for one token.
+
+Activations become integers of 16 bits with one step a row, products are summed exactly in 32 bits, so an output depends neither
+on the number of rows nor on the order of sums. Weights lie in blocks of 16 outputs, 64 bytes at a time: 4 inputs of each
+output in 8 bits, 8 in 4 bits. Halves of 16 bits, masked and shifted, then meet pairs of inputs in one instruction.
+"""
+
+SOURCE = r"""
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define LANES 16  /* outputs of a block */
+#define GROUP 32  /* inputs that share a scale in 4 bits */
+#define MIDDLE 8  /* what the offset of a group stands for, of 0 to 15 */
+#define ROWS 8    /* rows at once: their sums stay in registers */
+#define PART 4096 /* outputs that one thread corrects at once */
+#define MOST_RANK 64
+#define INLINE static inline __attribute__((always_inline))
+
+typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u32x16 __attribute__((vector_size(64), aligned(4)));
+typedef int16_t i16x32 __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t u16x32 __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
+typedef float f32x16 __attribute__((vector_size(64), aligned(4)));
+
+enum { FLOAT, INT8, INT4 };
+enum { SILU, GELU_TANH };
+
+typedef struct {
+  int64_t kind, outputs, inputs, rank;
+  const void *weight;
+  const void *scales; /* INT8: float [out]; INT4: bfloat16 [out / 16, in / 32, 2, 16], scales and offsets */
+  const float *bias, *directions, *lost; /* [out], [rank, in], [out, rank], or NULL */
+  float largest; /* activation, in steps */
+} Map;
+
+typedef struct {
+  Map qkv, output;
+  const float *norm;
+  int64_t heads, groups, size;
+  float epsilon, scaling;
+} Attention;
+
+typedef struct {
+  Map gate_up, down;
+  const float *norm;
+  int64_t activation;
+  float epsilon;
+} FeedForward;
+
+/* Rows as integers: digits [rows, padded] in steps [rows], their sums [rows] and those of each group [rows, groups]. */
+typedef struct {
+  int16_t *digits;
+  float *steps;
+  int32_t *sums, *group_sums;
+  int64_t padded;
+} Encoded;
+
+static int64_t padded(int64_t inputs) { return (inputs + GROUP - 1) / GROUP * GROUP; }
+
+/* Memory of the calling thread, kept from call to call. */
+static void *scratch(size_t bytes) {
+  static _Thread_local void *kept;
+  static _Thread_local size_t size;
+  if (bytes > size) {
+    free(kept);
+    kept = malloc(bytes);
+    size = kept ? bytes : 0;
+  }
+  return kept;
+}
+
+static int64_t encoded_bytes(int64_t rows, int64_t inputs) {
+  int64_t all = padded(inputs);
+  return rows * (2 * all + 4 * (all / GROUP) + 8) + 64;
+}
+
+static Encoded encoded_in(void *memory, int64_t rows, int64_t inputs) {
+  int64_t all = padded(inputs);
+  Encoded e = {memory, 0, 0, 0, all};
+  e.steps = (float *)(e.digits + rows * all);
+  e.sums = (int32_t *)(e.steps + rows);
+  e.group_sums = e.sums + rows;
+  return e;
+}
+
+static void encode(const float *x, int64_t inputs, float largest, Encoded e, int64_t row) {
+  int16_t *digits = e.digits + row * e.padded;
+  float most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < inputs; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+  float step = most / largest > 1.17549435e-38f ? most / largest : 1.17549435e-38f, inverse = 1 / step;
+  for (int64_t i = 0; i < inputs; i++) digits[i] = (int16_t)(int32_t)rintf(x[i] * inverse);
+  memset(digits + inputs, 0, 2 * (e.padded - inputs));
+  int32_t sum = 0, *own = e.group_sums + row * (e.padded / GROUP);
+  for (int64_t g = 0; g < e.padded / GROUP; g++) {
+    int32_t part = 0;
+    for (int i = 0; i < GROUP; i++) part += digits[g * GROUP + i];
+    own[g] = part;
+    sum += part;
+  }
+  e.steps[row] = step;
+  e.sums[row] = sum;
+}
+
+/* sum + a b, where 32 products of 16 bits are added in pairs */
+INLINE i32x16 add_pairs(i32x16 sum, u16x32 a, i32x16 b) {
+#if defined(__AVX512VNNI__)
+  return (i32x16)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return sum + (i32x16)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  __m256i u[2], v[2], s[2];
+  memcpy(u, &a, 64); memcpy(v, &b, 64); memcpy(s, &sum, 64);
+  for (int k = 0; k < 2; k++) s[k] = _mm256_add_epi32(s[k], _mm256_madd_epi16(u[k], v[k]));
+  memcpy(&sum, s, 64);
+  return sum;
+#else
+  i32x16 c = (i32x16)a;
+  return sum + (c << 16 >> 16) * (b << 16 >> 16) + (c >> 16) * (b >> 16);
+#endif
+}
+
+INLINE i32x16 pair_of(const int16_t *x) {
+  int32_t two;
+  memcpy(&two, x, 4);
+  return (i32x16){} + two;
+}
+
+INLINE u16x32 weights_at(const uint8_t *w) { return *(const u16x32 *)w; }
+
+INLINE f32x16 widened(const uint16_t *x) {
+  return (f32x16)(__builtin_convertvector(*(const u16x16 *)x, u32x16) << 16);
+}
+
+INLINE void store(float *out, f32x16 x, int64_t many) {
+  if (many >= LANES) *(f32x16 *)out = x;
+  else memcpy(out, &x, 4 * many);
+}
+
+/* A block of outputs in 8 bits, where 128 was added to each weight, for some rows. */
+INLINE void int8_tile(const Map *m, int64_t block, Encoded e, int64_t row, float *out, const int rows) {
+  const uint8_t *w = (const uint8_t *)m->weight + block * e.padded * LANES;
+  const int16_t *x = e.digits + row * e.padded;
+  i32x16 a[ROWS], b[ROWS];
+  for (int r = 0; r < rows; r++) a[r] = b[r] = (i32x16){};
+  for (int64_t i = 0; i < e.padded; i += 4) {
+    u16x32 both = weights_at(w + i * LANES), even = both & 255, odd = both >> 8;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      a[r] = add_pairs(a[r], even, pair_of(x + r * e.padded + i));
+      b[r] = add_pairs(b[r], odd, pair_of(x + r * e.padded + i + 2));
+    }
+  }
+  f32x16 scale;
+  int64_t many = m->outputs - block * LANES < LANES ? m->outputs - block * LANES : LANES;
+  memset(&scale, 0, sizeof scale);
+  memcpy(&scale, (const float *)m->scales + block * LANES, 4 * many);
+  for (int r = 0; r < rows; r++) {
+    /* What leaves 32 bits on the way comes back: the difference fits. */
+    u32x16 sum = (u32x16)a[r] + (u32x16)b[r] - 128u * (uint32_t)e.sums[row + r];
+    store(out + r * m->outputs, __builtin_convertvector((i32x16)sum, f32x16) * scale * e.steps[row + r], many);
+  }
+}
+
+INLINE void int4_tile(const Map *m, int64_t block, Encoded e, int64_t row, float *out, const int rows) {
+  int64_t groups = e.padded / GROUP, many = m->outputs - block * LANES;
+  const uint8_t *w = (const uint8_t *)m->weight + block * e.padded * (LANES / 2);
+  const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * LANES;
+  f32x16 sums[ROWS];
+  for (int r = 0; r < rows; r++) sums[r] = (f32x16){};
+  for (int64_t g = 0; g < groups; g++, w += GROUP * LANES / 2, scales += 2 * LANES) {
+    const int16_t *x = e.digits + row * e.padded + g * GROUP;
+    i32x16 a[ROWS], b[ROWS];
+    for (int r = 0; r < rows; r++) a[r] = b[r] = (i32x16){};
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      u16x32 four = weights_at(w + 64 * k), first = four & 15, second = four >> 4 & 15, third = four >> 8 & 15, last = four >> 12;
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; r++) {
+        const int16_t *own = x + r * e.padded + 8 * k;
+        a[r] = add_pairs(add_pairs(a[r], first, pair_of(own)), third, pair_of(own + 4));
+        b[r] = add_pairs(add_pairs(b[r], second, pair_of(own + 2)), last, pair_of(own + 6));
+      }
+    }
+    f32x16 scale = widened(scales), offset = widened(scales + LANES);
+    for (int r = 0; r < rows; r++) {
+      int32_t all = e.group_sums[(row + r) * groups + g];
+      sums[r] += scale * __builtin_convertvector(a[r] + b[r] - MIDDLE * all, f32x16) + offset * (float)all;
+    }
+  }
+  for (int r = 0; r < rows; r++) store(out + r * m->outputs, sums[r] * e.steps[row + r], many);
+}
+
+#define SOME_ROWS(name, tile)                                                                                        \
+  static void name(const Map *m, int64_t block, Encoded e, int64_t row, float *out, int64_t rows) {                  \
+    switch (rows) {                                                                                                  \
+      case 1: tile(m, block, e, row, out, 1); break;                                                                 \
+      case 2: tile(m, block, e, row, out, 2); break;                                                                 \
+      case 3: tile(m, block, e, row, out, 3); break;                                                                 \
+      case 4: tile(m, block, e, row, out, 4); break;                                                                 \
+      case 5: tile(m, block, e, row, out, 5); break;                                                                 \
+      case 6: tile(m, block, e, row, out, 6); break;                                                                 \
+      case 7: tile(m, block, e, row, out, 7); break;                                                                 \
+      default: tile(m, block, e, row, out, ROWS);                                                                    \
+    }                                                                                                                \
+  }
+SOME_ROWS(int8_rows, int8_tile)
+SOME_ROWS(int4_rows, int4_tile)
+
+static void integer_blocks(const Map *m, Encoded e, float *out, int64_t rows, int64_t threads) {
+  int64_t blocks = (m->outputs + LANES - 1) / LANES;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t block = 0; block < blocks; block++)
+    for (int64_t row = 0; row < rows; row += ROWS) {
+      int64_t some = rows - row < ROWS ? rows - row : ROWS;
+      float *start = out + row * m->outputs + block * LANES;
+      if (m->kind == INT8) int8_rows(m, block, e, row, start, some);
+      else int4_rows(m, block, e, row, start, some);
+    }
+}
+
+static float dot(const float *a, const float *b, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+/* One row in the base's own weights, four outputs at a time. */
+static void float_row(const Map *m, const float *x, float *out, int64_t threads) {
+  const float *weight = m->weight;
+  int64_t n = m->inputs, fours = m->outputs / 4;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t four = 0; four < fours; four++) {
+    const float *w = weight + 4 * four * n;
+    float a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t i = 0; i < n; i++) {
+      a += x[i] * w[i];
+      b += x[i] * w[n + i];
+      c += x[i] * w[2 * n + i];
+      d += x[i] * w[3 * n + i];
+    }
+    out[4 * four] = a, out[4 * four + 1] = b, out[4 * four + 2] = c, out[4 * four + 3] = d;
+  }
+  for (int64_t o = 4 * fours; o < m->outputs; o++) out[o] = dot(x, weight + o * n, n);
+}
+
+/* What rounding lost along a few directions, and the bias. */
+static void add_rest(const Map *m, const float *x, float *out, int64_t threads) {
+  float along[MOST_RANK];
+  for (int64_t k = 0; k < m->rank; k++) along[k] = dot(x, m->directions + k * m->inputs, m->inputs);
+  int64_t parts = (m->outputs + PART - 1) / PART;
+#pragma omp parallel for num_threads(threads) schedule(static) if (parts > 1 && threads > 1)
+  for (int64_t part = 0; part < parts; part++) {
+    int64_t from = part * PART, to = from + PART < m->outputs ? from + PART : m->outputs;
+    for (int64_t k = 0; k < m->rank; k++)
+      for (int64_t o = from; o < to; o++) out[o] += along[k] * m->lost[k * m->outputs + o];
+    for (int64_t o = from; o < to && m->bias; o++) out[o] += m->bias[o];
+  }
+}
+
+static void linear(const Map *m, const float *x, float *out, int64_t rows, void *memory, int64_t threads) {
+  if (m->kind == FLOAT) {
+    for (int64_t row = 0; row < rows; row++) float_row(m, x + row * m->inputs, out + row * m->outputs, threads);
+  } else {
+    Encoded e = encoded_in(memory, rows, m->inputs);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) encode(x + row * m->inputs, m->inputs, m->largest, e, row);
+    integer_blocks(m, e, out, rows, threads);
+  }
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+  for (int64_t row = 0; row < rows; row++) add_rest(m, x + row * m->inputs, out + row * m->outputs, rows > 1 ? 1 : threads);
+}
+
+/* Rows [rows, in] -> [rows, out]; 0, or 1 where there is no memory. */
+int anee_linear(const Map *m, const float *x, float *out, int64_t rows, int64_t threads) {
+  void *memory = scratch(encoded_bytes(rows, m->inputs));
+  if (!memory) return 1;
+  linear(m, x, out, rows, memory, threads);
+  return 0;
+}
+
+static void rms_norm(const float *x, const float *weight, float epsilon, float *out, int64_t n) {
+  float scale = 1 / sqrtf(dot(x, x, n) / n + epsilon);
+  for (int64_t i = 0; i < n; i++) out[i] = x[i] * weight[i] * scale;
+}
+
+/* e^x to the last bit or two, for x of at most 0 in a loop that is vectorised */
+INLINE float exponential(float x) {
+  x = x < -87 ? -87 : x > 88 ? 88 : x;
+  float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f, p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f, p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f, p = p * r * r + r + 1;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+/* Keys are turned, and so are queries: channel i goes with i + half. */
+static void rotate(float *head, const float *cosine, const float *sine, int64_t half) {
+  for (int64_t i = 0; i < half; i++) {
+    float a = head[i], b = head[half + i];
+    head[i] = a * cosine[i] + b * sine[i];
+    head[half + i] = b * cosine[half + i] + a * sine[half + i];
+  }
+}
+
+static void attend_head(const Attention *a, const float *query, const float *keys, const float *values, int64_t length,
+                        float *scores, float *out) {
+  int64_t n = a->size;
+  float most = -INFINITY, all = 0;
+  for (int64_t s = 0; s < length; s++) {
+    scores[s] = dot(query, keys + s * n, n) * a->scaling;
+    most = scores[s] > most ? scores[s] : most;
+  }
+#pragma omp simd reduction(+ : all)
+  for (int64_t s = 0; s < length; s++) all += scores[s] = exponential(scores[s] - most);
+  memset(out, 0, 4 * n);
+  for (int64_t s = 0; s < length; s++) {
+    float share = scores[s] / all;
+    for (int64_t i = 0; i < n; i++) out[i] += share * values[s * n + i];
+  }
+}
+
+/* The first half of a layer for one token: row [D] -> out [D]. Keys and values of `length` tokens, the new one's last, are in
+   storage [2 groups, capacity, size], where the new ones are written. */
+int anee_attend(const Attention *a, const float *row, const float *cosine, const float *sine, int64_t rotated, float *storage,
+                int64_t capacity, int64_t length, float *out, int64_t threads) {
+  int64_t width = a->output.outputs, joint = a->qkv.outputs, inner = a->heads * a->size, n = a->size;
+  int64_t most = a->qkv.inputs > inner ? a->qkv.inputs : inner;
+  float *normed = scratch(4 * (width + joint + inner + a->heads * length) + encoded_bytes(1, most));
+  if (!normed) return 1;
+  float *heads = normed + a->qkv.inputs, *mixed = heads + joint, *scores = mixed + inner;
+  void *memory = scores + a->heads * length;
+  rms_norm(row, a->norm, a->epsilon, normed, a->qkv.inputs);
+  linear(&a->qkv, normed, heads, 1, memory, threads);
+  for (int64_t h = 0; h < a->heads + a->groups && rotated; h++) rotate(heads + h * n, cosine, sine, rotated / 2);
+  for (int64_t g = 0; g < 2 * a->groups; g++)
+    memcpy(storage + (g * capacity + length - 1) * n, heads + (a->heads + g) * n, 4 * n);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t h = 0; h < a->heads; h++) {
+    const float *keys = storage + h / (a->heads / a->groups) * capacity * n, *values = keys + a->groups * capacity * n;
+    attend_head(a, heads + h * n, keys, values, length, scores + h * length, mixed + h * n);
+  }
+  linear(&a->output, mixed, out, 1, memory, threads);
+  for (int64_t i = 0; i < width; i++) out[i] += row[i];
+  return 0;
+}
+
+static void activate(int64_t kind, float *gate, const float *up, int64_t n) {
+  if (kind == SILU)
+    for (int64_t i = 0; i < n; i++) gate[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+  else
+    for (int64_t i = 0; i < n; i++) {
+      float inner = 1.5957691216f * (gate[i] + 0.044715f * gate[i] * gate[i] * gate[i]); /* twice that of tanh */
+      gate[i] = gate[i] / (1 + exponential(-inner)) * up[i];
+    }
+}
+
+/* The second half: row [D] -> out [D]. */
+int anee_feed(const FeedForward *f, const float *row, float *out, int64_t threads) {
+  int64_t width = f->gate_up.inputs, joint = f->gate_up.outputs, inner = joint / 2;
+  int64_t most = width > inner ? width : inner;
+  float *normed = scratch(4 * (width + joint) + encoded_bytes(1, most));
+  if (!normed) return 1;
+  float *gate = normed + width;
+  void *memory = gate + joint;
+  rms_norm(row, f->norm, f->epsilon, normed, width);
+  linear(&f->gate_up, normed, gate, 1, memory, threads);
+  activate(f->activation, gate, gate + inner, inner);
+  linear(&f->down, gate, out, 1, memory, threads);
+  for (int64_t i = 0; i < f->down.outputs; i++) out[i] += row[i];
+  return 0;
+}
+"""
