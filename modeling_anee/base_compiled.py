@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base_int4 import GROUP, MIDDLE, Int4Linear, dequantise, quantise
+from .base_int4 import GROUP, dequantise, quantise
 from .base_int8 import LARGEST, Int8Linear, largest_activation, round_rows
 from .compiled import INT4, INT8, Map, library
+from .large_pages import LARGE_PAGES
 
 
 LANES = 16  # outputs of a block
@@ -122,7 +123,7 @@ class CompiledInt8(CompiledLinear):
     def of(cls, weight: Tensor, bias: Tensor | None) -> "CompiledInt8":
         """Made of a weight [out, in]."""
         integers, scale = round_rows(weight)
-        return cls(pack8(integers), scale, bias, (len(weight), weight.shape[1]), largest_activation(integers))
+        return cls(LARGE_PAGES.copy(pack8(integers)), scale, bias, (len(weight), weight.shape[1]), largest_activation(integers))
 
     def rows(self, start: int, stop: int | None) -> CompiledLinear:
         """The map to outputs `start:stop`, in the same integers."""
@@ -158,7 +159,7 @@ class CompiledInt4(CompiledLinear):
         step = max(PART // (LANES * inputs), 1) * LANES
         parts = [_packed4(part) for part in weight.split(step)]
         packed, scales = (torch.cat(some) for some in zip(*parts, strict=True))
-        return cls(packed, scales, bias, (outputs, inputs), LARGEST)
+        return cls(LARGE_PAGES.copy(packed), LARGE_PAGES.copy(scales), bias, (outputs, inputs), LARGEST)
 
     def rows(self, start: int, stop: int | None) -> CompiledLinear:
         """The map to outputs `start:stop`, in the same integers."""
@@ -235,4 +236,3 @@ def _padded(matrix: Tensor, outputs: int, inputs: int) -> Tensor:
     """A matrix [out, in] filled up with zeros to multiples of both."""
     missing = -matrix.shape[1] % inputs, -matrix.shape[0] % outputs
     return F.pad(matrix, (0, missing[0], 0, missing[1])) if any(missing) else matrix
-

@@ -1,8 +1,8 @@
 """Kernels compiled on this machine, by the C compiler that is there: once, kept in the cache folder, loaded without Python.
 
-What torch offers for weights of 8 and 4 bits on a CPU reads them at half of the memory's speed, and decoding a small model spends
-as long around its kernels as in them. A machine without a compiler, or where torch's kernels are the faster ones, runs those.
-`ANEE_KERNELS=default` compiles nothing.
+What torch offers for weights of 8 and 4 bits on a CPU reads them at half of the memory's speed, and decoding a small model
+spends as long around its kernels as in them. A machine without a compiler, or where torch's are faster, runs torch's.
+`ANEE_KERNELS=default` compiles nothing, `ANEE_KERNELS=compiled` uses them without measuring.
 """
 
 import ctypes
@@ -14,7 +14,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
 from .base_kernels import KERNELS_VARIABLE, machine
@@ -26,8 +25,8 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 
 COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math, which at linking would change how the whole process treats tiny numbers.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
-FLAGS += ("-fopenmp", "-fPIC", "-Wno-psabi")
+MATHS = ("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi", *MATHS)
 PATIENCE = 120  # seconds
 FLOAT, INT8, INT4 = 0, 1, 2  # kinds of a map
 SILU, GELU_TANH = 0, 1
@@ -64,11 +63,19 @@ class FeedForward(ctypes.Structure):
     _fields_ = [("gate_up", Map), ("down", Map), ("norm", _pointer), ("activation", _number), ("epsilon", _float)]
 
 
-@cache
 def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none, or are to be none."""
+    return None if os.environ.get(KERNELS_VARIABLE) == "default" else _loaded()
+
+
+def always() -> bool:
+    """Whether compiled kernels are to run without having been measured."""
+    return os.environ.get(KERNELS_VARIABLE) == "compiled"
+
+
+@cache
+def _loaded() -> ctypes.CDLL | None:
     """The compiled kernels; None where there are none, which is said once."""
-    if os.environ.get(KERNELS_VARIABLE) == "default":
-        return None
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         logger.info("there is no C compiler (cc): weights of 8 and 4 bits run in torch's kernels, which are slower")
@@ -117,4 +124,3 @@ def _declare(loaded: ctypes.CDLL) -> None:
     loaded.anee_feed.argtypes = [_pointer, _pointer, _pointer, _number]
     for function in (loaded.anee_linear, loaded.anee_attend, loaded.anee_feed):
         function.restype = ctypes.c_int
-

@@ -18,6 +18,7 @@ SOURCE = r"""
 #define GROUP 32  /* inputs that share a scale in 4 bits */
 #define MIDDLE 8  /* what the offset of a group stands for, of 0 to 15 */
 #define ROWS 8    /* rows at once: their sums stay in registers */
+#define AHEAD 4096 /* bytes that are asked of memory before they are used */
 #define PART 4096 /* outputs that one thread corrects at once */
 #define MOST_RANK 64
 #define INLINE static inline __attribute__((always_inline))
@@ -151,6 +152,7 @@ INLINE void int8_tile(const Map *m, int64_t block, Encoded e, int64_t row, float
   i32x16 a[ROWS], b[ROWS];
   for (int r = 0; r < rows; r++) a[r] = b[r] = (i32x16){};
   for (int64_t i = 0; i < e.padded; i += 4) {
+    if (rows == 1) __builtin_prefetch(w + i * LANES + AHEAD);
     u16x32 both = weights_at(w + i * LANES), even = both & 255, odd = both >> 8;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
@@ -181,7 +183,9 @@ INLINE void int4_tile(const Map *m, int64_t block, Encoded e, int64_t row, float
     for (int r = 0; r < rows; r++) a[r] = b[r] = (i32x16){};
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
-      u16x32 four = weights_at(w + 64 * k), first = four & 15, second = four >> 4 & 15, third = four >> 8 & 15, last = four >> 12;
+      if (rows == 1) __builtin_prefetch(w + 64 * k + AHEAD);
+      u16x32 four = weights_at(w + 64 * k);
+      u16x32 first = four & 15, second = four >> 4 & 15, third = four >> 8 & 15, last = four >> 12;
 #pragma GCC unroll 8
       for (int r = 0; r < rows; r++) {
         const int16_t *own = x + r * e.padded + 8 * k;
