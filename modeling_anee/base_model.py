@@ -95,7 +95,7 @@ class BaseStack:
         self._embedding_multiplier = getattr(base.config, field) if field else None
         types = {block.layer_type for block in self.blocks}
         slides = "sliding_attention" in types or (types == {None} and getattr(base.config, "sliding_window", None) is not None)
-        self._window = base.config.sliding_window if slides else math.inf  # keys that every layer sees
+        self.window = base.config.sliding_window if slides else math.inf  # keys that every layer sees
         parts = [self.embed_tokens, *self._head_modules, *(part for block in self.blocks for part in block.parts)]
         self._watch = Watch(base, [*bypassed, *(module for block in self.blocks for module in block.bypassed)], parts)
 
@@ -275,7 +275,7 @@ class BaseStack:
     def masks(self, hidden: Tensor, attention_mask: Mask, cache: Cache | None, position_ids: Tensor) -> list[Tensor | None]:
         """Attention mask of each layer, [B or 1, 1, T, S], as the base would make it; None where no masking is needed."""
         if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache):
-            if cache.get_seq_length() < self._window:
+            if cache.get_seq_length() < self.window:
                 return [None] * len(self.blocks)
         if isinstance(attention_mask, dict):
             return self._ready_masks(attention_mask)

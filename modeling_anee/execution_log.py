@@ -1,6 +1,7 @@
 """The trace of the tokens in a cache, kept beside the cache so that it follows whatever is done to it."""
 
 import copy
+from dataclasses import replace
 from functools import cache as memoize
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ class ExecutionLog:
         self._starts: list[int] = []  # place in the cache of each step's first token
         self._orders: list[Tensor | None] = []  # rows taken after each step
         self._sums: dict[int, Tensor] = {}  # what `cost_since` has answered, kept up to date
+        self._discarded: Tensor | None = None  # cost of each row's tokens that are not in the cache any more, float64 [B]
+
+    def spend(self, cost: Tensor | float) -> None:
+        """Note what each row, float64 [B], has spent on tokens that are not in the cache."""
+        if self.steps:
+            before = self._discarded
+            if before is None or len(before) != self._rows:  # emptied, and begun again with other rows
+                before = torch.zeros(self._rows, dtype=torch.float64, device="cpu")
+            self._discarded = before + cost
 
     def append(self, trace: ExecutionTrace, start: int) -> None:
         """Add the trace of one forward whose first token is at `start` in the cache."""
@@ -66,16 +76,19 @@ class ExecutionLog:
     def whole(self) -> ExecutionTrace:
         """The same where there is a step."""
         steps = self._settled()
-        return ExecutionTrace.concatenate(steps) if len(steps) > 1 else steps[0]
+        whole = ExecutionTrace.concatenate(steps) if len(steps) > 1 else steps[0]
+        known = self._discarded is not None and len(self._discarded) == len(whole.cost)
+        return replace(whole, discarded=self._discarded) if known else whole
 
     def reset(self) -> None:
         """Forget every step."""
-        self.steps, self._starts, self._orders, self._sums = [], [], [], {}
+        self.steps, self._starts, self._orders, self._sums, self._discarded = [], [], [], {}, None
 
     def trim(self, length: int) -> None:
-        """Forget the tokens from the one at `length` in the cache on."""
+        """Forget the tokens from the one at `length` in the cache on, but not what they cost."""
         if not self.steps or self._starts[-1] + self.steps[-1].cost.shape[1] <= length:
             return
+        self.spend(self.cost_since(length))
         left = [
             (step if begin + step.cost.shape[1] <= length else step.tokens(None, length - begin), begin)
             for step, begin in zip(self._settled(), self._starts, strict=True)
@@ -90,6 +103,7 @@ class ExecutionLog:
             last = self._orders[-1]
             self._orders[-1] = beam_idx if last is None else last[beam_idx]
             self._sums = {start: cost[beam_idx] for start, cost in self._sums.items()}
+            self._discarded = None if self._discarded is None else self._discarded[beam_idx]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
@@ -98,6 +112,7 @@ class ExecutionLog:
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows at `indices` (positions or a mask)."""
+        self._discarded = None if self._discarded is None else self._discarded[indices.cpu()]
         self._replace([step.rows(indices.cpu()) for step in self._settled()], self._starts)
 
     @property

@@ -5,6 +5,7 @@ one device sync per decision, none per layer.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Executor:
         self.costs = costs
         self.table = table
         self._has_variants = table.variants != {FULL}
+        self.drafts: dict[str, Any] = {}  # plans that have been prepared to draft, by what they are in short
         dearest = controller.dearest
         self.layers = LayerRunner(stack, bridges, costs, table, None if dearest is None else dearest[0])
         self._gated: GatedRunner | None = None
@@ -84,7 +86,11 @@ class Executor:
             hidden = self.translate(hidden, ledger.actions)
             if step.real_tokens < step.valid.numel():  # what padding went through depends on the others in the batch
                 hidden = torch.where(column(step.valid, hidden), hidden, entered)
-        return hidden, ExecutionTrace(
+        return hidden, self.trace_of(step, ledger)
+
+    def trace_of(self, step: Step, ledger: Ledger) -> ExecutionTrace:
+        """What was done with the tokens of a step."""
+        return ExecutionTrace(
             actions=ledger.actions,
             cost=(ledger.spent * step.valid).float(),
             valid=step.valid,

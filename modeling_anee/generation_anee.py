@@ -1,22 +1,28 @@
 """`generate` with an energy budget: how the budget reaches each forward, and how the trace comes back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput, logging
 
 from .budget import TOLERANCE, budget_tensor
 from .cache import AneeCache
 from .capacity import CAPACITY, budgets_of, first_given
+from .checks import one_of
 from .compatibility import CACHE, BothCacheNames, cache_argument, cache_of, rename_cache
+from .draft_policy import DraftPolicy
 from .dropping import check_ceiling, default_budget
 from .execution_log import execution_log
+from .feed import Feed
 from .generation_state import GenerationState, NotingCriteria, generation_of, running
+from .lossless import LosslessDecoding, Request
+from .lossless_account import LosslessAccount
+from .lossless_choice import policy_of, why_plain
 from .speed_search import FoundSpeedup
 from .target_speedup import Prompts, set_target_speedup
 from .trace import ExecutionTrace
@@ -25,6 +31,7 @@ from .trace import ExecutionTrace
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 BUDGETS = ("energy_budget", "prompt_energy_budget", "budget_feedback")
+LOSSLESS = "lossless"
 
 
 @dataclass
@@ -45,12 +52,17 @@ class AneeGenerationMixin(GenerationMixin):
     """Carries budgets through `generate` and collects execution traces."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
-        """As `GenerationMixin.generate`, with four keyword arguments more.
+        """As `GenerationMixin.generate`, with five keyword arguments more.
 
         `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row. With a `gated`
         controller `capacity` can be given instead: the share of the feed-forwards to run, in [0.1, 1].
         `prompt_energy_budget` is the same for the tokens of the prompt; default: as `energy_budget`. `budget_feedback`, in
         [0, 1], is by how much of the sum that the new tokens have under- or overspent so far the next token's budget is moved.
+
+        `lossless=True` gives the tokens of budget 1.0, or draws from exactly its distribution, faster: a cheap plan drafts
+        them, one call of the full model verifies several (`lossless.py`). Whatever budgets are set as defaults don't hold then.
+        Where that can't be, or is expected to be slower, tokens are decoded one by one at budget 1.0, a warning says why, and
+        so does `execution.lossless`.
 
         Each of them is taken from the first place that has it: the argument, the entry of that name in the
         `generation_config` argument, in `model.generation_config` (which is saved and loaded with the model), in
@@ -65,11 +77,14 @@ class AneeGenerationMixin(GenerationMixin):
         Raises:
             ValueError: a budget or feedback out of [0, 1], or not one per row; a capacity of another kind of controller, or
                 beside a budget; a budget that needs weights which were dropped; feedback without a cache, which keeps the
-                costs, or in strict mode; a keyword that nobody knows; `compile_config` and `assistant_early_exit`.
+                costs, or in strict mode; `lossless` beside a budget, or an assistant; a keyword that nobody knows;
+                `compile_config` and `assistant_early_exit`.
         """
         state = GenerationState(self)
         with running(state):
             output = super().generate(*args, **rename_cache(kwargs))
+        if state.lossless is not None and not (state.lossless.plain or state.lossless.tokens):
+            self._decode_plainly(state, "this way of decoding has no drafts (beams, an assistant or prompt lookup)")
         return self._with_execution(output, state) if isinstance(output, ModelOutput) else output
 
     def _with_execution(self, output: ModelOutput, state: GenerationState) -> ModelOutput:
@@ -77,12 +92,14 @@ class AneeGenerationMixin(GenerationMixin):
         fields = {name: output[name] for name in output}
         if isinstance(output, GenerateBeamDecoderOnlyOutput):
             steps = state.steps if cache is None else execution_log(cache).steps
-            return AneeGenerateBeamOutput(**fields, execution=beam_trace(steps, output.beam_indices))
+            trace = beam_trace(steps, output.beam_indices)
+            return AneeGenerateBeamOutput(**fields, execution=replace(trace, lossless=state.lossless))
         if cache is None:  # every step ran the whole sequence again: the last one has all tokens
             trace, places = state.steps[-1], torch.arange(state.steps[-1].cost.shape[1], device="cpu")
         else:
             trace, places = execution_log(cache).whole, execution_log(cache).places
-        return AneeGenerateOutput(**fields, execution=state.without_ended(trace, places))
+        trace = replace(state.without_ended(trace, places), lossless=state.lossless)
+        return AneeGenerateOutput(**fields, execution=trace)
 
     def set_target_speedup(
         self,
@@ -123,7 +140,7 @@ class AneeGenerationMixin(GenerationMixin):
         )
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name, None) for name in (*BUDGETS, CAPACITY)}
+        given = {name: kwargs.pop(name, None) for name in (*BUDGETS, CAPACITY, LOSSLESS)}
         own: Any = generation_config
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if generation_config.compile_config is not None:
@@ -138,7 +155,74 @@ class AneeGenerationMixin(GenerationMixin):
                 state.given[name] = self._default(name) if value is None else value
             configs = (partial(getattr_or_none, config) for config in (own, generation_config))
             state.capacity = first_given([given.get, *configs])
+            lossless = getattr(generation_config, LOSSLESS, None) if given[LOSSLESS] is None else given[LOSSLESS]
+            one_of(LOSSLESS, False if lossless is None else lossless, (True, False))
+            if lossless and not generation_config.is_assistant:
+                self._run_in_full(state, given)
         return generation_config, model_kwargs
+
+    @staticmethod
+    def _run_in_full(state: GenerationState, given: dict[str, Any]) -> None:
+        """Draft, and let no budget hold but 1.0.
+
+        Raises:
+            ValueError: the call itself has another.
+        """
+        for name in (*BUDGETS, CAPACITY):
+            if given[name] is not None and not (name == BUDGETS[0] and given[name] == 1.0):
+                raise ValueError(f"lossless=True gives the tokens of budget 1.0: leave {name}={given[name]!r} out")
+        state.given, state.capacity, state.lossless = {BUDGETS[0]: 1.0, BUDGETS[2]: 0.0}, None, LosslessAccount()
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Greedy decoding and sampling: with drafts where they were asked for and are expected to pay."""
+        state = generation_of(self)
+        if state is not None and state.lossless is not None:
+            cache, account = model_kwargs.get(CACHE), state.lossless
+            if reason := why_plain(self, cache, generation_config, synced_gpus):
+                self._decode_plainly(state, reason)
+            elif (policy := self._policy(state, len(input_ids), generation_config.do_sample)) is not None:
+                request = Request(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+                outputs = self._prefill(input_ids, generation_config, model_kwargs)
+                model_kwargs = self._update_model_kwargs_for_generation(outputs, model_kwargs)
+                feed = Feed(self.stack, cache, model_kwargs["position_ids"][:, -1:], model_kwargs.get("attention_mask"))
+                output = LosslessDecoding(self, feed, policy, request, account).run(outputs.logits[:, -1:])
+                if streamer is not None:
+                    streamer.end()
+                return output if generation_config.return_dict_in_generate else output.sequences
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
+
+    def _policy(self, state: GenerationState, rows: int, draws: bool) -> DraftPolicy | None:
+        """How to draft; None where that is not possible, or not expected to pay, which is said."""
+        self.prepare()
+        try:
+            policy = policy_of(self, rows, draws)
+        except ValueError as error:
+            self._decode_plainly(state, f"the base can't be run in a plan that drafts: {error}")
+            return None
+        if policy.pays:
+            return policy
+        at_once = f" for {rows} rows at once" if rows > 1 else ""
+        said = f"drafts in {policy.current.plan.text} are expected to be {policy.speed:.2f} times as fast{at_once}"
+        self._decode_plainly(state, said)
+        return None
+
+    @staticmethod
+    def _decode_plainly(state: GenerationState, reason: str) -> None:
+        """Say why nothing is drafted."""
+        assert state.lossless is not None
+        state.lossless.plain = reason
+        logger.warning_once(f"lossless=True decodes token by token at budget 1.0 here: {reason}")
 
     def _default(self, name: str) -> Any:
         """What holds where neither the call nor a generation config says anything."""

@@ -16,6 +16,7 @@ from transformers import Cache, StoppingCriteriaList
 
 from .budget import moved_budget
 from .execution_log import execution_log
+from .lossless_account import LosslessAccount
 from .trace import ExecutionTrace
 
 
@@ -37,6 +38,7 @@ class GenerationState:
         embedded: how many of them were given as embeddings alone, without token ids.
         steps: traces of the forwards, where there is no cache that keeps them.
         lengths: of each row's token ids when the row had ended, int64 [B]; `NEVER` before.
+        lossless: what becomes of drafts, where they were asked for.
     """
 
     model: Any
@@ -49,6 +51,7 @@ class GenerationState:
     embedded: int = 0
     steps: list[ExecutionTrace] = field(default_factory=list)
     lengths: Tensor | None = None
+    lossless: LosslessAccount | None = None
 
     def expand(self, times: int) -> None:
         """Repeat every row: beams, or several sequences for one prompt."""

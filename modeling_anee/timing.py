@@ -73,9 +73,14 @@ class TokenClock(BaseStreamer):
         """Nothing to flush."""
 
     @property
+    def decoded(self) -> int:
+        """New tokens after the first, or after those that came together with it."""
+        return sum(self._tokens[2:])
+
+    @property
     def seconds_per_token(self) -> float:
         """Between the first new token and the last."""
-        return (self._times[-1] - self._times[1]) / sum(self._tokens[2:])
+        return (self._times[-1] - self._times[1]) / self.decoded
 
 
 def _synchronize() -> None:

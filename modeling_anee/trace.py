@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .actions import DEFAULT_TABLE, FULL, NONE, ActionTable
+from .lossless_account import LosslessAccount
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class ExecutionTrace:
         fed: as how much of a feed-forward each action counts, float64 [actions], for `capacity`; None where that is not
             dialled.
         head: uint8 [B, T], variant that each token's head ran in, places in `table.heads`; None: full for all.
+        discarded: float64 [B], cost of what ran for tokens that are not among these: drafts, and what a crop of the cache took
+            out; not in `cost`. None: nothing.
+        lossless: what became of drafts, where `generate` was asked for them.
     """
 
     actions: Tensor
@@ -40,6 +44,8 @@ class ExecutionTrace:
     table: ActionTable = DEFAULT_TABLE
     head: Tensor | None = None
     fed: Tensor | None = None
+    discarded: Tensor | None = None
+    lossless: LosslessAccount | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -84,9 +90,15 @@ class ExecutionTrace:
         """By the variant of the head, full first, the share of the tokens whose head ran in it."""
         return _shares(None if self.head is None else self.head[self.valid], self.table)
 
+    @property
+    def spent(self) -> float:
+        """Cost of all that ran, what was discarded included."""
+        return float(self.cost.sum(dtype=torch.float64)) + (0.0 if self.discarded is None else float(self.discarded.sum()))
+
     def rows(self, index: Tensor) -> "ExecutionTrace":
         """The rows at `index`, in its order."""
-        return self._map(lambda x: x[index])
+        discarded = None if self.discarded is None else self.discarded[index]
+        return replace(self._map(lambda x: x[index]), discarded=discarded)
 
     def tokens(self, start: int | None, stop: int | None) -> "ExecutionTrace":
         """The tokens `start:stop` of every row."""
@@ -123,10 +135,13 @@ class ExecutionTrace:
         anyway = f"; {share:.0%} of the skipped layers were run anyway, since gathering would not have paid" if share else ""
         heads = heads_text(self.head_share)
         capacity = "" if self.fed is None else f", capacity {self.capacity:.2f}"
+        thrown = 0.0 if self.discarded is None else float(self.discarded.sum()) / max(int(self.valid.sum()), 1)
+        discarded = f"; {thrown:.3f} more a token was discarded" if thrown else ""
+        drafts = f"{discarded}\n{self.lossless.summary()}" if self.lossless else discarded
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
             f"(unit {self.unit}, floor {self.floor:.3f}), "
-            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{anyway}"
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{anyway}{drafts}"
         )
 
     def render(self, row: int = 0, width: int = 100) -> str:

@@ -81,6 +81,10 @@ BAD = {
         (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
         "must be a dict of lists",
     ),
+    "drafts": (
+        (3, [], {"plans": ["4*PROCESS"]}, {"plans": [], "drafted": [], "kept": []}),
+        "must be a dict of lists of equal length",
+    ),
     "format_version": ((0, -1, "1", 1.5, None, True), "integer from 1"),
 }
 CASES = [(field, value, allowed) for field, (values, allowed) in BAD.items() for value in values]
@@ -153,6 +157,7 @@ def good_fields(draw) -> dict:
         "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
         "router_plans": st.none(),  # depends on plans, see test_other_dtype.py
         "corrections": st.none() | st.just({"qkv": [LAYERS, 2, 3], "head": [1, 2]}),
+        "drafts": st.none() | st.just({"plans": [f"{LAYERS}*SKIP"], "drafted": [[2.0] * 8], "kept": [[1] * 8]}),
         "format_version": st.just(FORMAT_VERSION),
     }
     fields = {name: draw(strategy) for name, strategy in choices.items()}

@@ -30,6 +30,7 @@ PAGES = (
     "README.md",
     "docs/using.md",
     "docs/training.md",
+    "docs/lossless.md",
     "docs/measuring.md",
     "docs/publishing.md",
     "docs/measurements.md",
@@ -222,6 +223,7 @@ NOT_RUN = {"bench"}
 SMALL = {
     "analyze": ["--length", "16", "--limit", "2"],
     "compare": ["--length", "16", "--limit", "2", "--new-tokens", "2", "--repeats", "1"],
+    "drafts": ["--length", "8", "--prompts", "2", "--new-tokens", "4"],
     "demo": ["--max-new-tokens", "2"],
     "generate": ["--max-new-tokens", "3"],
     "perplexity": ["--length", "16", "--limit", "2"],

@@ -37,6 +37,9 @@ def generate(
         float | None,
         typer.Option(help="Instead of a budget: how many times faster than at budget 1.0, measured here from the prompt on."),
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="The tokens of budget 1.0, faster: a cheap plan drafts, the full model verifies.")
+    ] = False,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     drop_full: Annotated[
@@ -69,6 +72,8 @@ def generate(
         if energy_budget is not None or capacity is not None:
             given = "--energy-budget" if capacity is None else "--capacity"
             raise ValueError(f"--target-speedup finds the budget and {given} gives it: give one of them")
+    if lossless and (given := _given({**budgets, "capacity": capacity, "target_speedup": target_speedup})):
+        raise ValueError(f"--lossless gives the tokens of budget 1.0: leave --{given.replace('_', '-')} out")
     if capacity is not None:
         check_capacity(capacity)
     check_one(capacity, energy_budget)
@@ -87,7 +92,8 @@ def generate(
     if target_speedup is not None:
         find_budget(loaded, target_speedup, inputs)
     set_seed(seed)
-    done = run(loaded, tokenizer, inputs, max_new_tokens, do_sample=sample, capacity=capacity, **budgets)
+    options = {"do_sample": sample, "capacity": capacity, "lossless": lossless or None}
+    done = run(loaded, tokenizer, inputs, max_new_tokens, **options, **budgets)
     try:  # files first: the standard output may be closed
         facts = describe(loaded, budgets | {"capacity": capacity}) | {"speed": f"{done.speed:.1f} tokens/s"}
         draw(done, heatmap, depth, page, facts)
@@ -97,6 +103,11 @@ def generate(
         print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
         print(as_text(loaded.held_bytes), file=sys.stderr)
         print(done.trace.render(), file=sys.stderr)
+
+
+def _given(options: dict[str, float | None]) -> str:
+    """The first option that was given; nothing where none was."""
+    return next((name for name, value in options.items() if value is not None), "")
 
 
 def find_budget(model: AneeForCausalLM, target: float, inputs: dict[str, torch.Tensor]) -> None:

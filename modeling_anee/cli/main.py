@@ -9,6 +9,7 @@ import typer
 
 from ..version import __version__
 from .console import say
+from .drafting import drafts
 from .fitting import fit
 from .generating import demo, generate
 from .guard import guarded, one_line_errors
@@ -41,7 +42,7 @@ def anee(
     """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
 
 
-for verb in (analyze, bench, card, compare, curve, demo, depth, export, fit, generate, perplexity, samples):
+for verb in (analyze, bench, card, compare, curve, demo, depth, drafts, export, fit, generate, perplexity, samples):
     app.command()(guarded(verb))
 
 

@@ -37,6 +37,13 @@ def bench(
     capacities: Annotated[
         str | None, typer.Option(help="Of a gated controller, to measure instead of budgets, such as 0.9,0.7,0.55,0.4.")
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Time lossless decoding of questions beside other ways to the same tokens.")
+    ] = False,
+    questions: Annotated[
+        Path | None, typer.Option(help="Of --lossless: a file of Spec-Bench or MT-bench. Default: eight questions of our own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of --lossless: so many questions, over the categories.")] = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
@@ -47,12 +54,23 @@ def bench(
     """Compare wall-clock with plain transformers: one process, runs interleaved, medians."""
     from ..evaluation.benchmark import benchmark
     from ..evaluation.benchmark_rows import as_text
+    from ..evaluation.lossless_benchmark import benchmark_lossless
+    from ..evaluation.questions import OWN, over_categories, read_questions
     from ..evaluation.report import write_report
+    from .lossless import benchmark_as_text
 
     check_file("--output", output)
+    if not lossless and (questions is not None or limit is not None):
+        raise ValueError(f"{'--questions' if questions is not None else '--limit'} is for --lossless")
+    asked = over_categories(OWN if questions is None else read_questions(questions), limit)
     listed = [] if capacities is None else parse_capacities(capacities)
     named = named_model(name, model)
     loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
+    if lossless:
+        with progress("answering questions", len(asked)) as advance:
+            report = benchmark_lossless(loaded, tokenizer, asked, new_tokens, advance)
+        deliver(benchmark_as_text(report), Output("figures", output, partial(write_report, report)))
+        return
     with waiting("measuring"):
         report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill, listed)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
