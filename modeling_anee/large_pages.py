@@ -5,6 +5,7 @@ Linux gives them where it is asked to (`madvise`); elsewhere this is ordinary me
 """
 
 import mmap
+from contextlib import suppress
 from threading import Lock
 
 import torch
@@ -35,12 +36,11 @@ class LargePages:
 
 def new_chunk(size: int) -> mmap.mmap:
     """Memory of so many bytes, which is not there before it is written."""
-    chunk = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            chunk.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without large pages
-            pass
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    chunk = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # what is shared has small pages
+    with suppress(OSError):  # a kernel without large pages
+        chunk.madvise(mmap.MADV_HUGEPAGE)
     return chunk
 
 
