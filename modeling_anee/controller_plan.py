@@ -19,16 +19,16 @@ class PlanController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Sort the plans by what they cost on this base."""
-        self._table = plan_table(self._config, costs, self.strict)
-        self.floor = self._table.floor
+        self.table = plan_table(self._config, costs, self.strict)
+        self.floor = self.table.floor
         if costs.gone:
-            self.end_at(self._table)
+            self.end_at(self.table)
 
     def decide(self, segment: int, seen: Observation) -> Decision:
         """The plans nearest to each token's budget."""
-        chosen = self._table.places(seen.budget, seen.index)
-        return Decision(self._table.actions[chosen], head=self._table.heads[chosen])
+        chosen = self.table.places(seen.budget, seen.index)
+        return Decision(self.table.actions[chosen], head=self.table.heads[chosen])
 
     def plan_budgets(self) -> list[float]:
         """The costs of all plans."""
-        return self._table.costs.tolist()
+        return self.table.costs.tolist()

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from .actions import FULL, ActionTable
+from .alone import alone_runner
 from .base_model import BaseStack
 from .bridges import Bridges
 from .controller import Controller, Observation
-from .controller_gated import GatedController
-from .controller_routed import RoutedController
 from .costs import CostTable
-from .gated_runner import GatedRunner
 from .layer_runner import LayerRunner, bridged, column, runs_alone
 from .ledger import Ledger
-from .routed_runner import RoutedRunner
 from .step import Step
 from .trace import ExecutionTrace
 
@@ -44,10 +41,7 @@ class Executor:
         self.drafts: dict[str, Any] = {}  # plans that have been prepared to draft, by what they are in short
         dearest = controller.dearest
         self.layers = LayerRunner(stack, bridges, costs, table, None if dearest is None else dearest[0])
-        self._gated: GatedRunner | None = None
-        if isinstance(controller, GatedController):
-            self._gated = GatedRunner(controller, self.layers.blocks, bridges)
-        self._routed = RoutedRunner(controller, self.layers) if isinstance(controller, RoutedController) else None
+        self.alone = alone_runner(controller, self.layers, bridges)
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from copies of what this one was made of."""
@@ -76,10 +70,8 @@ class Executor:
         entered = hidden
         if given is not None:
             hidden = self.layers.run(hidden, step, ledger, range(layers), keep)
-        elif self._gated is not None and keep is None and runs_alone(hidden, step) and self._gated.takes(step):
-            hidden = self._gated.run(hidden, step, ledger, self.layers.alike)
-        elif self._routed is not None and keep is None and runs_alone(hidden, step) and self._routed.takes(step):
-            hidden = self._routed.run(hidden, step, ledger)
+        elif self.alone is not None and keep is None and runs_alone(hidden, step) and self.alone.takes(step):
+            hidden = self.alone.run(hidden, step, ledger)
         else:
             hidden = self._decide_and_run(hidden, step, ledger, keep)
         if ledger.decided:

@@ -6,7 +6,7 @@ without: `GatedController.decide` says what they are.
 Shapes: D hidden size; a hidden state is a row [D].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,13 @@ from .budget import TOLERANCE
 from .controller_gated import GatedController
 from .gate_account import choose
 from .gates import GateBank
+from .layer_runner import LayerRunner
 from .ledger import Ledger
 from .plan_runner import Half, attention_run, feed_forward_run
 from .step import Step
 
 
 KEPT = 64  # budgets whose thresholds are kept as numbers
-AnyLayer = Callable[[int, Tensor, Step, int], Tensor]  # a layer of any kind: its number, [1, 1, D], the step, an action
 
 
 @dataclass
@@ -59,12 +59,12 @@ class GatedRunner:
 
     Args:
         controller: whose decisions these are.
-        blocks: the layers in every variant.
+        layers: what runs those that have no straight list of kernels, or that a token has left.
         bridges: what stands in for feed-forwards.
     """
 
-    def __init__(self, controller: GatedController, blocks: Mapping[str, Sequence[Block]], bridges: Bridges) -> None:
-        self._controller = controller
+    def __init__(self, controller: GatedController, layers: LayerRunner, bridges: Bridges) -> None:
+        self._controller, self._any_layer, blocks = controller, layers.alike, layers.blocks
         self._choices, self._costs = controller.choices.tolist(), controller.costs.tolist()
         self._attention = [
             [attention_run(blocks[attention][layer]) for attention in controller.attentions]
@@ -91,14 +91,13 @@ class GatedRunner:
             and int(step.places.index) >= controller.keep_first
         )
 
-    def run(self, hidden: Tensor, step: Step, ledger: Ledger, any_layer: AnyLayer) -> Tensor:
+    def run(self, hidden: Tensor, step: Step, ledger: Ledger) -> Tensor:
         """Hidden states [1, 1, D] that enter the first layer -> those that leave the last; written down in the ledger.
 
         Args:
             hidden: [1, 1, D], float32, on the CPU.
             step: the token; its cache is an `AneeCache`.
             ledger: takes what is decided and spent.
-            any_layer: how a layer runs that has no straight list of kernels, or that the token has left.
         """
         controller = self._controller
         budget = step.budget.item()
@@ -110,9 +109,9 @@ class GatedRunner:
             for layer in range(controller.num_layers):
                 choice = self._choose(layer, way)
                 if choice is None:
-                    self._leave(layer, way, step, any_layer)
+                    self._leave(layer, way, step)
                     break
-                self._run_layer(layer, choice, way, step, any_layer)
+                self._run_layer(layer, choice, way, step)
         ledger.actions.view(-1).copy_(torch.tensor(way.actions, dtype=torch.uint8, device="cpu"))
         ledger.spent.fill_(way.spent)
         if controller.counts_runs:
@@ -161,20 +160,20 @@ class GatedRunner:
         fitting = (one for one in range(choice, len(costs)) if costs[one] <= left)
         return next(fitting, costs.index(min(costs)))
 
-    def _run_layer(self, layer: int, choice: int, way: Way, step: Any, any_layer: AnyLayer) -> None:
+    def _run_layer(self, layer: int, choice: int, way: Way, step: Any) -> None:
         attention, half, action = self._attention[layer][choice], self._halves[layer][choice], self._choices[choice]
         way.spent += self._costs[layer][choice]
         way.actions.append(action)
         if attention is None or half is None:
-            way.row = any_layer(layer, way.row.view(1, 1, -1), step, action).view(-1)
+            way.row = self._any_layer(layer, way.row.view(1, 1, -1), step, action).view(-1)
         else:
             way.row = half(attention(way.row, step.rotations[layer], step.cache.layers[layer]))
 
-    def _leave(self, layer: int, way: Way, step: Step, any_layer: AnyLayer) -> None:
+    def _leave(self, layer: int, way: Way, step: Step) -> None:
         """Keys and values of the layers from one on are due; nothing else is."""
         controller, hidden = self._controller, way.row.view(1, 1, -1)
         for rest in range(layer, controller.num_layers):
-            any_layer(rest, hidden, step, controller.leave)
+            self._any_layer(rest, hidden, step, controller.leave)
         way.actions += [controller.leave] * (controller.num_layers - layer)
         way.spent += controller.leaving[layer]
 

@@ -37,6 +37,7 @@ class GenerationState:
         prompt_length: tokens of the prompt, padding included.
         embedded: how many of them were given as embeddings alone, without token ids.
         steps: traces of the forwards, where there is no cache that keeps them.
+        prepared: whether the base was looked at, see `AneePreTrainedModel.prepare`.
         lengths: of each row's token ids when the row had ended, int64 [B]; `NEVER` before.
         lossless: what becomes of drafts, where they were asked for.
     """
@@ -50,6 +51,7 @@ class GenerationState:
     prompt_length: int = 0
     embedded: int = 0
     steps: list[ExecutionTrace] = field(default_factory=list)
+    prepared: bool = False
     lengths: Tensor | None = None
     lossless: LosslessAccount | None = None
 

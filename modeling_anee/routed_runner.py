@@ -43,7 +43,7 @@ class Ways:
     def of(cls, controller: RoutedController, layers: LayerRunner) -> "Ways":
         """Those of a controller that is bound."""
         start = controller.start
-        plans = torch.stack([_left_once(plan, layers.table.leaving) for plan in controller.plans])
+        plans = torch.stack([left_once(plan, layers.table.leaving) for plan in controller.plans])
         return cls(
             before=plans[0, :start].tolist(),
             after=plans[:, start:].tolist(),
@@ -112,7 +112,7 @@ class RoutedRunner:
         return self._settings[budget]
 
 
-def _left_once(plan: Tensor, leaving: Tensor) -> Tensor:
+def left_once(plan: Tensor, leaving: Tensor) -> Tensor:
     """A plan uint8 [L] in which a token that has left keeps the action that it left by."""
     left = leaving[plan.long()]
     return torch.where(left, plan[left.int().argmax()], plan)

@@ -119,7 +119,7 @@ def test_what_is_left_out_is_not_run(monkeypatch):
     """Feed-forwards are run exactly where the trace says so."""
     model, ids, ran = model_of(), token_ids(1, 8), []
     calibrate_between(model)
-    runner = model.executor._gated
+    runner = model.executor.alone
     halves = [
         [_noting(half, layer, number, ran) for number, half in enumerate(own)] for layer, own in enumerate(runner._halves)
     ]
