@@ -32,6 +32,7 @@ PAGES = (
     "docs/training.md",
     "docs/lossless.md",
     "docs/measuring.md",
+    "docs/pool.md",
     "docs/publishing.md",
     "docs/measurements.md",
     "docs/limits.md",
@@ -100,12 +101,18 @@ def check_make(words):
 
 def check_anee(words):
     """A verb, and options that it has, with values that they take; "..." stands for more."""
-    verb, given = words[0] if words else "", [word for word in words[1:] if word not in ("...", "…")]
+    verb, *rest = words or [""]
     if verb.startswith("-"):
         return
     if verb not in VERBS.commands:
         raise ValueError(f"anee has no verb {verb!r}")
     command = VERBS.commands[verb]
+    if hasattr(command, "commands") and rest:  # verbs of its own
+        verb, *rest = rest
+        if verb not in command.commands:
+            raise ValueError(f"there is no verb {verb!r} of anee {words[0]}")
+        command = command.commands[verb]
+    given = [word for word in rest if word not in ("...", "…")]
     try:
         command.make_context(verb, list(given), resilient_parsing="..." in words or not given)
     except Exception as error:  # of click, or of what typer brings instead
@@ -197,6 +204,8 @@ def test_every_command_exists_with_its_options(page, command):
     [
         (check_make, ["nothing"], "nothing"),
         (check_anee, ["frobnicate"], "frobnicate"),
+        (check_anee, ["pool", "frobnicate"], "frobnicate"),
+        (check_anee, ["pool", "rules", "POOL", "--frobnicate", "..."], "--frobnicate"),
         (check_anee, ["generate", "--no-such-option", "..."], "--no-such-option"),
         (check_anee, ["generate", "--prompt", "x", "--no-such-option", "1"], "--no-such-option"),
         (check_anee, ["generate", "--energy-budget", "much", "--prompt", "x"], "much|number"),
@@ -267,6 +276,10 @@ def stand_in(word, option, place):
         ("NAME=ARTIFACT", None): f"NAME={place / 'shipped'}",
         ("FILE", None): place / "data" / "text.txt",
         ("wiki.test.raw", None): place / "data" / "text.txt",
+        ("POOL", None): place / "pool",
+        ("PAIRS.jsonl", None): place / "data" / "pairs.jsonl",
+        ("small=ARTIFACT@0.18!", None): f"small={place / 'run' / 'artifact'}@0.18!",
+        ("large=BASE", None): f"large={place / 'base'}",
         ("...", None): "w5 w6",
     }
     if word.startswith("configuration/") and word.endswith(".yaml"):

@@ -14,6 +14,7 @@ STDOUT = "standard output"
 # What to install for each extra, and what it brings that verbs import.
 EXTRAS = {
     "plots": ("modeling-anee[plots]", ("matplotlib",)),
+    "pool": ("modeling-anee[pool]", ("matplotlib", "pydantic", "simpful", "sklearn")),
     "train": ("modeling-anee[train]", ("accelerate", "filelock", "pydantic", "yaml")),
 }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..data.out_of_memory import is_out_of_memory
 from .console import STDOUT, flush
 
 
@@ -72,7 +73,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename2 or error.filename}: {error.strerror}"
     text = _folded(str(error))
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory ({text or type(error).__name__}): a smaller batch, shorter texts or another --dtype need less"
     if isinstance(error, SPEAKING) and text:
         return text
@@ -83,11 +84,6 @@ def _folded(text: str) -> str:
     """Lines as one."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return "".join(line + (" " if line[-1] in ".:;,?!" else "; ") for line in lines[:-1]) + "".join(lines[-1:])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch says so in words only: that it can't, or cannot.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from .guard import guarded, one_line_errors
 from .making import card, export
 from .measuring import analyze, bench, compare, perplexity, samples
 from .picturing import curve, depth
+from .pool import pool
 
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def anee(
 
 for verb in (analyze, bench, card, compare, curve, demo, depth, drafts, export, fit, generate, perplexity, samples):
     app.command()(guarded(verb))
+app.add_typer(pool, name="pool")
 
 
 if __name__ == "__main__":
