@@ -138,6 +138,26 @@ def test_what_middle_variants_lose_is_noted_as_a_share(fitted, tmp_path):
     assert relative.shape == (1, LAYERS) and len(relative.unique()) == LAYERS and bool((relative < 0).all())
 
 
+def test_routers_that_have_learned_may_be_kept_while_variants_are_compared(fitted, tmp_path):
+    fields = ANEE | {"precisions": ["int8"], "gated_variants": ["full", "int8", "none"]}
+    stages = STAGES | {"flips": STAGES["flips"] | {"keep_trained": True}}
+    run = Run.open(recipe(fitted, anee=fields, stages=stages), tmp_path / "run", fitted / "data")
+    torch.nn.init.constant_(run.model.controller.routers.weight, 0.5)
+    flips.run_stage(run)
+    assert (run.model.controller.routers.weight == 0.5).all()
+    assert len(run.model.controller.relative.unique()) == LAYERS
+
+
+@torch.no_grad()
+def test_a_cheaper_variant_has_its_attention_in_it_too(fitted, tmp_path):
+    fields = ANEE | {"precisions": ["int8"], "gated_variants": ["full", "int8"]}
+    run = Run.open(recipe(fitted, anee=fields), tmp_path / "run", fitted / "data")
+    model, ids = run.model, run.windows("train")[:2]
+    actions = torch.full((*ids.shape, LAYERS), model.config.table.place("INT8"), dtype=torch.uint8)
+    shut = run_mixed(model, ids, lambda layer, hidden: torch.zeros(ids.shape, dtype=torch.bool))
+    torch.testing.assert_close(shut, run_tokens(model, ids, actions), atol=1e-5, rtol=1e-4)
+
+
 def test_scores_are_understated_by_what_gates_lose_together():
     capacities, gates = (0.9, 0.7, 0.4), 10
     numbers = {f"capacity_at_{one:g}": one for one in capacities}
