@@ -1,12 +1,29 @@
 """A compute dial for any pretrained causal LM; importing it registers the classes with transformers."""
 
 from .actions import Action, ActionTable
+from .budget_sources import BudgetSource, Deadline, Joules, Progress, TokensPerSecond
 from .configuration_anee import AneeConfig
 from .modeling_anee import AneeForCausalLM, AneeModel, register
+from .resources import Battery, SystemLoad
 from .trace import ExecutionTrace
 from .version import __version__
 
 
-__all__ = ["Action", "ActionTable", "AneeConfig", "AneeForCausalLM", "AneeModel", "ExecutionTrace", "__version__"]
+__all__ = [
+    "Action",
+    "ActionTable",
+    "AneeConfig",
+    "AneeForCausalLM",
+    "AneeModel",
+    "Battery",
+    "BudgetSource",
+    "Deadline",
+    "ExecutionTrace",
+    "Joules",
+    "Progress",
+    "SystemLoad",
+    "TokensPerSecond",
+    "__version__",
+]
 
 register()

@@ -18,11 +18,13 @@ def budget_tensor(value: Any, rows: int, name: str = "energy_budget") -> Tensor:
     Raises:
         ValueError: out of [0, 1], or not one per row.
     """
+    if callable(value):
+        raise ValueError(f"{name}={value!r} is not allowed here: only energy_budget of generate may be asked for each token")
     if isinstance(value, bool | int | float):
         return torch.full((rows,), check_budget(value, name), dtype=torch.float64, device="cpu")
     try:
         budget = torch.as_tensor(value, dtype=torch.float64, device="cpu")  # a list in float32 would not be its numbers
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}={value!r} is not allowed: it must be one number, or one for each row") from error
     if budget.dim() == 0:
         budget = budget.expand(rows)

@@ -93,6 +93,7 @@ class Executor:
             table=self.table,
             head=ledger.head,
             fed=self.controller.fed,
+            budget=step.budget,
         )
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:

@@ -11,6 +11,7 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput, Generat
 from transformers.utils import ModelOutput, logging
 
 from .budget import TOLERANCE, budget_tensor
+from .budget_following import Following
 from .cache import AneeCache
 from .capacity import CAPACITY, budgets_of, first_given
 from .checks import one_of
@@ -19,7 +20,7 @@ from .draft_policy import DraftPolicy
 from .dropping import check_ceiling, default_budget
 from .execution_log import execution_log
 from .feed import Feed
-from .generation_state import GenerationState, NotingCriteria, generation_of, running
+from .generation_state import NEVER, GenerationState, NotingCriteria, generation_of, running
 from .lossless import LosslessDecoding, Request
 from .lossless_account import LosslessAccount
 from .lossless_choice import policy_of, why_plain
@@ -54,7 +55,8 @@ class AneeGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Tensor | ModelOutput:
         """As `GenerationMixin.generate`, with five keyword arguments more.
 
-        `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row. With a `gated`
+        `energy_budget` is the share of the whole model's work to spend, in [0, 1]: a number, or one per row; or a
+        `BudgetSource`, or any function of a `Progress` (`budget_sources.py`), that is asked before each token. With a `gated`
         controller `capacity` can be given instead: the share of the feed-forwards to run, in [0.1, 1].
         `prompt_energy_budget` is the same for the tokens of the prompt; default: as `energy_budget`. `budget_feedback`, in
         [0, 1], is by how much of the sum that the new tokens have under- or overspent so far the next token's budget is moved.
@@ -76,9 +78,9 @@ class AneeGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: a budget or feedback out of [0, 1], or not one per row; a capacity of another kind of controller, or
-                beside a budget; a budget that needs weights which were dropped; feedback without a cache, which keeps the
-                costs, or in strict mode; `lossless` beside a budget, or an assistant; a keyword that nobody knows;
-                `compile_config` and `assistant_early_exit`.
+                beside a budget; a budget that needs weights which were dropped; feedback or a source without a cache, which
+                keeps the costs; feedback in strict mode, or beside a source; `lossless` beside a budget, or an assistant; a
+                keyword that nobody knows; `compile_config` and `assistant_early_exit`.
         """
         state = GenerationState(self)
         with running(state):
@@ -150,11 +152,13 @@ class AneeGenerationMixin(GenerationMixin):
                 f"assistant_early_exit={generation_config.assistant_early_exit} is not supported: give an assistant_model"
             )
         if (state := generation_of(self)) is not None:
-            for name in BUDGETS:
-                value = getattr(generation_config, name, None) if given[name] is None else given[name]
-                state.given[name] = self._default(name) if value is None else value
             configs = (partial(getattr_or_none, config) for config in (own, generation_config))
             state.capacity = first_given([given.get, *configs])
+            state.source = first_source(given["energy_budget"], getattr_or_none(generation_config, "energy_budget"))
+            for name in BUDGETS:
+                values = (given[name], getattr_or_none(generation_config, name))
+                value = next((value for value in values if value is not None and value is not state.source), None)
+                state.given[name] = self._default(name) if value is None else value
             lossless = getattr(generation_config, LOSSLESS, None) if given[LOSSLESS] is None else given[LOSSLESS]
             one_of(LOSSLESS, False if lossless is None else lossless, (True, False))
             if lossless and not generation_config.is_assistant:
@@ -172,6 +176,7 @@ class AneeGenerationMixin(GenerationMixin):
             if given[name] is not None and not (name == BUDGETS[0] and given[name] == 1.0):
                 raise ValueError(f"lossless=True gives the tokens of budget 1.0: leave {name}={given[name]!r} out")
         state.given, state.capacity, state.lossless = {BUDGETS[0]: 1.0, BUDGETS[2]: 0.0}, None, LosslessAccount()
+        state.source = None
 
     def _sample(
         self,
@@ -247,9 +252,16 @@ class AneeGenerationMixin(GenerationMixin):
         values = {name: budget_tensor(value, rows, name) for name, value in given.items()}
         for name in set(values) - {"budget_feedback"}:
             check_ceiling(values[name], self.controller.ceiling, name)
+        if state.source is not None:
+            begin = getattr(state.source, "begin", None)
+            ask = state.source if begin is None else begin(self)
+            budget = float(values["energy_budget"].mean())
+            state.following = Following(ask, state.begun, budget, state.prompt_length, self.controller.floor)
         state.budget, state.prompt_budget = values["energy_budget"], values.get("prompt_energy_budget")
         if values["budget_feedback"].any():
             state.feedback = values["budget_feedback"]
+            if state.source is not None:
+                raise ValueError(f"budget_feedback is not possible with energy_budget={state.source!r}, which knows the costs")
             if self.config.budget_mode == "strict":
                 raise ValueError("budget_feedback is not possible with budget_mode='strict': no token may make up for another")
         floor, lowest = self.controller.floor, float(state.budget.min())
@@ -266,7 +278,11 @@ class AneeGenerationMixin(GenerationMixin):
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
         criteria, state = super()._get_stopping_criteria(*args, **kwargs), generation_of(self)
-        return criteria if state is None else NotingCriteria(criteria, state)
+        if state is None:
+            return criteria
+        if state.following is not None:
+            state.following.limit = (criteria.max_length or NEVER) - state.prompt_ids
+        return NotingCriteria(criteria, state)
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -288,6 +304,12 @@ class AneeGenerationMixin(GenerationMixin):
         if cache_of(outputs) is None and (state := generation_of(self)) is not None:
             state.steps.append(outputs.execution)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+
+def first_source(*values: Any) -> Any:
+    """The first value that was given, if it is a source of budgets."""
+    first = next((value for value in values if value is not None), None)
+    return first if callable(first) else None
 
 
 def getattr_or_none(config: Any, name: str) -> Any:

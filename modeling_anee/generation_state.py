@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, StoppingCriteriaList
 
-from .budget import moved_budget
+from .budget import budget_tensor, moved_budget
+from .budget_following import Following
 from .execution_log import execution_log
 from .lossless_account import LosslessAccount
+from .timing import now
 from .trace import ExecutionTrace
 
 
@@ -40,6 +42,9 @@ class GenerationState:
         prepared: whether the base was looked at, see `AneePreTrainedModel.prepare`.
         lengths: of each row's token ids when the row had ended, int64 [B]; `NEVER` before.
         lossless: what becomes of drafts, where they were asked for.
+        source: what is asked for each token's budget, if anything is.
+        following: the same while the generation runs.
+        begun: when it began.
     """
 
     model: Any
@@ -54,6 +59,14 @@ class GenerationState:
     prepared: bool = False
     lengths: Tensor | None = None
     lossless: LosslessAccount | None = None
+    source: Any = None
+    following: Following | None = None
+    begun: float = field(default_factory=now)
+
+    @property
+    def prompt_ids(self) -> int:
+        """Tokens of the prompt that have ids."""
+        return self.prompt_length - self.embedded
 
     def expand(self, times: int) -> None:
         """Repeat every row: beams, or several sequences for one prompt."""
@@ -65,10 +78,11 @@ class GenerationState:
         """Budgets of the new tokens of a forward, float64 [B] or, where those of prompt and new tokens differ, [B, T].
 
         Raises:
-            ValueError: feedback without a cache, or other rows than those of the generation while their budgets differ.
+            ValueError: feedback or a source without a cache, other rows than those of the generation while their budgets
+                differ, or a source that says something else than budgets.
         """
         assert self.budget is not None
-        budget = self._of_rows(self.budget, rows)
+        budget = self._of_rows(self.budget, rows) if self.following is None else self._followed(self.following, rows, cache)
         if self.feedback is not None:
             if cache is None:
                 raise ValueError("budget_feedback is not possible with use_cache=False: the cache has the costs of the tokens")
@@ -79,6 +93,18 @@ class GenerationState:
             return budget
         in_prompt = torch.arange(past, past + tokens, device="cpu") < self.prompt_length
         return torch.where(in_prompt, self._of_rows(self.prompt_budget, rows)[:, None], budget[:, None])
+
+    def _followed(self, following: Following, rows: int, cache: Cache | None) -> Tensor:
+        """What the source says, float64 [B]."""
+        if cache is None:
+            raise ValueError(
+                f"energy_budget={self.source!r} is not possible with use_cache=False: the cache has the costs of the tokens"
+            )
+        budget = budget_tensor(following.budget(cache), rows, f"energy_budget of {self.source!r}")
+        if budget.dim() > 1:
+            raise ValueError(f"energy_budget of {self.source!r} has a value for each token: it must be one for each row")
+        following.said(float(budget.mean()))
+        return budget
 
     @staticmethod
     def _of_rows(values: Tensor, rows: int) -> Tensor:
@@ -125,7 +151,7 @@ def generation_of(model: Any) -> GenerationState | None:
 
 
 class NotingCriteria(StoppingCriteriaList):
-    """Stopping criteria that note at which length each row ended."""
+    """Stopping criteria that note at which length each row ended, and tell a source of budgets that a step is over."""
 
     def __init__(self, criteria: StoppingCriteriaList, state: GenerationState) -> None:
         super().__init__(criteria)
@@ -138,4 +164,6 @@ class NotingCriteria(StoppingCriteriaList):
         if lengths is None or len(lengths) != len(done):
             lengths = torch.full((len(done),), NEVER, device="cpu")
         self._state.lengths = torch.where((lengths == NEVER) & done.cpu(), input_ids.shape[1], lengths)
+        if self._state.following is not None:
+            self._state.following.passed(input_ids.shape[1] - self._state.prompt_ids)
         return done

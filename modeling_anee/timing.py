@@ -13,6 +13,11 @@ Key = TypeVar("Key")  # what a case is known by
 Measure = TypeVar("Measure")
 
 
+def now() -> float:
+    """Seconds of the clock that all of this goes by."""
+    return perf_counter()
+
+
 def seconds_of(call: Callable[[], Any]) -> float:
     """Seconds that a call takes, until what it started on an accelerator is done."""
     _synchronize()

@@ -32,6 +32,7 @@ class ExecutionTrace:
         discarded: float64 [B], cost of what ran for tokens that are not among these: drafts, and what a crop of the cache took
             out; not in `cost`. None: nothing.
         lossless: what became of drafts, where `generate` was asked for them.
+        budget: float64 [B, T], what each token was asked to cost. A forward at these budgets runs the same; None: not known.
     """
 
     actions: Tensor
@@ -46,6 +47,7 @@ class ExecutionTrace:
     fed: Tensor | None = None
     discarded: Tensor | None = None
     lossless: LosslessAccount | None = None
+    budget: Tensor | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -109,7 +111,7 @@ class ExecutionTrace:
         return replace(self, cost=self.cost * kept, valid=self.valid & kept)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
-        optional = {name: getattr(self, name) for name in ("ran_anyway", "account", "head")}
+        optional = {name: getattr(self, name) for name in ("ran_anyway", "account", "head", "budget")}
         optional = {name: None if value is None else change(value) for name, value in optional.items()}
         return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), **optional)
 
@@ -121,12 +123,13 @@ class ExecutionTrace:
         }
         ran = [torch.zeros_like(t.valid, dtype=torch.int64) if t.ran_anyway is None else t.ran_anyway for t in traces]
         any_ran = any(t.ran_anyway is not None for t in traces)
-        accounts = [t.account for t in traces if t.account is not None]
-        account = torch.cat(accounts, dim=1) if len(accounts) == len(traces) else None
+        for name in ("account", "budget"):
+            known = [getattr(t, name) for t in traces if getattr(t, name) is not None]
+            parts[name] = torch.cat(known, dim=1) if len(known) == len(traces) else None
         if any(t.head is not None for t in traces):
             heads = [torch.zeros_like(t.valid, dtype=torch.uint8) if t.head is None else t.head for t in traces]
             parts["head"] = torch.cat(heads, dim=1)
-        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None, account=account)
+        return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None)
 
     def summary(self) -> str:
         """One line: tokens, mean cost, depth, heads that were not full, floor."""

@@ -46,6 +46,25 @@ def test_help_names_every_verb_and_option():
         assert option in anee("generate", "--help").output
 
 
+@pytest.mark.parametrize("option", ["--deadline", "--tokens-per-second"])
+def test_generate_follows_a_time_and_says_how(base_folder, tmp_path, option):
+    page = tmp_path / "page.html"
+    prompt = ("generate", base_folder, "--prompt", "w5 w6 w7", "--max-new-tokens", 7)
+    value = 1e-6 if option == "--deadline" else 1e6
+    done = anee(*prompt, option, value, "--lowest-budget", 0.72, "--stats", "--page", page)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"[\d.]+ s, budget 0.72 to \S+, mean [\d.]+", done.stderr) and "0.72 to" in page.read_text()
+    for others, message in (
+        ((option, 0), f"{option}=0.0 is not allowed: it must be a number above 0"),
+        ((option, 1, "--energy-budget", 0.5), f"{option} and --energy-budget both say the budget"),
+        (("--lowest-budget", 0.5), "--lowest-budget 0.5 is not allowed without --deadline or --tokens-per-second"),
+        ((option, 1, "--lowest-budget", 2), "--lowest-budget=2.0 is not allowed"),
+        (("--deadline", 1, "--tokens-per-second", 1), "--deadline and --tokens-per-second both say the budget"),
+    ):
+        done = anee(*prompt, *others)
+        assert done.exit_code == 1 and message in done.stderr
+
+
 def test_generate_prints_text_stats_and_writes_the_heatmap(base_folder, tmp_path):
     picture = tmp_path / "map.png"
     done = anee(

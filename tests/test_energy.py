@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from modeling_anee.energy_counters import Counter, devices_of, rapl_counters
 from modeling_anee.evaluation import energy
 from modeling_anee.evaluation.benchmark import metered_runs
-from modeling_anee.evaluation.energy import Counter, EnergyMeter, devices_of, rapl_counters
+from modeling_anee.evaluation.energy import EnergyMeter
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

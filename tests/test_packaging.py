@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 # What a checkout has besides what is in git.
 NOT_SOURCE = (".git", ".venv*", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist")
 NOT_SOURCE += ("anee_demo", "anee_bench.json")  # what `make demo` and `make bench` leave
-EXTRAS = "tested plots demo train train-data tensorboard evaluate lm-eval pool energy serve dev".split()
+EXTRAS = "tested plots demo train train-data tensorboard evaluate lm-eval pool energy resources serve dev".split()
 # What only extras bring; pydantic and yaml also come with other libraries.
-LIBRARIES = "accelerate datasets evaluate gguf lm_eval matplotlib peft pynvml simpful tensorboard".split()
+LIBRARIES = "accelerate datasets evaluate gguf lm_eval matplotlib peft psutil pynvml simpful tensorboard".split()
 # Run with the unpacked wheel and none of these libraries.
 SCRIPT = """
 import json, sys

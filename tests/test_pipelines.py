@@ -77,6 +77,17 @@ def test_a_generation_config_may_have_the_budget(model, tokenizer):
     assert answer["generated_text"] == answer_of(model, tokenizer, TEXTS[0], energy_budget=0.6)
 
 
+def test_a_budget_may_follow_a_resource_named_in_the_build_or_the_call(model, tokenizer, costs):
+    def source(progress):
+        return 1.0 if progress.tokens < 2 else 0.4
+
+    for at_build, at_call in (({"energy_budget": source}, {}), ({"energy_budget": 0.6}, {"energy_budget": source})):
+        costs.clear()
+        (answer,) = new_text(pipeline("text-generation", model=model, tokenizer=tokenizer, **at_build), TEXTS[0], **at_call)
+        assert costs[:2] == [1.0, 1.0] and max(costs[2:]) < 1.0
+        assert answer["generated_text"] == answer_of(model, tokenizer, TEXTS[0], energy_budget=source)
+
+
 @pytest.mark.parametrize("controller", ["learned", "plan"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_answer_what_each_text_is_answered_alone(controller, batch_size, tokenizer):

@@ -11,6 +11,7 @@ import typer
 from transformers import set_seed
 
 from ..base_memory import as_text
+from ..budget_sources import BudgetSource, Deadline, TokensPerSecond, check_above_zero
 from ..capacity import check_capacity, check_one
 from ..checks import check_budget
 from ..data.progress import waiting
@@ -40,6 +41,11 @@ def generate(
     lossless: Annotated[
         bool, typer.Option("--lossless", help="The tokens of budget 1.0, faster: a cheap plan drafts, the full model verifies.")
     ] = False,
+    deadline: Annotated[
+        float | None, typer.Option(help="Instead of a budget: seconds for prompt and --max-new-tokens; the budget follows.")
+    ] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="The same for a rate, the prompt's time left out.")] = None,
+    lowest_budget: Annotated[float | None, typer.Option(help="With one of these two: never less, whatever the time.")] = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     drop_full: Annotated[
@@ -64,6 +70,7 @@ def generate(
     check_picture("--depth", depth)
     check_file("--page", page)
     budgets = {"energy_budget": energy_budget, "prompt_energy_budget": prompt_energy_budget}
+    times = {"deadline": deadline, "tokens_per_second": tokens_per_second}
     for option, budget in budgets.items():
         if budget is not None:
             check_budget(budget, option)
@@ -72,11 +79,13 @@ def generate(
         if energy_budget is not None or capacity is not None:
             given = "--energy-budget" if capacity is None else "--capacity"
             raise ValueError(f"--target-speedup finds the budget and {given} gives it: give one of them")
-    if lossless and (given := _given({**budgets, "capacity": capacity, "target_speedup": target_speedup})):
-        raise ValueError(f"--lossless gives the tokens of budget 1.0: leave --{given.replace('_', '-')} out")
+    if lossless and (given := _given({**budgets, "capacity": capacity, "target_speedup": target_speedup, **times})):
+        raise ValueError(f"--lossless gives the tokens of budget 1.0: leave {option_of(given)} out")
     if capacity is not None:
         check_capacity(capacity)
     check_one(capacity, energy_budget)
+    others = {"--energy-budget": energy_budget, "--capacity": capacity, "--target-speedup": target_speedup}
+    source = followed({option_of(name): value for name, value in times.items()}, lowest_budget, others)
     text = read_prompt(prompt)
     named = named_model(name, model)
     loaded, tokenizer = load(
@@ -93,14 +102,19 @@ def generate(
         find_budget(loaded, target_speedup, inputs)
     set_seed(seed)
     options = {"do_sample": sample, "capacity": capacity, "lossless": lossless or None}
-    done = run(loaded, tokenizer, inputs, max_new_tokens, **options, **budgets)
+    asked = budgets if source is None else budgets | {"energy_budget": source}
+    done = run(loaded, tokenizer, inputs, max_new_tokens, **options, **asked)
     try:  # files first: the standard output may be closed
         facts = describe(loaded, budgets | {"capacity": capacity}) | {"speed": f"{done.speed:.1f} tokens/s"}
+        if source is not None:
+            facts["energy budget"] = done.budgets
         draw(done, heatmap, depth, page, facts)
     finally:
         say(done.text)
     if stats:
         print(f"\n{done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.energy}", file=sys.stderr)
+        if source is not None:
+            print(f"{done.seconds:.2f} s, budget {done.budgets}", file=sys.stderr)
         print(as_text(loaded.held_bytes), file=sys.stderr)
         print(done.trace.render(), file=sys.stderr)
 
@@ -108,6 +122,36 @@ def generate(
 def _given(options: dict[str, float | None]) -> str:
     """The first option that was given; nothing where none was."""
     return next((name for name, value in options.items() if value is not None), "")
+
+
+def option_of(name: str) -> str:
+    """How an option of a name is written."""
+    return f"--{name.replace('_', '-')}"
+
+
+def followed(wanted: dict[str, float | None], lowest: float | None, others: dict[str, float | None]) -> BudgetSource | None:
+    """What the budget is to follow, by option; None for nothing.
+
+    Args:
+        wanted: values of `--deadline` and `--tokens-per-second`.
+        lowest: value of `--lowest-budget`.
+        others: values of the options that give or find a budget.
+
+    Raises:
+        ValueError: a value that is not allowed, more than one way to say a budget, or a lowest one of none.
+    """
+    kinds = {"--deadline": Deadline, "--tokens-per-second": TokensPerSecond}
+    given = {option: value for option, value in wanted.items() if value is not None}
+    for option, value in given.items():
+        check_above_zero(option, value)
+    too_many = [*given, *(option for option, value in others.items() if value is not None)]
+    if given and len(too_many) > 1:
+        raise ValueError(f"{too_many[0]} and {too_many[1]} both say the budget: give one of them")
+    if lowest is not None:
+        check_budget(lowest, "--lowest-budget")
+        if not given:
+            raise ValueError(f"--lowest-budget {lowest:g} is not allowed without {' or '.join(kinds)}")
+    return next((kinds[option](value, lowest=lowest or 0.0) for option, value in given.items()), None)
 
 
 def find_budget(model: AneeForCausalLM, target: float, inputs: dict[str, torch.Tensor]) -> None:

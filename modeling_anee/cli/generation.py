@@ -10,7 +10,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..data.progress import progress
 from ..data.text import STDIN, read_text
-from ..evaluation.energy import EnergyMeter, devices_of
+from ..energy_counters import devices_of
+from ..evaluation.energy import EnergyMeter
 from ..evaluation.tokens import token_texts
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
@@ -49,14 +50,28 @@ def encode(tokenizer: Any, prompt: str, chat: bool) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Generated:
-    """One generation: the new text, every token as text, what was run, new tokens per second, and a line on its energy."""
+    """One generation: the new text, every token as text, what was run, how long it took, and a line on its energy."""
 
     text: str
     tokens: list[str]
     prompt_length: int
     trace: ExecutionTrace
-    speed: float
+    seconds: float
     energy: str
+
+    @property
+    def speed(self) -> float:
+        """New tokens per second."""
+        return (len(self.tokens) - self.prompt_length) / self.seconds
+
+    @property
+    def budgets(self) -> str:
+        """What the new tokens were asked to cost, in words."""
+        assert self.trace.budget is not None
+        asked = self.trace.budget[0, self.prompt_length :]  # the last new token was not run
+        if not len(asked):
+            return "of the prompt alone"
+        return f"{float(asked.min()):.3g} to {float(asked.max()):.3g}, mean {float(asked.mean()):.3g}"
 
 
 def run(
@@ -74,7 +89,7 @@ def run(
     ids, prompt_length = output.sequences[0], inputs["input_ids"].shape[1]
     text, new = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True), len(ids) - prompt_length
     tokens = token_texts(tokenizer, ids.tolist())
-    return Generated(text, tokens, prompt_length, output.execution, new / seconds, meter.describe(new))
+    return Generated(text, tokens, prompt_length, output.execution, seconds, meter.describe(new))
 
 
 class TokenCounter(BaseStreamer):

@@ -18,11 +18,12 @@ from ..actions import FULL, PROCESS
 from ..base_loading import find_base
 from ..budget import TOLERANCE
 from ..capacity import budgets_of
+from ..energy_counters import devices_of
 from ..modeling_anee import AneeForCausalLM
 from ..timing import greedy, interleave, ratios, seconds_of
 from ..trace import ExecutionTrace
 from .benchmark_rows import Done, Row, Run, rows_of
-from .energy import EnergyMeter, devices_of
+from .energy import EnergyMeter
 from .shown import budgets_to_show
 from .uniform import INT4, INT8, uniform_precisions
 
