@@ -25,11 +25,11 @@ def test_the_budget_is_the_share_that_is_free_between_the_bounds(kind):
 
 
 def test_a_generation_follows_it():
-    free = iter([1.0] * 3 + [0.4] * 10)
+    free = iter([1.0] * 3 + [0.7] * 10)
     model = wrap(keep_first_tokens=0)
     mode = {"max_new_tokens": 6, "min_new_tokens": 6, "return_dict_in_generate": True}
     output = model.generate(token_ids(1, 4), energy_budget=SystemLoad(read=lambda: next(free), every=1e-12), **mode)
-    assert output.execution.budget[0].tolist() == [1.0] * 6 + [0.4] * 3
+    assert output.execution.budget[0].tolist() == [1.0] * 6 + [0.7] * 3
 
 
 def test_what_others_use_is_not_free(monkeypatch):
