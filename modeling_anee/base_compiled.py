@@ -123,7 +123,9 @@ class CompiledInt8(CompiledLinear):
     def of(cls, weight: Tensor, bias: Tensor | None) -> "CompiledInt8":
         """Made of a weight [out, in]."""
         integers, scale = round_rows(weight)
-        return cls(LARGE_PAGES.copy(pack8(integers)), scale, bias, (len(weight), weight.shape[1]), largest_activation(integers))
+        return cls(
+            LARGE_PAGES["int8"].copy(pack8(integers)), scale, bias, (len(weight), weight.shape[1]), largest_activation(integers)
+        )
 
     def rows(self, start: int, stop: int | None) -> CompiledLinear:
         """The map to outputs `start:stop`, in the same integers."""
@@ -159,7 +161,8 @@ class CompiledInt4(CompiledLinear):
         step = max(PART // (LANES * inputs), 1) * LANES
         parts = [_packed4(part) for part in weight.split(step)]
         packed, scales = (torch.cat(some) for some in zip(*parts, strict=True))
-        return cls(LARGE_PAGES.copy(packed), LARGE_PAGES.copy(scales), bias, (outputs, inputs), LARGEST)
+        pages = LARGE_PAGES["int4"]
+        return cls(pages.copy(packed), pages.copy(scales), bias, (outputs, inputs), LARGEST)
 
     def rows(self, start: int, stop: int | None) -> CompiledLinear:
         """The map to outputs `start:stop`, in the same integers."""

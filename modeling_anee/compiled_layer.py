@@ -114,7 +114,7 @@ def _corrected(linear: CorrectedLinear) -> Map | None:
     rank = len(linear.directions)
     if inner is None or rank > MOST_RANK:
         return None
-    directions, lost = linear.directions.float().contiguous(), linear.lost.float().t().contiguous()  # [rank, in], [rank, out]
+    directions, lost = linear.directions.float().contiguous(), linear.lost.contiguous()  # [rank, in], [rank, out]
     inner.rank, inner.directions, inner.lost = rank, directions.data_ptr(), lost.data_ptr()
     return _copy(inner, (linear, directions, lost))
 

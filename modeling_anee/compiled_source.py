@@ -37,7 +37,8 @@ typedef struct {
   int64_t kind, outputs, inputs, rank;
   const void *weight;
   const void *scales; /* INT8: float [out]; INT4: bfloat16 [out / 16, in / 32, 2, 16], scales and offsets */
-  const float *bias, *directions, *lost; /* [out], [rank, in], [out, rank], or NULL */
+  const float *bias, *directions; /* [out], [rank, in], or NULL */
+  const int8_t *lost;             /* [rank, out], or NULL */
   float largest; /* activation, in steps */
 } Map;
 
@@ -266,7 +267,7 @@ static void add_rest(const Map *m, const float *x, float *out, int64_t threads) 
   for (int64_t part = 0; part < parts; part++) {
     int64_t from = part * PART, to = from + PART < m->outputs ? from + PART : m->outputs;
     for (int64_t k = 0; k < m->rank; k++)
-      for (int64_t o = from; o < to; o++) out[o] += along[k] * m->lost[k * m->outputs + o];
+      for (int64_t o = from; o < to; o++) out[o] += along[k] * (float)m->lost[k * m->outputs + o];
     for (int64_t o = from; o < to && m->bias; o++) out[o] += m->bias[o];
   }
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 
 HEAD = "head"
+LEVELS = 127  # of what is lost, on both sides of zero
 
 
 class Corrections(nn.Module):
@@ -75,8 +76,8 @@ class CorrectedLinear:
 
     Args:
         rounded: the map.
-        directions: [rank, in], orthonormal rows.
-        lost: what is lost of the outputs along each, [out, rank].
+        directions: [rank, in], each as long as one step of `lost`.
+        lost: what is lost of the outputs along each, in steps, int8 [rank, out]: of a wide head it is the larger part.
     """
 
     def __init__(self, rounded: Rounded, directions: Tensor, lost: Tensor) -> None:
@@ -84,9 +85,11 @@ class CorrectedLinear:
 
     @classmethod
     def of(cls, rounded: Rounded, weight: Tensor, directions: Tensor) -> "CorrectedLinear":
-        """Correct a map that was made of weights [out, in]."""
+        """Correct a map that was made of weights [out, in], along orthonormal rows [rank, in]."""
         directions = directions.to(weight.device, weight.dtype)
-        return cls(rounded, directions, lost_along(rounded, weight, directions))
+        lost = lost_along(rounded, weight, directions).float()
+        steps = (lost.abs().amax(dim=0) / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)  # [rank]
+        return cls(rounded, directions * steps.unsqueeze(1).to(directions.dtype), (lost / steps).round().to(torch.int8).t())
 
     @property
     def weight_bytes(self) -> int:
@@ -100,15 +103,15 @@ class CorrectedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
-        return F.linear(F.linear(x, self.directions), self.lost) + self.rounded(x)
+        return F.linear(x, self.directions) @ self.lost.to(x.dtype) + self.rounded(x)
 
     def row(self, x: Tensor) -> Tensor:
         """Outputs [out] of one row [in], a new tensor, with nothing checked."""
-        return self.rounded.row(x).addmv_(self.lost, torch.mv(self.directions, x))
+        return self.rounded.row(x).addmv_(self.lost.t().to(x.dtype), torch.mv(self.directions, x))
 
     def rows(self, start: int, stop: int | None) -> "CorrectedLinear":
         """The map to outputs `start:stop`."""
-        return CorrectedLinear(self.rounded.rows(start, stop), self.directions, self.lost[start:stop])
+        return CorrectedLinear(self.rounded.rows(start, stop), self.directions, self.lost[:, start:stop])
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Linux gives them where it is asked to (`madvise`); elsewhere this is ordinary me
 """
 
 import mmap
+from collections import defaultdict
 from contextlib import suppress
 from threading import Lock
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-CHUNK = 1 << 25  # bytes that are asked for at once
+CHUNK = 1 << 24  # bytes that are asked for at once
 ALIGNMENT = 64  # bytes
 
 
@@ -44,4 +45,4 @@ def new_chunk(size: int) -> mmap.mmap:
     return chunk
 
 
-LARGE_PAGES = LargePages()
+LARGE_PAGES: dict[str, LargePages] = defaultdict(LargePages)  # by variant: what is let go together shares no chunk with others

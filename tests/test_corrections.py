@@ -64,7 +64,7 @@ def test_one_row_is_run_as_many_are_and_parts_as_the_whole(bias):
     whole = map_(x)
     torch.testing.assert_close(map_.row(x[0]), whole[0], rtol=0.02, atol=0.05)  # the kernel of few rows rounds to bfloat16
     torch.testing.assert_close(map_.rows(16, 32)(x), whole[:, 16:32])
-    assert map_.weight_bytes == map_.rounded.weight_bytes + 4 * RANK * (48 + 64)
+    assert map_.weight_bytes == map_.rounded.weight_bytes + RANK * (48 + 4 * 64)
     assert map_.extra_flops == 2 * RANK * (48 + 64)
 
 
