@@ -5,6 +5,7 @@ from .budget_sources import BudgetSource, Deadline, Joules, Progress, TokensPerS
 from .configuration_anee import AneeConfig
 from .modeling_anee import AneeForCausalLM, AneeModel, register
 from .resources import Battery, SystemLoad
+from .sequence_classification import AneeForSequenceClassification, register_classifier
 from .trace import ExecutionTrace
 from .version import __version__
 
@@ -14,6 +15,7 @@ __all__ = [
     "ActionTable",
     "AneeConfig",
     "AneeForCausalLM",
+    "AneeForSequenceClassification",
     "AneeModel",
     "Battery",
     "BudgetSource",
@@ -27,3 +29,4 @@ __all__ = [
 ]
 
 register()
+register_classifier()

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .actions import FULL, ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
+from .configuration_classifier import EXIT_RULES, check_rule, completed
 from .configuration_drafts import check_drafts, draft_table
 from .configuration_gated import (
     check_head,
@@ -38,6 +39,7 @@ BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
 THRESHOLDS = ("thresholds", "exit_thresholds", "shares")  # columns of a `gated` one
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+CONFIDENCE_THRESHOLD = 0.3
 CONFIDENCE_METRICS = ("entropy", "max_probability")
 # What transformers passes to a configuration or writes into its file beside declared fields, in 5.23 and 5.24.
 OF_TRANSFORMERS = frozenset(
@@ -109,7 +111,16 @@ class AneeConfig(PreTrainedConfig):
             4, 8, 12, 16, 19 of 22, in proportion. Exit translators stand before the same layers; default: every layer.
         confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
             or `"max_probability"` (EXIT above it).
-        confidence_threshold (`float`): in [0, 1].
+        confidence_threshold (`float`, *optional*): in [0, 1]; default: 0.3. Of a classifier: rows leave at the first head whose
+            score is above it; default: the threshold that is calibrated for the `energy_budget`.
+        classifier (`dict`, *optional*): of an `AneeForSequenceClassification`: `layers` (numbers of layers after which a head
+            stands, the last after all), `pooling` (of the tokens: `"mean"` or `"last"`), `hidden_size` (inner width of a head;
+            0: one linear map), `precision` (variant that the layers run in, `"full"` or one of the `precisions`), `dials` (by
+            exit rule: `budgets` and `settings`).
+        exit_rule (`str`): when a row leaves a classifier: `"confidence"`, `"agreement"`, `"patience"` or `"fixed"`; see
+            `exit_rules.py`.
+        patience (`int`, *optional*): `exit_rule="patience"`: heads before that must have said the same; default: as many as
+            are calibrated for the `energy_budget`.
         controller_actions (`list[str]`, *optional*): actions that a `learned` controller may choose beside PROCESS, each
             at the layers that have its bridge or translator, if any layer has, and of those that leave only the last;
             default: all.
@@ -148,7 +159,7 @@ class AneeConfig(PreTrainedConfig):
 
     model_type = "anee"
     sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES, "execution"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*CACHE_NAMES, "execution", "exits"]
     _auto_class: ClassVar[str | None] = "AutoConfig"
 
     text_config: Any = None
@@ -179,7 +190,10 @@ class AneeConfig(PreTrainedConfig):
     exit_translator_rank: int = 0
     exit_layers: list[int] | None = None
     confidence_metric: str = "entropy"
-    confidence_threshold: float = 0.3
+    confidence_threshold: float | None = None
+    classifier: dict | None = None
+    exit_rule: str = "confidence"
+    patience: int | None = None
     controller_actions: list[str] | None = None
     router_budgets: list[float] | None = None
     router_plans: list[int] | None = None
@@ -218,6 +232,8 @@ class AneeConfig(PreTrainedConfig):
             self.precisions = []
         if self.router_budgets is None and not self.precisions:
             self.router_budgets = list(ROUTER_BUDGETS)
+        if self.confidence_threshold is None and self.classifier is None:
+            self.confidence_threshold = CONFIDENCE_THRESHOLD
         self._check_precisions()
         self.actions = self.table.with_precisions(self.precisions).stored()
         if self.controller == "gated":
@@ -312,6 +328,14 @@ class AneeConfig(PreTrainedConfig):
         self._check_calibration()
         if self.drafts is not None:
             check_drafts(self.drafts, draft_table(self.table, self.precisions), self.num_layers)
+        if self.classifier is not None:
+            self.classifier = completed(self.classifier, self.num_layers, self.precisions or [])
+            check_rule(self.exit_rule, self.confidence_threshold, self.patience)
+            if self.problem_type not in (None, "single_label_classification") or (self.num_labels or 0) < 2:
+                raise ValueError(
+                    f"problem_type={self.problem_type!r} with {self.num_labels} labels is not allowed: a classifier with exits "
+                    "tells two or more classes apart (problem_type='single_label_classification')"
+                )
 
     def _check_version(self) -> None:
         version = self.format_version
@@ -361,6 +385,7 @@ class AneeConfig(PreTrainedConfig):
         one_of("cost_unit", self.cost_unit, COST_UNITS)
         one_of("budget_mode", self.budget_mode, BUDGET_MODES)
         one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
+        one_of("exit_rule", self.exit_rule, EXIT_RULES)
         one_of("strict_base", self.strict_base, (True, False))
 
     def _check_numbers(self) -> None:
@@ -371,7 +396,8 @@ class AneeConfig(PreTrainedConfig):
         if self.budget_feedback and self.budget_mode == "strict":
             raise ValueError(f"budget_feedback={self.budget_feedback} is not allowed with budget_mode='strict': it must be 0")
         self.exit_budget_threshold = check_budget(self.exit_budget_threshold, "exit_budget_threshold")
-        self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
+        if self.confidence_threshold is not None:
+            self.confidence_threshold = check_budget(self.confidence_threshold, "confidence_threshold")
         budgets: Any = self.router_budgets
         numbers = isinstance(budgets, list | tuple) and all(is_number(budget) and 0.0 <= budget <= 1.0 for budget in budgets)
         if budgets is not None and (not numbers or not 0 < len(budgets) == len(set(budgets))):
@@ -379,6 +405,8 @@ class AneeConfig(PreTrainedConfig):
                 f"router_budgets={budgets!r} is not allowed: it must be a list of different numbers between 0 and 1"
             )
         whole("decision_interval", self.decision_interval, 1)
+        if self.patience is not None:
+            whole("patience", self.patience, 0)
         for name in ("keep_first_tokens", "bridge_rank", "ffn_bridge_rank", "exit_translator_rank"):
             whole(name, getattr(self, name), 0)
         whole("min_layers", self.min_layers, 0, self.num_layers)

@@ -37,7 +37,7 @@ class ConfidenceController(Controller):
 
     def bind(self, costs: CostTable) -> None:
         """Cost of going on from each decision to the next, everything later skipped, and of exiting there."""
-        self.dial = Dial(self._config.calibration, neutral=self._config.confidence_threshold)
+        self.dial = Dial(self._config.calibration, neutral=self._config.confidence_threshold or 0.0)
         process, leave = costs.layers[:, PROCESS], costs.layers[:, self._exit]
         self._question = costs.head + costs.translator
         self._go_on = [float(process[a:b].sum() + leave[b:].sum()) + self._question for a, b in self.segments]

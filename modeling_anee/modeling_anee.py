@@ -177,6 +177,18 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
 
     _auto_class = "AutoModelForCausalLM"
 
+    def make_heads(self) -> None:
+        """Nothing is needed beside what all have.
+
+        Raises:
+            ValueError: the configuration is a classifier's.
+        """
+        if self.config.classifier is not None:
+            raise ValueError(
+                "the configuration has a classifier: load it with AneeForSequenceClassification or "
+                "AutoModelForSequenceClassification; for its base as a language model, wrap that with AneeForCausalLM.from_base"
+            )
+
     @torch.compiler.disable  # what is run depends on the data
     def forward(
         self,

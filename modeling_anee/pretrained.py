@@ -74,9 +74,13 @@ class AneePreTrainedModel(PreTrainedModel):
         self.controller: Controller = build_controller(config)
         if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
             self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
+        self.make_heads()
         self.post_init()
         if not _without_base.get():
             self.attach_base(AutoModelForCausalLM.from_config(config.text_config))
+
+    def make_heads(self) -> None:
+        """Build what a model has of its own beside what all have: nothing."""
 
     # Build, load and save
 
@@ -227,8 +231,11 @@ class AneePreTrainedModel(PreTrainedModel):
 
     def _own_state(self) -> dict[str, Tensor]:
         """The state without the base's, which is not made: that may unpack weights."""
-        own = ((name, module) for name, module in self.named_children() if name != "base")
-        return {f"{name}.{key}": value for name, module in own for key, value in module.state_dict().items()}
+        return {f"{name}.{key}": value for name, module in self._own() for key, value in module.state_dict().items()}
+
+    def _own(self) -> Iterator[tuple[str, nn.Module]]:
+        """Our modules by their names."""
+        return ((name, module) for name, module in self.named_children() if name != "base")
 
     def attach_base(self, base: PreTrainedModel, drop_full: bool = False) -> None:
         """Hold a base by reference, frozen and in eval mode; with `drop_full` without its own weights, see `from_base`.
@@ -246,8 +253,8 @@ class AneePreTrainedModel(PreTrainedModel):
         drop = what_to_drop(self.config, self.controller) if drop_full else None
         self.stack = take_apart(base, drop, self.corrections.to(running_device(base)))
         self.base = base
-        self.controller.to(self.device)
-        self.bridges.to(self.device)
+        for _, module in self._own():
+            module.to(self.device)
         self._bind()
         if self.can_generate():
             adopt_generation_config(self, base)
@@ -302,7 +309,7 @@ class AneePreTrainedModel(PreTrainedModel):
 
         What many rows need of a variant of 4 bits is made, and counts, when many rows first come.
         """
-        return held_bytes(self.stack, [self.controller, self.bridges, self.corrections])
+        return held_bytes(self.stack, [module for _, module in self._own()])
 
     # What a transformers model answers
 

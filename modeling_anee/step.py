@@ -3,7 +3,7 @@
 Shapes: B rows, T new tokens, D hidden size, S cached tokens; a subset has N tokens in R of the rows, at most n in each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -44,6 +44,37 @@ class Step:
             return self.cache.layers[layer].append(keys_values)
         keys, values = keys_values.chunk(2, dim=1)
         return (keys, values) if self.cache is None else self.cache.update(keys, values, layer)
+
+    def part(self, rows: Tensor, columns: Tensor) -> "Step":
+        """The same for some rows int64 [R] and tokens int64 [n] alone, on the CPU; nothing may be cached.
+
+        Raises:
+            ValueError: there is a cache, which would still have all rows.
+        """
+        if self.cache is not None:
+            raise ValueError("a part of a step with a cache is not possible: the cache has all rows")
+        places = replace(
+            self.places,
+            index=self.places.index[rows][:, columns],
+            valid=self.places.valid[rows][:, columns],
+            first=None if self.places.first is None else self.places.first[rows][:, columns],
+        )
+        made: dict[int, Tensor] = {}  # layers share their masks and rotations
+
+        def taken(x: Tensor, is_mask: bool) -> Tensor:
+            if id(x) not in made:
+                own, kept = rows.to(x.device), columns.to(x.device)
+                x_rows = x[own] if x.shape[0] > 1 else x
+                made[id(x)] = x_rows[:, :, kept][..., kept] if is_mask else x_rows[:, kept]
+            return made[id(x)]
+
+        return replace(
+            self,
+            budget=self.budget[rows][:, columns],
+            places=places,
+            rotations=[r if r is None else (taken(r[0], False), taken(r[1], False)) for r in self.rotations],
+            masks=[mask if mask is None else taken(mask, True) for mask in self.masks],
+        )
 
     @property
     def valid(self) -> Tensor:

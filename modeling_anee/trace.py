@@ -97,6 +97,16 @@ class ExecutionTrace:
         """Cost of all that ran, what was discarded included."""
         return float(self.cost.sum(dtype=torch.float64)) + (0.0 if self.discarded is None else float(self.discarded.sum()))
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.cost)
+
+    def __getitem__(self, row: int) -> "ExecutionTrace":
+        """One row, as pipelines take batches apart."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a trace of {len(self)} rows")
+        return self.rows(torch.tensor([row], device="cpu"))
+
     def rows(self, index: Tensor) -> "ExecutionTrace":
         """The rows at `index`, in its order."""
         discarded = None if self.discarded is None else self.discarded[index]

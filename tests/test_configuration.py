@@ -22,6 +22,7 @@ from modeling_anee.configuration_anee import (
     FORMAT_VERSION,
     check_budget,
 )
+from modeling_anee.configuration_classifier import completed
 from modeling_anee.configuration_gated import default_variants, strategic_layers, with_gated_rows
 from modeling_anee.controller_kinds import CONTROLLER_CLASSES
 
@@ -58,7 +59,10 @@ BAD = {
     "precisions": (("int8", 8, ["int3"], ["full"], ["int8", "int8"]), "list of different ones of"),
     "exit_layers": (BAD_LAYERS, LAYER_LIST),
     "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
-    "confidence_threshold": ((*BAD_BUDGETS, None), NUMBER),
+    "confidence_threshold": (BAD_BUDGETS, NUMBER),
+    "classifier": ((4, [4], "last"), "it must be a dict of layers, pooling, hidden_size, precision, dials"),
+    "exit_rule": (("luck", None, 1), "'confidence', 'agreement', 'patience', 'fixed'"),
+    "patience": ((-1, 1.5, "2", True), "integer from 0"),
     "controller_hidden_sizes": ((8, "8", [0], [-1], [8.0], [True], [None]), "list of positive integers"),
     "budget_mode": (("mean", None, True), "'average', 'strict'"),
     **dict.fromkeys(
@@ -153,6 +157,9 @@ def good_fields(draw) -> dict:
         "budget_feedback": budget,
         "confidence_metric": st.sampled_from(CONFIDENCE_METRICS),
         "confidence_threshold": budget,
+        "classifier": st.sampled_from([None, completed({"layers": [1, LAYERS]}, LAYERS, [])]),
+        "exit_rule": st.sampled_from(["confidence", "agreement"]),
+        "patience": st.none(),  # excludes a threshold
         "controller_hidden_sizes": st.lists(st.integers(1, 64), max_size=3),
         "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
         "router_plans": st.none(),  # depends on plans, see test_other_dtype.py

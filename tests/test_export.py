@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from modeling_anee import AneeForCausalLM
 from modeling_anee.cli import making
 from modeling_anee.cli.main import app
-from modeling_anee.publishing.export import AUTO_MAP, AUTO_MAP_WITHOUT_CODE, composed
+from modeling_anee.publishing.export import AUTO_MAP_WITHOUT_CODE, auto_map, classes_of, composed
 
 from .test_base_loading import lay_out
 from .tiny import BRIDGES, tiny_base, token_ids, wrap
@@ -57,14 +57,14 @@ def test_what_is_composed_is_what_save_pretrained_writes(saved, checkout, tmp_pa
     assert set(after) - set(before) == {name for name in after if name.endswith(".py")} and len(after) > len(before)
     changed = [name for name in before if before[name] != after[name]]
     assert changed == ["config.json"]
-    assert json.loads(before["config.json"]) | {"auto_map": AUTO_MAP} == json.loads(after["config.json"])
+    assert json.loads(before["config.json"]) | {"auto_map": auto_map(classes_of({}))} == json.loads(after["config.json"])
 
 
 def test_a_checkout_s_artifact_loads_with_the_package_and_saves_itself_whole(saved, checkout, tmp_path):
     loaded, expected = (AneeForCausalLM.from_pretrained(folder) for folder in (checkout, saved))
     assert (loaded(token_ids()).logits == expected(token_ids()).logits).all()
     loaded.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == auto_map(classes_of({}))
     again, first = content(tmp_path / "again"), content(saved)
     assert {name for name in again if again[name] != first[name]} <= {"config.json"}
 

@@ -40,7 +40,7 @@ def anee(*arguments):
 
 model = modeling_anee.AneeForCausalLM.from_pretrained("artifact")
 ids = model.generate(torch.tensor([[5, 6, 7]]), energy_budget=0.6, max_new_tokens=4, do_sample=False)
-verbs = [command.name or command.callback.__name__ for command in app.registered_commands]
+verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
 print(json.dumps({
     "file": modeling_anee.__file__,
     "ids": ids.tolist(),

@@ -32,6 +32,7 @@ PAGES = (
     "docs/resources.md",
     "docs/training.md",
     "docs/lossless.md",
+    "docs/classification.md",
     "docs/measuring.md",
     "docs/pool.md",
     "docs/publishing.md",

@@ -1,4 +1,4 @@
-"""The `anee` command: its verbs. What they take and print is in `generating`, `measuring`, `picturing`, `fitting`, `making`."""
+"""The `anee` command: its verbs. What they take and print is in files by what they do: `generating`, `measuring`, ..."""
 
 import platform
 from typing import Annotated
@@ -8,6 +8,7 @@ import transformers
 import typer
 
 from ..version import __version__
+from .classifying import evaluate_classifier, fit_classifier
 from .console import say
 from .drafting import drafts
 from .fitting import fit
@@ -43,7 +44,8 @@ def anee(
     """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
 
 
-for verb in (analyze, bench, card, compare, curve, demo, depth, drafts, export, fit, generate, perplexity, samples):
+VERBS = analyze, bench, card, compare, curve, demo, depth, drafts, evaluate_classifier, export, fit
+for verb in (*VERBS, fit_classifier, generate, perplexity, samples):
     app.command()(guarded(verb))
 app.add_typer(pool, name="pool")
 

@@ -16,15 +16,24 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..configuration_anee import AneeConfig
 from ..data.files import write_file
 from ..modeling_anee import AneeForCausalLM
+from ..sequence_classification import AneeForSequenceClassification
 from .plan import left_out, unreadable
 
 
 CONFIG = "config.json"
-CLASSES = (AneeConfig, AneeForCausalLM)
-AUTO_MAP = {kind._auto_class: f"{kind.__module__.rsplit('.', 1)[-1]}.{kind.__name__}" for kind in CLASSES}
 # Where the package is not imported, transformers says that there is no file of this name.
 AUTO_MAP_WITHOUT_CODE = {"AutoConfig": "import_modeling_anee_first_or_run_anee_export.AneeConfig"}
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # what transformers looks for in remote code
+
+
+def classes_of(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The classes whose code an artifact needs, by the fields of its configuration."""
+    return AneeConfig, AneeForCausalLM if config.get("classifier") is None else AneeForSequenceClassification
+
+
+def auto_map(classes: tuple[Any, ...]) -> dict[str, str]:
+    """What tells transformers where they are."""
+    return {kind._auto_class: f"{kind.__module__.rsplit('.', 1)[-1]}.{kind.__name__}" for kind in classes}
 
 
 def find_artifact(name: str) -> Path:
@@ -87,10 +96,11 @@ def compose(artifact: Path, folder: Path, code: bool = True) -> None:
             target = folder / file.relative_to(artifact)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)  # without its mode: a file of the Hub's cache may not be written to
-    config["auto_map"] = AUTO_MAP if code else AUTO_MAP_WITHOUT_CODE
+    classes = classes_of(config)
+    config["auto_map"] = auto_map(classes) if code else AUTO_MAP_WITHOUT_CODE
     write_file(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")  # as transformers writes it
     if code:
-        for kind in CLASSES:
+        for kind in classes:
             custom_object_save(kind, folder)
 
 

@@ -1,0 +1,76 @@
+"""Pictures of an early-exit classifier, from the figures of `anee evaluate-classifier`: accuracy against cost, reliability."""
+
+import os
+from typing import Any
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from .drawing import INK, bare, save
+
+
+COLOURS = {"confidence": "#2a6f97", "agreement": "#c1440e", "patience": "#3a7d44", "fixed": "#98a3ad"}
+MARKERS = {"confidence": "o", "agreement": "s", "patience": "D", "fixed": "^"}
+COLUMNS = 5
+
+
+def draw_accuracy(figures: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a picture of accuracy against realised cost by exit rule; dotted: as many exits, but of random rows."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.4), layout="constrained")
+    last = figures["last"]["accuracy"]
+    axes.axhline(last, color=INK, linewidth=1.0, label=f"last head alone: {last:.1%}")
+    axes.axhspan(last - 0.01, last, color="#e5e5e5", zorder=0, label="within one point of it")
+    for rule, colour in COLOURS.items():
+        rows = sorted((row for row in figures["rows"] if row["rule"] == rule), key=lambda row: row["cost"])
+        if not rows:
+            continue
+        costs = [row["cost"] for row in rows]
+        errors = [row["standard_error"] for row in rows]
+        style: dict[str, Any] = {"color": colour, "marker": MARKERS[rule], "markersize": 4.5, "linewidth": 1.4}
+        axes.errorbar(costs, [row["accuracy"] for row in rows], errors, elinewidth=0.6, label=rule, **style)
+        if rule == "confidence":
+            label = "the same exits, random rows"
+            axes.plot(costs, [row["shuffled"] for row in rows], color=colour, linewidth=1.0, linestyle=":", label=label)
+    axes.set_xlabel(f"realised cost, share of all layers and the last head ({figures['unit']})")
+    axes.set_ylabel(f"accuracy on {figures['texts']} texts (bars: one standard error)")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    bare(axes)
+    save(figure, path)
+
+
+def draw_reliability(figures: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a picture of how often each head is right by its confidence; on the diagonal, that can be taken literally."""
+    heads = figures["heads"]
+    lines = -(-len(heads) // COLUMNS)
+    columns = min(COLUMNS, len(heads))
+    figure, grid = pyplot.subplots(
+        lines,
+        columns,
+        figsize=(2.1 * columns, 2.2 * lines + 0.4),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for axes, head in zip(grid.flat, heads, strict=False):
+        _draw_head(axes, head, 1 / len(figures["labels"]))
+    for axes in grid.flat[len(heads) :]:
+        axes.set_visible(False)
+    figure.supxlabel("confidence (bars: share of the texts)", fontsize=9)
+    figure.supylabel("share that is right", fontsize=9)
+    save(figure, path)
+
+
+def _draw_head(axes: Axes, head: dict[str, Any], lowest: float) -> None:
+    confidence, right, sizes = zip(*head["bins"], strict=True)
+    total = sum(sizes)
+    axes.bar(confidence, [size / total for size in sizes], width=0.03, color="#f2cc8f", zorder=0)
+    axes.plot([lowest, 1], [lowest, 1], color=INK, linewidth=0.8, linestyle="--")
+    axes.plot(confidence, right, color="#2a6f97", marker="o", markersize=3, linewidth=1.2)
+    error, before = head["calibration_error"], head["calibration_error_without_temperature"]
+    axes.set_title(f"layer {head['layers']}: error {error:.3f} (was {before:.3f})", fontsize=7.5)
+    axes.set_xlim(lowest - 0.03, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.tick_params(labelsize=7)
+    bare(axes)

@@ -1,0 +1,130 @@
+"""Replayed exits are those of the model; calibration: temperatures, dials that keep budgets, expected calibration error."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from modeling_anee.configuration_classifier import DIALLED
+from modeling_anee.evaluation.classification import as_text, exits_at, report
+from modeling_anee.evaluation.classifier_time import measure, times_as_text
+from modeling_anee.evaluation.early_exits import (
+    HeadLogits,
+    batches,
+    calibration_bins,
+    expected_calibration_error,
+    first_exits,
+    head_logits,
+    mean_cost,
+    outcome,
+)
+from modeling_anee.pictures.classifier import draw_accuracy, draw_reliability
+from modeling_anee.training.classifier_calibration import dials, temperature
+
+from .test_sequence_classification import classifier
+from .tiny import LAYERS, VOCABULARY
+
+
+def some_rows(count: int = 60, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 12, (count,), generator=generator).tolist()
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    """A classifier with dials, and what its heads say of the rows that they are for."""
+    model, rows = classifier(), some_rows()
+    labels = [row[0] % 3 for row in rows]
+    said = head_logits(model, rows, labels, batch_size=7, done=lambda count: None)
+    model.config.classifier = model.config.classifier | {"dials": dials(said, model.exit_costs)}
+    model.config.check()
+    return model, rows, said
+
+
+def run(model, rows, **setting):
+    """Exits, answers and total cost of rows, run by the model in batches."""
+    exits, answers, spent = torch.zeros(len(rows), dtype=torch.long), torch.zeros(len(rows), 3), 0.0
+    for places, ids, mask in batches(rows, 8):
+        output = model(ids, mask, **setting)
+        exits[places], answers[places] = output.exits, output.logits.detach()
+        spent += float(output.execution.cost.double().sum())
+    return exits, answers, spent / sum(map(len, rows))
+
+
+@pytest.mark.parametrize("rule", [*DIALLED, "fixed"])
+@pytest.mark.parametrize("budget", [0.3, 0.55, 0.8, 1.0])
+def test_replayed_exits_are_those_of_the_model(calibrated, rule, budget):
+    model, rows, said = calibrated
+    places = exits_at(model, rule, said, budget)
+    exits, answers, cost = run(model, rows, exit_rule=rule, energy_budget=budget)
+    assert torch.equal(places + 1, exits)
+    torch.testing.assert_close(answers, said.logits[torch.arange(len(rows)), places], atol=1e-4, rtol=1e-4)
+    asks_all = rule != "fixed" and budget < 1.0
+    assert outcome(said, places, model.exit_costs, asks_all).cost == pytest.approx(cost, abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "agreement"])
+def test_budgets_are_kept_on_the_rows_of_the_calibration(calibrated, rule):
+    model, rows, said = calibrated
+    for budget in (0.3, 0.4, 0.55, 0.7, 0.8, 0.95):
+        cost = mean_cost(model.exit_costs, exits_at(model, rule, said, budget), said.tokens)
+        assert cost == pytest.approx(budget, abs=0.02)
+
+
+def test_a_lower_budget_never_costs_more_and_patience_stays_below(calibrated):
+    model, _, said = calibrated
+    for rule in DIALLED:
+        budgets = [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0]
+        costs = [mean_cost(model.exit_costs, exits_at(model, rule, said, budget), said.tokens) for budget in budgets]
+        assert costs == sorted(costs) and costs[0] < costs[-1]
+        if rule == "patience":
+            floor = costs[0]
+            assert all(cost <= max(budget, floor) + 1e-6 for cost, budget in zip(costs[:-1], budgets, strict=False))
+
+
+def test_a_temperature_is_that_of_the_least_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (4000,), generator=generator)
+    honest = torch.stack((-(labels * 2.0 - 1), labels * 2.0 - 1), dim=1) + torch.randn(4000, 2, generator=generator)
+    found = temperature(3 * honest, labels)
+    assert found == pytest.approx(3 * temperature(honest, labels), rel=1e-3)
+    for other in (0.9 * found, 1.1 * found):
+        assert cross_entropy(3 * honest / found, labels) < cross_entropy(3 * honest / other, labels)
+
+
+def test_calibration_errors_of_what_is_known():
+    right = torch.tensor([0.0, 1.0]).repeat(50, 1)  # confidence 0.731, always right
+    said = HeadLogits(right.unsqueeze(1), torch.ones(50, dtype=torch.long), torch.ones(50, dtype=torch.long))
+    assert expected_calibration_error(said, 0) == pytest.approx(1 - 1 / (1 + torch.e**-1), abs=1e-6)
+    ((confidence, accuracy, count),) = calibration_bins(said, 0)
+    assert (accuracy, count) == (1.0, 50) and confidence == pytest.approx(0.7311, abs=1e-4)
+
+
+def test_exits_at_random_are_worth_the_mean_of_their_heads():
+    logits = torch.zeros(4, 2, 2)
+    logits[:2, 0, 1] = 1.0  # the first head is right about half of the rows, the second about all
+    logits[:, 1, 1] = 1.0
+    said = HeadLogits(logits, torch.ones(4, dtype=torch.long), torch.full((4,), 3))
+    costs = classifier().exit_costs
+    costs = type(costs)(costs.layers[[0, -1]], costs.heads[[0, -1]])
+    found = outcome(said, torch.tensor([0, 0, 1, 1]), costs)
+    assert found.accuracy == 1.0 and found.shuffled == pytest.approx(0.75) and found.used == [0.5, 0.5]
+    assert first_exits("confidence", said.scores("confidence"), 0.6).tolist() == [0, 0, 1, 1]
+
+
+def test_the_report_has_tables_and_pictures(calibrated, tmp_path):
+    model, rows, said = calibrated
+    figures = report(model, said, [1.0, 0.5])
+    text = as_text(figures)
+    assert text.count("\n| ") == 2 + 8 + LAYERS and "| fixed | 0.5 |" in text
+    assert [head["layers"] for head in figures["heads"]] == [1, 2, 3, 4]
+    draw_accuracy(figures, tmp_path / "curve.png")
+    draw_reliability(figures, tmp_path / "reliability.png")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("curve.png", "reliability.png"))
+
+
+def test_times_have_every_rule_and_budget_and_the_plain_base(calibrated):
+    model, rows, _ = calibrated
+    found = measure(model, rows[:4], [1.0, 0.5], batch_size=2, repeats=1)
+    assert [row["rule"] for row in found] == ["plain base", *(rule for rule in (*DIALLED, "fixed") for _ in range(2))]
+    assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in found) and "plain base" in times_as_text(found)

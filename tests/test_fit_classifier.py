@@ -1,0 +1,184 @@
+"""Fitting a classifier, as a user would on a tiny base: it learns, keeps its budgets, goes on, and says what is wrong."""
+
+import json
+import random
+
+import evaluate
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from modeling_anee.cli.main import app
+from modeling_anee.evaluation.classification import exits_at
+from modeling_anee.evaluation.early_exits import head_logits, mean_cost
+from modeling_anee.sequence_classification import AneeForSequenceClassification
+from modeling_anee.training.classifier_fit import fit_head
+
+from .tiny import LAYERS
+from .workshop import make_workshop, tiny_tokenizer
+
+
+ACCURACY = """
+import datasets
+import evaluate
+
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": sum(a == b for a, b in zip(predictions, references)) / len(references)}
+"""
+
+
+def lines(count: int, seed: int) -> list[tuple[str, str]]:
+    """Texts with more words below w33 than above, or the reverse: label 0 or 1."""
+    draw, rows = random.Random(seed), []
+    for _ in range(count):
+        label = draw.randrange(2)
+        own, other = (range(33, 63), range(3, 33)) if label else (range(3, 33), range(33, 63))
+        size = draw.randrange(4, 11)
+        words = [f"w{draw.choice(own if draw.random() < 0.9 else other)}" for _ in range(size)]
+        rows.append((" ".join(words), str(label)))
+    return rows
+
+
+def write(file, rows):
+    file.write_text("".join(f"{text}\t{label}\n" for text, label in rows))
+    return file
+
+
+def anee(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with a base, data and a run."""
+    folder = tmp_path_factory.mktemp("classifier")
+    make_workshop(folder)
+    write(folder / "train.tsv", lines(500, 1))
+    write(folder / "dev.tsv", lines(150, 2))
+    done = fit(folder)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def fit(folder, *more, output="run"):
+    given = ("--data", folder / "train.tsv", "--output", folder / output, "--labels", "low,high")
+    return anee("fit-classifier", folder / "base", *given, *more)
+
+
+def test_it_learns_and_is_a_classifier(fitted):
+    model = AutoModelForSequenceClassification.from_pretrained(fitted / "run" / "artifact")
+    tokenizer = tiny_tokenizer()
+    rows = lines(150, 2)
+    said = head_logits(model, [tokenizer(text)["input_ids"] for text, _ in rows], [int(label) for _, label in rows])
+    assert model.config.id2label == {0: "low", 1: "high"}
+    assert said.right.double().mean(dim=0).min() > 0.7
+    for rule in ("confidence", "agreement"):
+        cost = mean_cost(model.exit_costs, exits_at(model, rule, said, 0.6), said.tokens)
+        assert cost == pytest.approx(0.6, abs=0.1)  # 150 rows that were not calibrated on
+
+
+def test_the_same_seed_gives_the_same_artifact_and_features_are_used_again(fitted, monkeypatch):
+    first = (fitted / "run" / "artifact" / "model.safetensors").read_bytes()
+    computed = []
+    features = AneeForSequenceClassification.features
+    monkeypatch.setattr(AneeForSequenceClassification, "features", lambda *given: computed.append(1) or features(*given))
+    assert fit(fitted).exit_code == 0 and not computed
+    assert (fitted / "run" / "artifact" / "model.safetensors").read_bytes() == first
+    assert fit(fitted, output="again").exit_code == 0 and computed
+    assert (fitted / "again" / "artifact" / "model.safetensors").read_bytes() == first
+    computed.clear()
+    assert fit(fitted, "--layers", "2,4", output="again").exit_code == 0 and computed
+    config = json.loads((fitted / "again" / "artifact" / "config.json").read_text())
+    assert config["classifier"]["layers"] == [2, 4]
+
+
+def test_the_base_is_as_it_was(fitted):
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(fitted / "base")
+    model = AneeForSequenceClassification.from_pretrained(fitted / "run" / "artifact")
+    assert all(torch.equal(one, other) for one, other in zip(base.parameters(), model.base.parameters(), strict=True))
+
+
+def test_heads_with_an_inner_layer_and_the_last_token(fitted):
+    done = fit(fitted, "--hidden-size", 8, "--pooling", "last", "--rows", 120, output="inner")
+    assert done.exit_code == 0, done.output
+    model = AneeForSequenceClassification.from_pretrained(fitted / "inner" / "artifact")
+    assert model.config.classifier["pooling"] == "last" and model.heads.exits[0][0].out_features == 8
+
+
+def test_an_evaluator_of_evaluate_gives_the_accuracy_of_the_figures(fitted, tmp_path):
+    done = anee(
+        *("evaluate-classifier", fitted / "run" / "artifact", "--data", fitted / "dev.tsv", "--budgets", "0.5"),
+        *("--output", tmp_path / "figures.json", "--curve", tmp_path / "curve.png"),
+        *("--reliability", tmp_path / "reliability.png", "--seconds", "--repeats", 1, "--batch-size", 16),
+    )
+    assert done.exit_code == 0, done.output
+    assert "the last head alone (cost 1)" in done.stdout and "ms a row (batches of 16)" in done.stdout
+    assert (tmp_path / "curve.png").is_file() and (tmp_path / "reliability.png").is_file()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
+    rows = lines(150, 2)
+    data = Dataset.from_dict({"text": [text for text, _ in rows], "label": [int(label) for _, label in rows]})
+    metric = evaluate.load(str(tmp_path / "accuracy"), module_type="metric")
+    for rule, budget in (("confidence", 0.5), ("fixed", 0.5), ("confidence", 1.0)):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            fitted / "run" / "artifact", energy_budget=budget, exit_rule=rule
+        )
+        # Given a pipeline, evaluate 0.4.6 asks transformers for TensorFlow's models, which release 5 no longer has.
+        found = evaluate.evaluator("text-classification").compute(
+            model, data, tokenizer=tiny_tokenizer(), metric=metric, label_mapping={"low": 0, "high": 1}
+        )
+        (row,) = (row for row in figures["rows"] if (row["rule"], row["budget"]) == (rule, budget))
+        assert found["accuracy"] == pytest.approx(row["accuracy"])
+
+
+def test_a_linear_head_is_a_logistic_regression_of_standardised_features():
+    generator = torch.Generator().manual_seed(0)
+    features = 5 + 3 * torch.randn(500, 6, generator=generator)
+    labels = (features[:, 0] > features[:, 1]).long()
+    head = torch.nn.Linear(6, 2)
+    loss = fit_head(head, features[:400], labels[:400], (features[400:], labels[400:]), generator)
+    said = head(features).detach()
+    assert (said.argmax(dim=1) == labels).float().mean() > 0.97
+    assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(said[400:], labels[400:])), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--labels", "low"), "the data has 2 labels: 0, 1"),
+        (("--rows", "5"), "5 rows are too few"),
+        (("--layers", "2,x"), "--layers 2,x"),
+        (("--layers", "2"), f"of which the last is {LAYERS}"),
+        (("--pooling", "max"), "--pooling max"),
+        (("--precision", "int3"), "--precision int3"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_writes_nothing(fitted, tmp_path, options, said):
+    done = fit(fitted, *options, output=tmp_path / "bad")
+    assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "bad" / "artifact").exists()
+
+
+def test_bad_data_and_bad_artifacts_are_named(fitted, tmp_path):
+    write(tmp_path / "one.tsv", [("w5", "1")] * 30)
+    write(tmp_path / "other.tsv", [("w5", "7")] * 3)
+    done = anee("fit-classifier", fitted / "base", "--data", tmp_path / "one.tsv", "--output", tmp_path / "run")
+    assert done.exit_code == 1 and "there must be two or more" in done.stderr
+    artifact = fitted / "run" / "artifact"
+    done = anee("evaluate-classifier", artifact, "--data", tmp_path / "other.tsv")
+    assert done.exit_code == 1 and "label '7' is not allowed" in done.stderr
+    done = anee("evaluate-classifier", fitted / "base", "--data", fitted / "dev.tsv")
+    assert done.exit_code == 1 and "not an artifact" in done.stderr
+    done = anee("evaluate-classifier", artifact, "--data", fitted / "dev.tsv", "--budgets", "2")
+    assert done.exit_code == 1 and "--budgets 2" in done.stderr
