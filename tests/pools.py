@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_anee.pool.config import PoolConfig
 from modeling_anee.pool.examples import Example
+from modeling_anee.pool.loading import Loader
 from modeling_anee.pool.making import make_config, parse_rung
 from modeling_anee.pool.measuring import measure, summarise
-from modeling_anee.pool.rungs import Loader
 
 from .tiny import VOCABULARY, tiny_base, wrap
 from .workshop import CHAT, WORDS, words

@@ -19,9 +19,10 @@ from modeling_anee.pool.fitting import (
     standardised,
 )
 from modeling_anee.pool.gates import GatePolicy, chances, gate_at
-from modeling_anee.pool.measuring import Outcome, Sample, summarise
+from modeling_anee.pool.measuring import Sample, summarise
 from modeling_anee.pool.policies import CascadePolicy, Case, EnergyPolicy, FixedPolicy
 from modeling_anee.pool.rules import LEVELS
+from modeling_anee.pool.rungs import Outcome
 
 from .test_pool_config import CORNERS, RULE, fuzzy, gate
 

@@ -9,9 +9,10 @@ from modeling_anee.data.windows import Window
 from modeling_anee.evaluation.perplexity import score
 from modeling_anee.pool.config import RungConfig
 from modeling_anee.pool.examples import Example, read_examples
+from modeling_anee.pool.loading import Loader
 from modeling_anee.pool.making import parse_rung
-from modeling_anee.pool.measuring import measure, outcome_of, summarise
-from modeling_anee.pool.rungs import Loader, glance_of
+from modeling_anee.pool.measuring import measure, summarise
+from modeling_anee.pool.rungs import glance_of
 
 from .pools import RUNGS, examples, make_models
 from .tiny import tiny_base
@@ -63,7 +64,7 @@ def test_confidence_is_that_of_the_new_tokens(rungs):
 def test_prompt_and_answer_share_a_texts_bits(rungs):
     for rung in rungs.values():
         example = Example("w3 w4", " w5 w6 w7", "text")
-        outcome, reading = outcome_of(rung, example), rung.read(TEXT)
+        outcome, reading = rung.outcome(example), rung.read(TEXT)
         prompt = glance_of(reading, example.prompt).bits_per_byte * len(example.prompt)
         assert outcome.loss + prompt == pytest.approx(float(reading.bits.sum()))
 

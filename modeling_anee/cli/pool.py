@@ -50,9 +50,9 @@ def make(
         import simpful  # noqa: F401
         import sklearn  # noqa: F401  # before the work that needs it
 
+        from ..pool.loading import Loader
         from ..pool.making import make_config, parse_rung
         from ..pool.measuring import measure, summarise
-        from ..pool.rungs import Loader
     check_dtype(dtype)
     check_device(device)
     listed = parse_prices(prices)
@@ -89,8 +89,8 @@ def measure(
     """Compare the policies of a pool on texts: cost, bits per byte, and the gain over random choice at equal cost."""
     with extra_libraries("pool", "anee pool"):
         from ..pool.config import find_config, read_config
+        from ..pool.loading import Loader
         from ..pool.measuring import measure
-        from ..pool.rungs import Loader
         from ..pool.table import Table, as_text
     from ..evaluation.report import write_report
 

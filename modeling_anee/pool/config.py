@@ -30,7 +30,7 @@ class RungConfig(Section):
     revision: str | None = Field(None, description="Revision on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the base.")
     energy_budget: Share | None = Field(None, ge=0, le=1, description="Share of its base's work that it runs at; default: 1.")
-    strict: bool = Field(False, description="Of an artifact: no single token above the budget.")
+    strict: bool = Field(False, description="No single token above the budget: of a classifier, a fixed exit.")
     plan: str | None = Field(None, description="Of a base: the plan of every token, such as '18*INT8 / int8'.")
 
     @model_validator(mode="after")

@@ -8,29 +8,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.labelled import read_labelled
 from ..data.text import name_of_text, read_lines
 from ..data.windows import spread
 
 
 class Example(NamedTuple):
-    """A prompt, what comes next, and the name of the text that it is from."""
+    """A prompt, what comes next, the name of the text that it is from, and whether what comes next is the name of a class."""
 
     prompt: str
     answer: str
     source: str
+    is_label: bool = False
+
+    @property
+    def weight(self) -> int:
+        """What its loss is divided by."""
+        return 1 if self.is_label else len(self.answer.encode())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text that is run."""
+        return len(self.prompt.encode()) + (0 if self.is_label else len(self.answer.encode()))
 
 
 def read_examples(path: Path, limit: int | None = None, prompt: int = 300, answer: int = 300) -> list[Example]:
     """Examples of a file, at most so many, evenly spread over it.
 
-    Of `.jsonl`, the fields `question` and `answer` of each record. Of other text, lines that are long enough: about `prompt`
-    characters, up to the end of a word, and about `answer` more. Where no line is, as many lines together as are.
+    Of `.tsv`, a text and its label in each line. Of `.jsonl`, the fields `question` and `answer` of each record. Of other text,
+    lines that are long enough: about `prompt` characters, up to the end of a word, and about `answer` more; where no line is,
+    as many lines together as are.
 
     Raises:
-        ValueError: a record without those fields, or nothing that is long enough.
+        ValueError: a record without those fields, a line without a label, or nothing that is long enough.
         OSError: the file can't be read.
     """
     source = name_of_text(path)
+    if path.suffix == ".tsv":
+        rows = read_labelled(path)
+        return spread([Example(*row, source, True) for row in zip(rows.texts, rows.labels, strict=True)], limit)
     pairs = list(_records(path)) if path.suffix == ".jsonl" else _cut(path, prompt, answer)
     found = [Example(first, second, source) for first, second in pairs]
     if not found:

@@ -9,40 +9,19 @@ from typing import Any
 
 from .config import Measured
 from .examples import Example
-from .features import Glance
-from .rungs import Rung, glance_of
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One rung on one example.
-
-    Args:
-        loss: bits of what should come next.
-        work: bytes of weights read for all of it.
-        tokens: how many were run.
-        confidence: mean probability of the likeliest token, where the answer stands.
-        dearest: bytes of the dearest token.
-        glance: what the rung would say of the prompt if it were the one that looks.
-    """
-
-    loss: float
-    work: float
-    tokens: int
-    confidence: float
-    dearest: float
-    glance: Glance
+from .loading import AnyRung
+from .rungs import Outcome
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An example with what each rung made of it; `weight` is what losses are divided by: bytes of the answer.
+    """An example with what each rung made of it.
 
     Args:
         text: of the prompt.
         source: name of the text that it is from.
-        weight: bytes of what should come next.
-        size: bytes of prompt and answer.
+        weight: what losses are divided by: bytes of what should come next, or 1 for a label.
+        size: bytes of all that was run.
         outcomes: by rung.
     """
 
@@ -54,33 +33,17 @@ class Sample:
 
 
 def measure(
-    rungs: Sequence[Callable[[], Rung]], examples: Sequence[Example], progress: Callable[[int], Any] | None = None
+    rungs: Sequence[Callable[[], AnyRung]], examples: Sequence[Example], progress: Callable[[int], Any] | None = None
 ) -> list[Sample]:
     """Run every rung on every example, rung by rung; `progress` is called with the number of examples that were just run."""
     found: list[dict[str, Outcome]] = [{} for _ in examples]
     for load in rungs:
         rung = load()
         for example, outcomes in zip(examples, found, strict=True):
-            outcomes[rung.name] = outcome_of(rung, example)
+            outcomes[rung.name] = rung.outcome(example)
             if progress is not None:
                 progress(1)
-    sizes = [(len(example.answer.encode()), len((example.prompt + example.answer).encode())) for example in examples]
-    parts = zip(examples, sizes, found, strict=True)
-    return [Sample(example.prompt, example.source, *size, outcomes) for example, size, outcomes in parts]
-
-
-def outcome_of(rung: Rung, example: Example) -> Outcome:
-    """Read prompt and answer in one go; a token that stands in both belongs to the answer."""
-    reading = rung.read(example.prompt + example.answer)
-    answer = reading.ends > len(example.prompt)
-    return Outcome(
-        loss=float(reading.bits[answer].sum()),
-        work=float(reading.work.sum()),
-        tokens=reading.tokens,
-        confidence=float(reading.sure[answer].mean()),
-        dearest=reading.dearest,
-        glance=glance_of(reading, example.prompt),
-    )
+    return [Sample(one.prompt, one.source, one.weight, one.size, parts) for one, parts in zip(examples, found, strict=True)]
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, Measured]:

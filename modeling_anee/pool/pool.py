@@ -17,8 +17,9 @@ from ..data.out_of_memory import is_out_of_memory
 from ..trace import ExecutionTrace
 from .config import PoolConfig, find_config, read_config
 from .features import Glance
+from .loading import AnyRung, Loader
 from .policies import Case, Choice, EnergyPolicy, Policy, policy_of
-from .rungs import Answer, Loader, NoChatTemplate, Request, Rung
+from .rungs import Answer, NoChatTemplate, Request
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -163,7 +164,7 @@ class AneePool:
             for request, text, decision in zip(listed, output.texts, output.decisions, strict=True)
         ]
 
-    def rung(self, name: str) -> Rung:
+    def rung(self, name: str) -> AnyRung:
         """A rung, loaded if it is not yet; one that could not be loaded is not tried again.
 
         Raises:
@@ -252,7 +253,7 @@ class _Serving:
         self._work += answer.work
         return other, second
 
-    def _try(self, name: str, use: Callable[[Rung], Any]) -> Any:
+    def _try(self, name: str, use: Callable[[AnyRung], Any]) -> Any:
         """What a rung gives; an error of its own is noted, one of the user's is not caught."""
         try:
             return use(self._pool.rung(name))

@@ -1,6 +1,4 @@
-"""One rung of a pool: loaded when it is first needed, then it generates, or reads a text.
-
-Rungs over the same base share it. Weights come from safetensors only, and no code comes with them.
+"""One rung of a pool, loaded: a language model at a budget, which generates, or reads a text.
 
 Shapes: T tokens of a text, V entries of a vocabulary.
 """
@@ -8,25 +6,20 @@ Shapes: T tokens of a text, V entries of a vocabulary.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig
 
-from ..base_loading import find_base
-from ..configuration_anee import AneeConfig
 from ..data.encoding import start_tokens
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
-from ..weight_files import readable_weights
 from .config import RungConfig
+from .examples import Example
 from .features import Glance
 
 
 Request = str | Sequence[dict[str, str]]  # a text to go on from, or messages of a chat
-PRECISIONS = ("int8", "int4")
 
 
 class NoChatTemplate(ValueError):
@@ -51,6 +44,27 @@ class Reading(NamedTuple):
     work: Tensor
     dearest: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rung on one example.
+
+    Args:
+        loss: bits of what should come next.
+        work: bytes of weights read for all of it.
+        tokens: how many were run.
+        confidence: mean probability of the likeliest token, where the answer stands.
+        dearest: bytes of the dearest token.
+        glance: what the rung would say of the prompt if it were the one that looks.
+    """
+
+    loss: float
+    work: float
+    tokens: int
+    confidence: float
+    dearest: float
+    glance: Glance
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,25 @@ class Rung:
         """A look at a prompt before a rung is chosen."""
         return glance_of(self.read(text), text)
 
+    def outcome(self, example: Example) -> Outcome:
+        """Read prompt and answer in one go; a token that stands in both belongs to the answer.
+
+        Raises:
+            ValueError: an example whose answer is a label.
+        """
+        if example.is_label:
+            raise ValueError(f"rung {self.name!r} is a language model: {example.source} has labels, which are for classifiers")
+        reading = self.read(example.prompt + example.answer)
+        answer = reading.ends > len(example.prompt)
+        return Outcome(
+            loss=float(reading.bits[answer].sum()),
+            work=float(reading.work.sum()),
+            tokens=reading.tokens,
+            confidence=float(reading.sure[answer].mean()),
+            dearest=reading.dearest,
+            glance=glance_of(reading, example.prompt),
+        )
+
     def _encode(self, request: Request) -> Any:
         if isinstance(request, str):
             inputs = self.tokenizer(request, return_tensors="pt")
@@ -156,73 +189,3 @@ def glance_of(reading: Reading, text: str) -> Glance:
     """What the beginning of a reading says of `text`, which it begins with."""
     inside = reading.ends <= len(text)
     return Glance(float(reading.bits[inside].sum()) / len(text.encode()), int(inside.sum()), float(reading.work[inside].sum()))
-
-
-class Loader:
-    """Loads rungs: models that differ in nothing but their budget are one, and so are the bases of others."""
-
-    def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
-        self._folder, self._device = folder, device
-        self._models: dict[tuple, tuple[Any, Any]] = {}
-        self._bases: dict[tuple, tuple[Any, Any]] = {}
-
-    def load(self, config: RungConfig) -> Rung:
-        """Load one rung.
-
-        Raises:
-            OSError: the model can't be found or read, or has no safetensors.
-            ValueError: what can't be wrapped, a plan for an artifact, costs in something else than bytes.
-        """
-        whole = (config.model, config.revision, config.dtype, config.strict, config.plan)
-        if whole not in self._models:
-            where = self._where(config.model)
-            with readable_weights(where):
-                load = self._artifact if is_artifact(where, config) else self._wrapped
-                model, tokenizer = load(where, config)
-            if model.costs.unit != "bytes":
-                raise ValueError(f"{config.model} counts costs in {model.costs.unit}, and rungs are compared in bytes")
-            self._models[whole] = model.to(self._device).eval(), tokenizer
-        model, tokenizer = self._models[whole]
-        budget = 1.0 if config.energy_budget is None else config.energy_budget
-        return Rung(config, model, tokenizer, budget if config.plan is None else min(model.controller.plan_budgets()))
-
-    def _where(self, model: str) -> str:
-        """A folder relative to the pool's, or else what the name stands for."""
-        local = self._folder / model
-        return str(local) if local.is_dir() else find_base(model)[0]
-
-    def _artifact(self, where: str, config: RungConfig) -> tuple[Any, Any]:
-        if config.plan is not None:
-            raise ValueError(f"rung {config.name!r} has a plan, and {config.model} is an artifact: give it an energy_budget")
-        options: dict[str, Any] = {"dtype": config.dtype, "use_safetensors": True}
-        options |= {"budget_mode": "strict"} if config.strict else {}
-        return AneeForCausalLM.from_pretrained(where, **files_of(config), **options), tokenizer_of(where, config)
-
-    def _wrapped(self, where: str, config: RungConfig) -> tuple[Any, Any]:
-        options: dict[str, Any] = {"controller": "plan", "cost_unit": "bytes", "keep_first_tokens": 0}
-        if config.plan is not None:
-            precisions = [name for name in PRECISIONS if name in config.plan.lower()]
-            options |= {"plans": [config.plan], "precisions": precisions}
-        key = (config.model, config.revision, config.dtype)
-        if key not in self._bases:
-            loading: dict[str, Any] = {"dtype": config.dtype, "use_safetensors": True}
-            model = AneeForCausalLM.from_base(where, **files_of(config), **loading, **options)
-            self._bases[key] = model.base, tokenizer_of(where, config)
-            return model, self._bases[key][1]
-        base, tokenizer = self._bases[key]
-        return AneeForCausalLM.from_base(base, **options), tokenizer
-
-
-def tokenizer_of(where: str, config: RungConfig) -> Any:
-    """The tokenizer that comes with a model."""
-    return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **files_of(config))
-
-
-def files_of(config: RungConfig) -> dict[str, Any]:
-    """Which files of a repository are meant."""
-    return {} if config.revision is None else {"revision": config.revision}
-
-
-def is_artifact(where: str, config: RungConfig) -> bool:
-    """Whether a folder or a repository of the Hub holds an artifact of ours."""
-    return PreTrainedConfig.get_config_dict(where, **files_of(config))[0].get("model_type") == AneeConfig.model_type
