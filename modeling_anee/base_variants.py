@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .actions import FULL, NONE
-from .base_kernels import LinearKernel
 from .compiled_choice import int4_linear, int8_linear
+from .compiled_float import full_linear
 from .corrections import CorrectedLinear
 
 
@@ -81,6 +81,6 @@ def variant_named(name: str) -> Variant:
     return VARIANTS[name]
 
 
-register_variant(Variant(FULL, LinearKernel))
+register_variant(Variant(FULL, full_linear))
 register_variant(Variant("int8", int8_linear))
 register_variant(Variant("int4", int4_linear, partial(int4_linear, small=True), is_corrected=True))

@@ -18,6 +18,8 @@ SOURCE = r"""
 #define GROUP 32  /* inputs that share a scale in 4 bits */
 #define MIDDLE 8  /* what the offset of a group stands for, of 0 to 15 */
 #define ROWS 8    /* rows at once: their sums stay in registers */
+#define FLOAT_ROWS 4    /* the same in the base's own weights, */
+#define FLOAT_OUTPUTS 4 /* beside so many outputs */
 #define AHEAD 4096 /* bytes that are asked of memory before they are used */
 #define PART 4096 /* outputs that one thread corrects at once */
 #define MOST_RANK 64
@@ -29,6 +31,8 @@ typedef int16_t i16x32 __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t u16x32 __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(2)));
 typedef float f32x16 __attribute__((vector_size(64), aligned(4)));
+typedef float f32x8 __attribute__((vector_size(32), aligned(4)));
+typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
 
 enum { FLOAT, INT8, INT4 };
 enum { SILU, GELU_TANH };
@@ -238,24 +242,65 @@ static float dot(const float *a, const float *b, int64_t n) {
   return sum;
 }
 
-/* One row in the base's own weights, four outputs at a time. */
-static void float_row(const Map *m, const float *x, float *out, int64_t threads) {
-  const float *weight = m->weight;
-  int64_t n = m->inputs, fours = m->outputs / 4;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t four = 0; four < fours; four++) {
-    const float *w = weight + 4 * four * n;
-    float a = 0, b = 0, c = 0, d = 0;
-#pragma omp simd reduction(+ : a, b, c, d)
-    for (int64_t i = 0; i < n; i++) {
-      a += x[i] * w[i];
-      b += x[i] * w[n + i];
-      c += x[i] * w[2 * n + i];
-      d += x[i] * w[3 * n + i];
+INLINE float sum_of(f32x16 x) {
+  f32x8 halves[2];
+  memcpy(halves, &x, 64);
+  halves[0] += halves[1];
+  f32x4 quarters[2];
+  memcpy(quarters, halves, 32);
+  quarters[0] += quarters[1];
+  return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
+}
+
+/* A few outputs in the base's own weights for some rows: every sum is made in one order, whatever the number of rows. */
+INLINE void float_tile(const Map *m, int64_t first, const float *x, float *out, const int outputs, const int rows) {
+  int64_t n = m->inputs, whole = n / LANES * LANES;
+  const float *w = (const float *)m->weight + first * n;
+  f32x16 sums[FLOAT_ROWS][FLOAT_OUTPUTS];
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < outputs; o++) sums[r][o] = (f32x16){};
+  for (int64_t i = 0; i < whole; i += LANES) {
+    f32x16 weights[FLOAT_OUTPUTS];
+#pragma GCC unroll 4
+    for (int o = 0; o < outputs; o++) {
+      weights[o] = *(const f32x16 *)(w + o * n + i);
+      __builtin_prefetch(w + (o + outputs) * n + i, 0, 2); /* the next outputs, while these are in the cache */
     }
-    out[4 * four] = a, out[4 * four + 1] = b, out[4 * four + 2] = c, out[4 * four + 3] = d;
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+      f32x16 inputs = *(const f32x16 *)(x + r * n + i);
+#pragma GCC unroll 4
+      for (int o = 0; o < outputs; o++) sums[r][o] += inputs * weights[o];
+    }
   }
-  for (int64_t o = 4 * fours; o < m->outputs; o++) out[o] = dot(x, weight + o * n, n);
+  for (int r = 0; r < rows; r++)
+    for (int o = 0; o < outputs; o++) {
+      float rest = 0;
+      for (int64_t i = whole; i < n; i++) rest += x[r * n + i] * w[o * n + i];
+      out[r * m->outputs + first + o] = sum_of(sums[r][o]) + rest;
+    }
+}
+
+#define FLOAT_TILES(many)                                                                                            \
+  for (int64_t row = 0; row < rows; row += FLOAT_ROWS) {                                                              \
+    const float *own = x + row * m->inputs;                                                                           \
+    float *start = out + row * m->outputs;                                                                            \
+    switch (rows - row) {                                                                                             \
+      case 1: float_tile(m, first, own, start, many, 1); break;                                                    \
+      case 2: float_tile(m, first, own, start, many, 2); break;                                                    \
+      case 3: float_tile(m, first, own, start, many, 3); break;                                                    \
+      default: float_tile(m, first, own, start, many, FLOAT_ROWS);                                                 \
+    }                                                                                                                 \
+  }
+
+static void float_rows(const Map *m, const float *x, float *out, int64_t rows, int64_t threads) {
+  int64_t some = m->outputs / FLOAT_OUTPUTS;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t part = 0; part < some; part++) {
+    int64_t first = part * FLOAT_OUTPUTS;
+    FLOAT_TILES(FLOAT_OUTPUTS)
+  }
+  for (int64_t first = some * FLOAT_OUTPUTS; first < m->outputs; first++) FLOAT_TILES(1)
 }
 
 /* What rounding lost along a few directions, and the bias. */
@@ -274,7 +319,7 @@ static void add_rest(const Map *m, const float *x, float *out, int64_t threads) 
 
 static void linear(const Map *m, const float *x, float *out, int64_t rows, void *memory, int64_t threads) {
   if (m->kind == FLOAT) {
-    for (int64_t row = 0; row < rows; row++) float_row(m, x + row * m->inputs, out + row * m->outputs, threads);
+    float_rows(m, x, out, rows, threads);
   } else {
     Encoded e = encoded_in(memory, rows, m->inputs);
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
