@@ -458,3 +458,15 @@ def test_the_real_base_is_fetched_and_converted(tmp_path, monkeypatch):
     assert smollm2.smollm2_folder(download=False) == folder
     base = AutoModelForCausalLM.from_pretrained(folder)
     assert base.dtype == torch.float32 and base.config.num_hidden_layers == 30
+
+
+def test_deadline_generates_against_one_while_others_are_busy(base_folder, tmp_path):
+    figures, picture = tmp_path / "deadline.json", tmp_path / "deadline.png"
+    few = ("deadline", base_folder, "--prompts", 2, "--new-tokens", 3)
+    done = anee(*few, "--seconds", 30, "--output", figures, "--plot", picture)
+    assert done.exit_code == 0, done.output
+    assert "deadline 30 s for 3 new tokens" in done.stdout and picture.is_file()
+    assert json.loads(figures.read_text())["processes"] == 1
+    for option, value in (("--seconds", 0), ("--lowest-budget", 2)):
+        done = anee(*few, option, value)
+        assert done.exit_code == 1 and f"{option}={float(value)} is not allowed" in done.stderr

@@ -10,6 +10,7 @@ import typer
 from ..version import __version__
 from .classifying import evaluate_classifier, fit_classifier
 from .console import say
+from .deadlines import deadline
 from .drafting import drafts
 from .fitting import fit
 from .generating import demo, generate
@@ -44,7 +45,7 @@ def anee(
     """A compute dial for pretrained causal LMs: generate under an energy budget, and see what was run."""
 
 
-VERBS = analyze, bench, card, compare, curve, demo, depth, drafts, evaluate_classifier, export, fit
+VERBS = analyze, bench, card, compare, curve, deadline, demo, depth, drafts, evaluate_classifier, export, fit
 for verb in (*VERBS, fit_classifier, generate, perplexity, samples):
     app.command()(guarded(verb))
 app.add_typer(pool, name="pool")
