@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import evaluate
 import pytest
@@ -10,13 +11,16 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
+from modeling_anee import AneeForCausalLM
 from modeling_anee.cli.main import app
 from modeling_anee.evaluation.classification import exits_at
 from modeling_anee.evaluation.early_exits import head_logits, mean_cost
+from modeling_anee.publishing.artifact import problems
+from modeling_anee.publishing.classifier_card import write_classifier_card
 from modeling_anee.sequence_classification import AneeForSequenceClassification
 from modeling_anee.training.classifier_fit import fit_head
 
-from .tiny import LAYERS
+from .tiny import LAYERS, tiny_base
 from .workshop import make_workshop, tiny_tokenizer
 
 
@@ -119,11 +123,12 @@ def test_an_evaluator_of_evaluate_gives_the_accuracy_of_the_figures(fitted, tmp_
     done = anee(
         *("evaluate-classifier", fitted / "run" / "artifact", "--data", fitted / "dev.tsv", "--budgets", "0.5"),
         *("--output", tmp_path / "figures.json", "--curve", tmp_path / "curve.png"),
-        *("--reliability", tmp_path / "reliability.png", "--seconds", "--repeats", 1, "--batch-size", 16),
+        *("--reliability", tmp_path / "reliability.png", "--seconds", "--repeats", 1, "--batch-size", 16, "--card"),
     )
     assert done.exit_code == 0, done.output
     assert "the last head alone (cost 1)" in done.stdout and "ms a row (batches of 16)" in done.stdout
     assert (tmp_path / "curve.png").is_file() and (tmp_path / "reliability.png").is_file()
+    assert "dev.tsv" in (fitted / "run" / "artifact" / "README.md").read_text()
     figures = json.loads((tmp_path / "figures.json").read_text())
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy" / "accuracy.py").write_text(ACCURACY)
@@ -140,6 +145,30 @@ def test_an_evaluator_of_evaluate_gives_the_accuracy_of_the_figures(fitted, tmp_
         )
         (row,) = (row for row in figures["rows"] if (row["rule"], row["budget"]) == (rule, budget))
         assert found["accuracy"] == pytest.approx(row["accuracy"])
+
+
+def test_a_card_is_all_that_a_push_asks_for(fitted, tmp_path):
+    shutil.copytree(fitted / "run" / "artifact", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/base"}))
+    figures = {
+        "labels": ["low", "high"],
+        "texts": 2,
+        "layers": [1],
+        "last": {"accuracy": 0.5, "standard_error": 0.1},
+        "heads": [],
+        "rows": [],
+    }
+    row = {"rule": "confidence", "budget": 0.5, "cost": 0.49, "accuracy": 0.75, "standard_error": 0.1}
+    figures["rows"].append(row | {"gap": 0.1, "gap_error": 0.1, "used": [1.0], "shuffled": 0.7})
+    write_classifier_card(tmp_path / "copy", figures, "dev.tsv")
+    assert problems(tmp_path / "copy") == []
+    text = (tmp_path / "copy" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in text and "org/base" in text and "0.7500 +- 0.1000" in text
+    tiny_base().save_pretrained(tmp_path / "base")
+    AneeForCausalLM.from_base(str(tmp_path / "base")).save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match="not a classifier"):
+        write_classifier_card(tmp_path / "lm", figures, "dev.tsv")
 
 
 def test_a_linear_head_is_a_logistic_regression_of_standardised_features():

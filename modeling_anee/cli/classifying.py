@@ -67,6 +67,7 @@ def evaluate_classifier(
     repeats: Annotated[int, typer.Option(min=1, help="--seconds: rounds; the median counts.")] = 3,
     reliability: Annotated[Path | None, typer.Option(help="Draw how far confidence is to be trusted (PNG).")] = None,
     curve: Annotated[Path | None, typer.Option(help="Draw accuracy against cost (PNG).")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the artifact's README.md, with these figures.")] = False,
     output: FiguresOption = None,
 ) -> None:
     """Accuracy of an early-exit classifier against its cost, with controls, and the calibration of its heads."""
@@ -74,6 +75,8 @@ def evaluate_classifier(
     check_picture("--reliability", reliability)
     check_picture("--curve", curve)
     asked = parse_budgets(budgets)
+    if card and not Path(artifact).is_dir():
+        raise ValueError(f"--card is not allowed with {artifact}: the card is written into the artifact's folder")
     from ..data.labelled import read_labelled
     from ..evaluation.classification import as_text, report
     from ..evaluation.early_exits import head_logits
@@ -92,8 +95,12 @@ def evaluate_classifier(
 
         figures["seconds"] = measure(model, ids, asked, batch_size, repeats)
         text += "\n\n" + times_as_text(figures["seconds"])
-    written = Output("figures", output, lambda path: write_report(figures, path))
-    deliver(text, written, *pictures_of(figures, reliability, curve))
+    files = [Output("figures", output, lambda path: write_report(figures, path)), *pictures_of(figures, reliability, curve)]
+    if card:
+        from ..publishing.classifier_card import write_classifier_card
+
+        files.append(Output("card", Path(artifact), lambda folder: write_classifier_card(folder, figures, data.name)))
+    deliver(text, *files)
 
 
 def pictures_of(figures: dict[str, Any], reliability: Path | None, curve: Path | None) -> list[Output]:
