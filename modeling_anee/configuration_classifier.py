@@ -8,7 +8,7 @@ from .checks import check_budget, is_number, is_whole, one_of, plain, refuse_unk
 
 
 EXIT_RULES = ("confidence", "agreement", "patience", "fixed")
-DIALLED = EXIT_RULES[:-1]  # rules whose setting for a budget is calibrated; a fixed exit follows from the costs
+COLUMNS = ("budgets", "settings")  # of a dial: costs, and for each of them a setting of every head but the last
 POOLINGS = ("mean", "last")
 FIELDS = ("layers", "pooling", "hidden_size", "precision", "dials")
 DEFAULTS: dict[str, Any] = {"pooling": POOLINGS[0], "hidden_size": 0, "precision": FULL}
@@ -45,8 +45,8 @@ def completed(classifier: Any, layers: int, precisions: Sequence[str]) -> dict[s
     if not isinstance(found["dials"], dict):
         raise ValueError(f"classifier.dials={found['dials']!r} is not allowed: it must be a dict of dials by exit rule")
     for rule, dial in found["dials"].items():
-        one_of("a rule in classifier.dials", rule, DIALLED)
-        _check_dial(rule, dial)
+        one_of("a rule in classifier.dials", rule, EXIT_RULES)
+        _check_dial(rule, dial, len(found["layers"]) - 1)
     return found
 
 
@@ -78,15 +78,15 @@ def _check_layers(chosen: Any, layers: int) -> None:
         )
 
 
-def _check_dial(rule: str, dial: Any) -> None:
+def _check_dial(rule: str, dial: Any, settings: int) -> None:
     name = f"classifier.dials.{rule}"
-    columns = isinstance(dial, dict) and set(dial) == {"budgets", "settings"}
-    lists = columns and all(isinstance(column, list) for column in dial.values())
-    if not lists or not 0 < len(dial["budgets"]) == len(dial["settings"]):
+    columns = isinstance(dial, dict) and set(dial) == set(COLUMNS) and all(isinstance(dial[one], list) for one in COLUMNS)
+    if not columns or not 0 < len(dial["budgets"]) == len(dial["settings"]):
         raise ValueError(f"{name}={dial!r} is not allowed: it must be a dict of two lists of one length, budgets and settings")
     for budget in dial["budgets"]:
         check_budget(budget, f"{name}.budgets")
-    if dial["budgets"] != sorted(set(dial["budgets"])) or dial["settings"] != sorted(dial["settings"]):
-        raise ValueError(f"{name}={dial!r} is not allowed: budgets and settings must be ascending")
-    if not all(map(is_number, dial["settings"])):
-        raise ValueError(f"{name}.settings={dial['settings']!r} is not allowed: they must be numbers")
+    if dial["budgets"] != sorted(set(dial["budgets"])):
+        raise ValueError(f"{name}.budgets={dial['budgets']!r} is not allowed: they must be ascending")
+    for row in dial["settings"]:
+        if not isinstance(row, list) or len(row) != settings or not all(map(is_number, row)):
+            raise ValueError(f"{name}.settings has {row!r}, which is not allowed: it must be {settings} numbers, one a head")

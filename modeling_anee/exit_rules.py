@@ -1,6 +1,6 @@
 """When a row leaves an early-exit classifier: scores of the newest head, given all heads so far, and what they must reach.
 
-Shapes: B rows, n heads that were asked so far, C classes.
+Shapes: B rows, E heads, n heads that were asked so far, C classes.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .budget import Dial, budget_tensor
-from .configuration_classifier import check_rule
+from .budget import TOLERANCE, budget_tensor
+from .configuration_classifier import COLUMNS, check_rule
 
 
 NEVER = torch.inf  # a setting that no score reaches
+ALL_HEADS = ("agreement", "patience")  # rules that compare heads, so that every head is asked
 
 
 def exit_scores(rule: str, probabilities: Tensor) -> Tensor:
@@ -23,6 +24,7 @@ def exit_scores(rule: str, probabilities: Tensor) -> Tensor:
       arXiv:1709.01686, arXiv:2004.12993).
     - `agreement`: the same, times the share of the confidence of all heads so far that is in heads with the same answer.
     - `patience`: number of heads just before with the same answer (PABEE, arXiv:2006.04152).
+    - `fixed`: 0.
     """
     confidence, answers = probabilities.max(dim=-1)  # [B, n]
     newest, same = confidence[:, -1], answers == answers[:, -1:]
@@ -30,35 +32,34 @@ def exit_scores(rule: str, probabilities: Tensor) -> Tensor:
         return newest
     if rule == "agreement":
         return newest * (confidence * same).sum(dim=1) / confidence.sum(dim=1)
-    return (same.flip(1).long().cumprod(dim=1).sum(dim=1) - 1).float()
+    if rule == "patience":
+        return (same.flip(1).long().cumprod(dim=1).sum(dim=1) - 1).float()
+    return torch.zeros_like(newest)
 
 
 def leaves(rule: str, scores: Tensor, settings: Tensor) -> Tensor:
-    """Which rows leave, bool [B]: their score reaches a count, or is above a threshold, so that one of 1 keeps all."""
+    """Which scores let a row leave, bool, of the shape of both: those that reach a count, or are above a threshold."""
     return scores >= settings if rule == "patience" else scores > settings
 
 
 @dataclass(frozen=True)
 class Exits:
-    """The rule that a forward goes by, with a setting for each row, float64 [B] on the CPU: of a fixed exit its place."""
+    """The rule that a forward goes by, with a setting for each row and head but the last, float64 [B, E - 1] on the CPU."""
 
     rule: str
     settings: Tensor
 
     @property
-    def limited(self) -> Tensor:
-        """Which rows may leave before the last head, bool [B]."""
-        return self.settings < NEVER
-
-    def may_leave(self, place: int) -> bool:
-        """Whether the head at a place has to be asked: a fixed exit needs none before it."""
-        return bool((self.settings <= place).any() if self.rule == "fixed" else self.limited.any())
+    def asks(self) -> Tensor:
+        """Which heads each row is asked at, as long as it has not left, bool [B, E]; the last in any case."""
+        open_heads = self.settings < NEVER
+        if self.rule in ALL_HEADS:
+            open_heads = open_heads.any(dim=1, keepdim=True).expand_as(open_heads)
+        return torch.cat((open_heads, torch.ones(len(open_heads), 1, dtype=torch.bool, device="cpu")), dim=1)
 
     def leave(self, place: int, probabilities: Tensor) -> Tensor:
         """Which rows leave at the head at a place, bool [B] on the CPU, from the probabilities of all so far, [B, n, C]."""
-        if self.rule == "fixed":
-            return self.settings <= place
-        return leaves(self.rule, exit_scores(self.rule, probabilities).cpu().double(), self.settings)
+        return leaves(self.rule, exit_scores(self.rule, probabilities).cpu().double(), self.settings[:, place])
 
     def rows(self, index: Tensor) -> "Exits":
         """The rows at `index`."""
@@ -66,38 +67,42 @@ class Exits:
 
 
 def settings_for(rule: str, budgets: Tensor, dials: dict[str, Any], reached: Tensor) -> Tensor:
-    """Settings float64 [B] of a rule for budgets float64 [B]; a budget of 1 keeps a row to the last head.
+    """Settings float64 [B, E - 1] of a rule for budgets float64 [B]; a budget of 1 keeps a row to the last head.
+
+    They are the calibrated ones whose cost is the largest that is at most the budget; below the lowest, rows leave at once.
 
     Args:
         rule: of `EXIT_RULES`.
         budgets: in [0, 1].
         dials: the calibrated ones, by rule.
-        reached: cost of leaving at each head, float64 [E], for fixed exits.
+        reached: cost of leaving at each head, float64 [E], for fixed exits without a dial: the deepest that is affordable.
 
     Raises:
         ValueError: the rule has no dial.
     """
-    if rule == "fixed":
-        found = ((reached <= budgets.unsqueeze(1) + 1e-9).sum(dim=1) - 1).clamp(min=0).double()
-    elif not bool((budgets < 1.0).any()):
-        found = torch.zeros_like(budgets)
-    elif rule not in dials:
+    if rule not in dials and rule != "fixed" and bool((budgets < 1.0).any()):
         raise ValueError(
             f"energy_budget below 1 is not possible with exit_rule={rule!r}, for which this classifier was not calibrated (its "
             f"dials: {', '.join(dials) or 'none'}): anee fit-classifier does that; or give confidence_threshold or patience"
         )
-    elif rule == "patience":
-        found = _largest_afforded(dials[rule], budgets)
+    if rule in dials:
+        costs, settings = (torch.tensor(dials[rule][name], dtype=torch.float64, device="cpu") for name in COLUMNS)
     else:
-        found = Dial(dials[rule], neutral=0.0).setting(budgets)
-        found = torch.where(budgets < dials[rule]["budgets"][0], -1.0, found)
-    return torch.where(budgets < 1.0, found, NEVER)
+        costs, settings = reached, fixed_settings(len(reached))
+    place = torch.searchsorted(costs, budgets + TOLERANCE, right=True) - 1
+    found = torch.where((place < 0).unsqueeze(1), -1.0, settings[place.clamp(min=0)])
+    return without_end(rule, torch.where((budgets < 1.0).unsqueeze(1), found, NEVER))
 
 
-def _largest_afforded(dial: dict[str, list], budgets: Tensor) -> Tensor:
-    """The largest of a dial's settings whose cost is at most the budget, float64 [B]: there is nothing between two counts."""
-    costs, settings = (torch.tensor(dial[name], dtype=torch.float64, device="cpu") for name in ("budgets", "settings"))
-    return settings[(torch.searchsorted(costs, budgets + 1e-9, right=True) - 1).clamp(min=0)]
+def fixed_settings(heads: int) -> Tensor:
+    """Settings of exits at each of the heads, float64 [E, E - 1]: 1 at the heads before, which keeps rows, then -1."""
+    place = torch.arange(heads, device="cpu")
+    return torch.where(place[:-1] < place.unsqueeze(1), 1.0, -1.0).double()
+
+
+def without_end(rule: str, settings: Tensor) -> Tensor:
+    """Settings with thresholds of 1 and more as `NEVER`: no probability is above them."""
+    return settings if rule == "patience" else torch.where(settings >= 1.0, NEVER, settings)
 
 
 def exits_of(config: Any, reached: Tensor, rows: int, given: dict[str, Any]) -> Exits:
@@ -123,10 +128,9 @@ def exits_of(config: Any, reached: Tensor, rows: int, given: dict[str, Any]) -> 
     if not asked and rule == config.exit_rule:
         threshold, patience = config.confidence_threshold, config.patience
     check_rule(rule, threshold, patience)
-    number = patience if rule == "patience" else threshold
+    number, shape = (patience if rule == "patience" else threshold), (rows, len(reached) - 1)
     if number is not None:
-        number = NEVER if rule != "patience" and number >= 1 else number
-        return Exits(rule, torch.full((rows,), float(number), dtype=torch.float64, device="cpu"))
+        return Exits(rule, without_end(rule, torch.full(shape, float(number), dtype=torch.float64, device="cpu")))
     budgets = budget_tensor(config.energy_budget if given["energy_budget"] is None else given["energy_budget"], rows)
     if budgets.dim() > 1:
         raise ValueError(f"energy_budget of shape {tuple(budgets.shape)} is not allowed: one number, or one for each row")

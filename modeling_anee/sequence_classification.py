@@ -234,11 +234,12 @@ class AneeForSequenceClassification(AneeModel):
             hidden = self._through(layers, hidden, step)
             now, last = pooled(hidden, step.valid, self._settings["pooling"]), place == heads - 1
             total = now if place == 0 else total + now
-            if not last and not exits.may_leave(place):
+            asks = exits.asks[:, place]
+            if not asks.any():
                 continue
             found = self.heads(place, read(now, total, place + 1))
             logits = logits.index_copy(0, rows.to(device), found)
-            asked[rows, place] = torch.ones(len(rows), dtype=torch.bool, device="cpu") if last else exits.limited
+            asked[rows, place] = asks
             if last:
                 break
             seen = torch.cat((seen, found.softmax(dim=-1).unsqueeze(1)), dim=1)

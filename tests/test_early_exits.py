@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from modeling_anee.configuration_classifier import DIALLED
+from modeling_anee.configuration_classifier import EXIT_RULES
 from modeling_anee.evaluation.classification import as_text, exits_at, report
 from modeling_anee.evaluation.classifier_time import measure, times_as_text
 from modeling_anee.evaluation.early_exits import (
@@ -12,13 +12,12 @@ from modeling_anee.evaluation.early_exits import (
     batches,
     calibration_bins,
     expected_calibration_error,
-    first_exits,
     head_logits,
-    mean_cost,
     outcome,
+    replay,
 )
 from modeling_anee.pictures.classifier import draw_accuracy, draw_reliability
-from modeling_anee.training.classifier_calibration import dials, temperature
+from modeling_anee.training.classifier_calibration import dials, optimal_thresholds, temperature
 
 from .test_sequence_classification import classifier
 from .tiny import LAYERS, VOCABULARY
@@ -51,35 +50,44 @@ def run(model, rows, **setting):
     return exits, answers, spent / sum(map(len, rows))
 
 
-@pytest.mark.parametrize("rule", [*DIALLED, "fixed"])
+@pytest.mark.parametrize("rule", EXIT_RULES)
 @pytest.mark.parametrize("budget", [0.3, 0.55, 0.8, 1.0])
 def test_replayed_exits_are_those_of_the_model(calibrated, rule, budget):
     model, rows, said = calibrated
-    places = exits_at(model, rule, said, budget)
+    replayed = exits_at(model, rule, said, budget)
     exits, answers, cost = run(model, rows, exit_rule=rule, energy_budget=budget)
-    assert torch.equal(places + 1, exits)
-    torch.testing.assert_close(answers, said.logits[torch.arange(len(rows)), places], atol=1e-4, rtol=1e-4)
-    asks_all = rule != "fixed" and budget < 1.0
-    assert outcome(said, places, model.exit_costs, asks_all).cost == pytest.approx(cost, abs=1e-5)
+    assert torch.equal(replayed.places + 1, exits)
+    expected = said.logits[torch.arange(len(rows)), replayed.places]
+    torch.testing.assert_close(answers, expected, atol=1e-4, rtol=1e-4)
+    assert outcome(said, replayed, model.exit_costs).cost == pytest.approx(cost, abs=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["confidence", "agreement"])
-def test_budgets_are_kept_on_the_rows_of_the_calibration(calibrated, rule):
-    model, rows, said = calibrated
-    for budget in (0.3, 0.4, 0.55, 0.7, 0.8, 0.95):
-        cost = mean_cost(model.exit_costs, exits_at(model, rule, said, budget), said.tokens)
-        assert cost == pytest.approx(budget, abs=0.02)
-
-
-def test_a_lower_budget_never_costs_more_and_patience_stays_below(calibrated):
+@pytest.mark.parametrize("rule", EXIT_RULES)
+def test_budgets_are_kept_and_more_of_it_is_never_worse_on_the_rows_of_the_calibration(calibrated, rule):
     model, _, said = calibrated
-    for rule in DIALLED:
-        budgets = [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0]
-        costs = [mean_cost(model.exit_costs, exits_at(model, rule, said, budget), said.tokens) for budget in budgets]
-        assert costs == sorted(costs) and costs[0] < costs[-1]
-        if rule == "patience":
-            floor = costs[0]
-            assert all(cost <= max(budget, floor) + 1e-6 for cost, budget in zip(costs[:-1], budgets, strict=False))
+    budgets = [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9]
+    found = [outcome(said, exits_at(model, rule, said, budget), model.exit_costs) for budget in budgets]
+    floor = found[0].cost
+    assert all(one.cost <= max(budget, floor) + 1e-6 for one, budget in zip(found, budgets, strict=True))
+    for values in ([one.cost for one in found], [one.accuracy for one in found[1:]]):
+        assert values == sorted(values)
+
+
+def test_thresholds_are_those_of_the_least_errors_and_cost():
+    """Two heads: the best threshold is found by trying all, for any price."""
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.rand(40, 2, generator=generator, dtype=torch.float64)
+    right = (torch.rand(40, 2, generator=generator) < torch.stack((scores[:, 0], torch.full((40,), 0.8)), dim=1)).double()
+    costs, tokens = type("Costs", (), {"reached": torch.tensor([0.5, 1.0])}), torch.ones(40)
+    for price in (0.0, 0.1, 0.5, 3.0):
+
+        def loss(threshold, price=price):
+            leave = scores[:, 0] > threshold
+            return float(torch.where(leave, 1 - right[:, 0], 1 - right[:, 1] + price * 0.5).sum())
+
+        (found,) = optimal_thresholds(scores, right, tokens, costs, price).tolist()
+        tried = [-1.0, *scores[:, 0].tolist(), 1.0]
+        assert loss(found) == pytest.approx(min(map(loss, tried)))
 
 
 def test_a_temperature_is_that_of_the_least_cross_entropy():
@@ -107,9 +115,8 @@ def test_exits_at_random_are_worth_the_mean_of_their_heads():
     said = HeadLogits(logits, torch.ones(4, dtype=torch.long), torch.full((4,), 3))
     costs = classifier().exit_costs
     costs = type(costs)(costs.layers[[0, -1]], costs.heads[[0, -1]])
-    found = outcome(said, torch.tensor([0, 0, 1, 1]), costs)
+    found = outcome(said, replay("confidence", said.scores("confidence"), torch.tensor([0.6])), costs)
     assert found.accuracy == 1.0 and found.shuffled == pytest.approx(0.75) and found.used == [0.5, 0.5]
-    assert first_exits("confidence", said.scores("confidence"), 0.6).tolist() == [0, 0, 1, 1]
 
 
 def test_the_report_has_tables_and_pictures(calibrated, tmp_path):
@@ -126,5 +133,5 @@ def test_the_report_has_tables_and_pictures(calibrated, tmp_path):
 def test_times_have_every_rule_and_budget_and_the_plain_base(calibrated):
     model, rows, _ = calibrated
     found = measure(model, rows[:4], [1.0, 0.5], batch_size=2, repeats=1)
-    assert [row["rule"] for row in found] == ["plain base", *(rule for rule in (*DIALLED, "fixed") for _ in range(2))]
+    assert [row["rule"] for row in found] == ["plain base", *(rule for rule in EXIT_RULES for _ in range(2))]
     assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in found) and "plain base" in times_as_text(found)

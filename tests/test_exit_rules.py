@@ -13,8 +13,8 @@ from .tiny import LAYERS
 PROBABILITIES = torch.tensor([[[0.6, 0.4], [0.3, 0.7], [0.8, 0.2]], [[0.4, 0.6], [0.1, 0.9], [0.05, 0.95]]])
 REACHED = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
 DIALS = {
-    "confidence": {"budgets": [0.25, 0.75], "settings": [0.5, 0.9]},
-    "patience": {"budgets": [0.25, 0.5, 1.0], "settings": [0.0, 1.0, 3.0]},
+    "confidence": {"budgets": [0.25, 0.75], "settings": [[0.5, 0.6], [0.9, 1.0]]},
+    "patience": {"budgets": [0.25, 0.5], "settings": [[0, 0], [1, 1]]},
 }
 
 
@@ -41,27 +41,31 @@ def test_a_threshold_of_one_keeps_all_and_a_patience_of_nought_none():
     assert leaves("patience", torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])).tolist() == [True, False]
 
 
-def test_settings_follow_the_dial():
+def test_settings_are_the_dearest_that_a_budget_affords():
     budgets = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)
-    assert settings_for("confidence", budgets, DIALS, REACHED).tolist() == pytest.approx([-1.0, 0.5, 0.7, 0.9, 0.9, NEVER])
-    assert settings_for("patience", budgets, DIALS, REACHED).tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, NEVER]
-    assert settings_for("fixed", budgets, {}, REACHED).tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, NEVER]
+    half, most, never = [0.5, 0.6], [0.9, NEVER], [NEVER, NEVER]
+    assert settings_for("confidence", budgets, DIALS, REACHED).tolist() == [[-1, -1], half, half, most, most, never]
+    assert settings_for("patience", budgets, DIALS, REACHED).tolist() == [[-1, -1], [0, 0], [1, 1], [1, 1], [1, 1], never]
+    first, second = [-1, -1], [NEVER, -1]
+    assert settings_for("fixed", budgets, {}, REACHED).tolist() == [first, first, second, second, second, never]
 
 
-def test_a_fixed_exit_asks_one_head():
-    exits = Exits("fixed", torch.tensor([1.0, NEVER]))
-    assert [exits.may_leave(place) for place in range(2)] == [False, True]
-    assert exits.leave(1, PROBABILITIES[:, :1]).tolist() == [True, False]
+def test_only_heads_that_matter_are_asked():
+    settings = torch.tensor([[NEVER, 0.5], [NEVER, NEVER], [0.3, NEVER]])
+    confidence, agreement = (Exits(rule, settings).asks.tolist() for rule in ("confidence", "agreement"))
+    assert confidence == [[False, True, True], [False, False, True], [True, False, True]]
+    assert agreement == [[True, True, True], [False, False, True], [True, True, True]]
 
 
 def test_arguments_come_before_the_configuration():
-    assert asked().settings.tolist() == pytest.approx([0.7, 0.7])
-    assert asked(energy_budget=[0.25, 1.0]).settings.tolist() == [0.5, NEVER]
-    assert asked(confidence_threshold=0.6).settings.tolist() == [0.6, 0.6]
-    assert asked(confidence_threshold=1.0).settings.tolist() == [NEVER, NEVER]
+    assert asked().settings.tolist() == [[0.5, 0.6]] * 2
+    assert asked(energy_budget=[0.25, 1.0]).settings.tolist() == [[0.5, 0.6], [NEVER, NEVER]]
+    assert asked(confidence_threshold=0.6).settings.tolist() == [[0.6, 0.6]] * 2
+    assert asked(confidence_threshold=1.0).settings.tolist() == [[NEVER, NEVER]] * 2
     found = asked(patience=2)
-    assert (found.rule, found.settings.tolist()) == ("patience", [2.0, 2.0])
+    assert (found.rule, found.settings.tolist()) == ("patience", [[2, 2]] * 2)
     assert asked(exit_rule="agreement", confidence_threshold=0.6).rule == "agreement"
+    assert asked(exit_rule="fixed", energy_budget=0.5).leave(1, PROBABILITIES[:, :1]).all()
 
 
 @pytest.mark.parametrize(
@@ -98,10 +102,11 @@ def test_bad_arguments_are_named(given, said):
         ({"pooling": "max"}, "classifier.pooling='max'"),
         ({"hidden_size": -1}, "classifier.hidden_size=-1"),
         ({"precision": "int8"}, "classifier.precision='int8'"),
-        ({"dials": {"fixed": {}}}, "'fixed'"),
+        ({"dials": {"luck": {}}}, "'luck'"),
         ({"dials": {"confidence": {"budgets": [0.5], "settings": []}}}, "of one length"),
-        ({"dials": {"confidence": {"budgets": [0.5, 0.4], "settings": [0.1, 0.2]}}}, "must be ascending"),
-        ({"dials": {"confidence": {"budgets": [0.5, 1.4], "settings": [0.1, 0.2]}}}, "1.4"),
+        ({"dials": {"confidence": {"budgets": [0.5, 0.4], "settings": [[0.1] * 3] * 2}}}, "must be ascending"),
+        ({"dials": {"confidence": {"budgets": [0.5, 1.4], "settings": [[0.1] * 3] * 2}}}, "1.4"),
+        ({"dials": {"confidence": {"budgets": [0.5], "settings": [[0.1] * 4]}}}, "it must be 3 numbers, one a head"),
     ],
 )
 def test_a_bad_classifier_is_named(classifier, said):

@@ -28,8 +28,8 @@ LENGTHS = (12, 5, 9, 1, 7)
 NAMES = ["bad", "fair", "good"]
 TEXTS = ["w5 w6 w7", "w9", "w10 w11 w12 w13 w14 w15 w16", "w20 w21"]
 DIALS = {
-    "confidence": {"budgets": [0.25, 0.5, 0.75], "settings": [0.0, 0.5, 0.7]},
-    "patience": {"budgets": [0.25, 0.5, 1.0], "settings": [0.0, 1.0, 4.0]},
+    "confidence": {"budgets": [0.25, 0.5, 0.75], "settings": [[0.0, 0.0, 0.0], [0.5, 0.5, 0.4], [1.0, 0.6, 0.5]]},
+    "patience": {"budgets": [0.25, 0.5], "settings": [[0, 0, 0], [1, 1, 1]]},
 }
 
 

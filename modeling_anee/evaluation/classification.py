@@ -5,11 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..configuration_classifier import EXIT_RULES
 from ..exit_rules import settings_for
-from .early_exits import HeadLogits, calibration_bins, expected_calibration_error, first_exits, outcome
+from .early_exits import HeadLogits, Replayed, calibration_bins, expected_calibration_error, outcome, replay
 from .report import plus_minus
 
 
@@ -18,14 +17,11 @@ def rules_of(config: Any) -> list[str]:
     return [rule for rule in EXIT_RULES if rule == "fixed" or rule in config.classifier["dials"]]
 
 
-def exits_at(model: Any, rule: str, rows: HeadLogits, budget: float) -> Tensor:
-    """The head where each row leaves at a budget, int64 [N]."""
+def exits_at(model: Any, rule: str, rows: HeadLogits, budget: float) -> Replayed:
+    """What a rule does at a budget."""
     budgets = torch.full((1,), budget, dtype=torch.float64)
-    setting = float(settings_for(rule, budgets, model.config.classifier["dials"], model.exit_costs.reached))
-    last = rows.logits.shape[1] - 1
-    if rule == "fixed" or setting == torch.inf:
-        return torch.full((len(rows.labels),), min(int(min(setting, last)), last))
-    return first_exits(rule, rows.scores(rule), setting)
+    settings = settings_for(rule, budgets, model.config.classifier["dials"], model.exit_costs.reached)
+    return replay(rule, rows.scores(rule), settings[0])
 
 
 def report(model: Any, rows: HeadLogits, budgets: Sequence[float]) -> dict[str, Any]:
@@ -36,13 +32,10 @@ def report(model: Any, rows: HeadLogits, budgets: Sequence[float]) -> dict[str, 
         rows: what its heads say of rows that nothing was fitted on.
         budgets: to replay.
     """
-    last = torch.full_like(rows.labels, rows.logits.shape[1] - 1)
     measured = []
     for rule in rules_of(model.config):
         for budget in budgets:
-            found = outcome(
-                rows, exits_at(model, rule, rows, budget), model.exit_costs, asks_all=rule != "fixed" and budget < 1
-            )
+            found = outcome(rows, exits_at(model, rule, rows, budget), model.exit_costs)
             measured.append({"rule": rule, "budget": budget} | asdict(found))
     return {
         "labels": [model.config.id2label[number] for number in range(model.config.num_labels)],
@@ -50,7 +43,7 @@ def report(model: Any, rows: HeadLogits, budgets: Sequence[float]) -> dict[str, 
         "tokens": int(rows.tokens.sum()),
         "unit": model.costs.unit,
         "layers": list(model.config.classifier["layers"]),
-        "last": asdict(outcome(rows, last, model.exit_costs, asks_all=False)),
+        "last": asdict(outcome(rows, exits_at(model, "fixed", rows, 1.0), model.exit_costs)),
         "rows": measured,
         "heads": heads(model, rows),
     }

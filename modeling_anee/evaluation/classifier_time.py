@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..exit_rules import NEVER
+from .classification import rules_of
 from .early_exits import batches
 
 
@@ -21,12 +22,12 @@ def measure(
     Args:
         model: an `AneeForSequenceClassification`.
         rows: token ids.
-        budgets: for each rule that has a dial, and for fixed exits.
+        budgets: for each rule that has a dial, fixed exits among them.
         batch_size: rows that are run together, of like lengths.
         repeats: rounds, after one that does not count.
     """
     made = [(ids.to(model.device), mask.to(model.device)) for _, ids, mask in batches(rows, batch_size)]
-    rules = [rule for rule in (*model.config.classifier["dials"], "fixed")]
+    rules = rules_of(model.config)
     cases: list[tuple[str, float]] = [("plain base", NEVER)]
     cases += [(rule, budget) for rule in rules for budget in budgets]
     taken: dict[tuple[str, float], list[float]] = {case: [] for case in cases}

@@ -7,12 +7,12 @@ Shapes: N rows, E heads, C classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..exit_rules import exit_scores, leaves
+from ..exit_rules import Exits, exit_scores, leaves
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,20 @@ def batches(rows: Sequence[Sequence[int]], batch_size: int) -> Any:
         yield torch.tensor(places), ids, mask
 
 
-def first_exits(rule: str, scores: Tensor, setting: float) -> Tensor:
-    """The head where each row leaves, int64 [N], for scores float64 [N, E]: the last where none is content."""
-    leave = leaves(rule, scores, torch.tensor(setting, dtype=torch.float64))
-    leave[:, -1] = True
-    return leave.long().argmax(dim=1)
+class Replayed(NamedTuple):
+    """The heads where rows left int64 [N], and which they had asked, bool [N, E]."""
+
+    places: Tensor
+    asked: Tensor
+
+
+def replay(rule: str, scores: Tensor, settings: Tensor) -> Replayed:
+    """What a rule with settings float64 [E - 1] does with rows whose scores are float64 [N, E]."""
+    rows, heads = scores.shape
+    exits = Exits(rule, settings.expand(rows, heads - 1))
+    leave = torch.cat((leaves(rule, scores[:, :-1], exits.settings), torch.ones(rows, 1, dtype=torch.bool)), dim=1)
+    places = leave.long().argmax(dim=1)
+    return Replayed(places, exits.asks & (torch.arange(heads) <= places.unsqueeze(1)))
 
 
 @dataclass(frozen=True)
@@ -111,20 +120,18 @@ class Outcome:
     shuffled: float
 
 
-def mean_cost(costs: Any, places: Tensor, tokens: Tensor, asks_all: bool = True) -> float:
-    """Mean cost of a token of rows that leave at heads int64 [N], having asked all heads before, or none."""
-    heads = torch.arange(len(costs.layers))
-    asked = heads <= places.unsqueeze(1) if asks_all else heads == places.unsqueeze(1)
-    return float((costs.of_rows(places, tokens, asked) * tokens).sum() / tokens.sum())
+def mean_cost(costs: Any, replayed: Replayed, tokens: Tensor) -> float:
+    """Mean cost of a token; `costs`: an `ExitCosts`."""
+    return float((costs.of_rows(replayed.places, tokens, replayed.asked) * tokens).sum() / tokens.sum())
 
 
-def outcome(rows: HeadLogits, places: Tensor, costs: Any, asks_all: bool = True) -> Outcome:
-    """What rows that leave at heads int64 [N] cost and how right they are; `costs`: an `ExitCosts`."""
-    right = rows.right.double()
+def outcome(rows: HeadLogits, replayed: Replayed, costs: Any) -> Outcome:
+    """What rows that left at heads cost and how right they are; `costs`: an `ExitCosts`."""
+    right, places = rows.right.double(), replayed.places
     own, last = right.gather(1, places.unsqueeze(1)).squeeze(1), right[:, -1]
     used = torch.bincount(places, minlength=right.shape[1]) / len(places)
     error, gap_error = (float(x.std() / len(x) ** 0.5) if len(x) > 1 else 0.0 for x in (own, own - last))
-    cost = mean_cost(costs, places, rows.tokens, asks_all)
+    cost = mean_cost(costs, replayed, rows.tokens)
     shuffled = float(used.double() @ right.mean(dim=0))
     return Outcome(cost, float(own.mean()), error, float((own - last).mean()), gap_error, used.tolist(), shuffled)
 
