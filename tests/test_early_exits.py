@@ -17,7 +17,7 @@ from modeling_anee.evaluation.early_exits import (
     replay,
 )
 from modeling_anee.pictures.classifier import draw_accuracy, draw_reliability
-from modeling_anee.training.classifier_calibration import dials, optimal_thresholds, temperature
+from modeling_anee.training.classifier_calibration import calibrate, optimal_thresholds, temperature
 
 from .test_sequence_classification import classifier
 from .tiny import LAYERS, VOCABULARY
@@ -34,10 +34,8 @@ def calibrated():
     """A classifier with dials, and what its heads say of the rows that they are for."""
     model, rows = classifier(), some_rows()
     labels = [row[0] % 3 for row in rows]
-    said = head_logits(model, rows, labels, batch_size=7, done=lambda count: None)
-    model.config.classifier = model.config.classifier | {"dials": dials(said, model.exit_costs)}
-    model.config.check()
-    return model, rows, said
+    calibrate(model, head_logits(model, rows, labels, batch_size=5))
+    return model, rows, head_logits(model, rows, labels, batch_size=7)
 
 
 def run(model, rows, **setting):
@@ -88,6 +86,17 @@ def test_thresholds_are_those_of_the_least_errors_and_cost():
         (found,) = optimal_thresholds(scores, right, tokens, costs, price).tolist()
         tried = [-1.0, *scores[:, 0].tolist(), 1.0]
         assert loss(found) == pytest.approx(min(map(loss, tried)))
+
+
+def test_calibrating_again_changes_nothing(calibrated):
+    model, _, said = calibrated
+    before, temperatures = model.config.classifier["dials"], model.heads.temperature.clone()
+    assert len(temperatures.unique()) > 1
+    calibrate(model, said)
+    torch.testing.assert_close(model.heads.temperature, temperatures, atol=1e-4, rtol=1e-4)
+    assert {rule: len(dial["budgets"]) for rule, dial in before.items()} == {
+        rule: len(dial["budgets"]) for rule, dial in model.config.classifier["dials"].items()
+    }
 
 
 def test_a_temperature_is_that_of_the_least_cross_entropy():

@@ -40,15 +40,14 @@ class HeadLogits:
         heads = range(1, probabilities.shape[1] + 1)
         return torch.stack([exit_scores(rule, probabilities[:, :count]) for count in heads], dim=1).double()
 
-    def split(self, first: int) -> "tuple[HeadLogits, HeadLogits]":
-        """The first so many rows, and the others."""
-        parts = [torch.split(x, [first, len(x) - first]) for x in (self.logits, self.labels, self.tokens)]
-        return HeadLogits(*(part[0] for part in parts)), HeadLogits(*(part[1] for part in parts))
-
 
 @torch.no_grad()
 def head_logits(
-    model: Any, rows: Sequence[Sequence[int]], labels: Sequence[int], batch_size: int = 32, done: Callable[[int], Any] = print
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    batch_size: int = 32,
+    done: Callable[[int], Any] | None = None,
 ) -> HeadLogits:
     """Ask every head of a classifier about rows of token ids, batches of like lengths.
 
@@ -63,7 +62,8 @@ def head_logits(
     for places, ids, mask in batches(rows, batch_size):
         features = model.features(ids.to(model.device), mask.to(model.device))
         logits[places] = torch.stack([model.heads(head, features[:, head]) for head in range(logits.shape[1])], dim=1).cpu()
-        done(len(places))
+        if done is not None:
+            done(len(places))
     return HeadLogits(logits, torch.tensor(labels), torch.tensor([len(row) for row in rows]))
 
 

@@ -7,6 +7,7 @@ Shapes: N rows, E heads, C classes.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,17 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         left, right = (float(cross_entropy(logits.double() * scale, labels)) for scale in (low + third, high - third))
         low, high = (low, high - third) if left <= right else (low + third, high)
     return 2 / (low + high)
+
+
+@torch.no_grad()
+def calibrate(model: Any, rows: HeadLogits) -> None:
+    """Give a classifier the temperatures and the dials of held-out rows; `rows`: what `head_logits` says of them."""
+    raw = rows.logits * model.heads.temperature.cpu().view(1, -1, 1)
+    found = torch.tensor([temperature(raw[:, head], rows.labels) for head in range(raw.shape[1])])
+    model.heads.temperature.copy_(found)
+    calibrated = replace(rows, logits=raw / found.view(1, -1, 1))
+    model.config.classifier = model.config.classifier | {"dials": dials(calibrated, model.exit_costs)}
+    model.config.check()
 
 
 def dials(rows: HeadLogits, costs: Any) -> dict[str, dict[str, list]]:

@@ -17,7 +17,7 @@ from ..data.labelled import Labelled, read_labelled
 from ..data.progress import progress, waiting
 from ..evaluation.early_exits import HeadLogits
 from ..sequence_classification import AneeForSequenceClassification
-from .classifier_calibration import dials, temperature
+from .classifier_calibration import calibrate
 from .classifier_features import Features
 from .classifier_fit import fit_head
 from .fit import compact
@@ -82,7 +82,8 @@ def fit_classifier(request: ClassifierRequest, folder: Path, say: Callable[[str]
         targets = torch.tensor(labels)[rows]
         first = len(rows) - max(round(len(rows) * request.held), MIN_ROWS // 2)
         held = fit_heads(model, features, targets, first, request.seed)
-        calibrate(model, held)
+        with waiting("calibrating"):
+            calibrate(model, held)
         say(f"fitted on {first} rows; of {len(rows) - first} held-out ones the last head has {last_right(held):.1%} right")
         return export(model, tokenizer, folder / "artifact")
 
@@ -158,7 +159,7 @@ def about(request: ClassifierRequest, model: Any, rows: Sequence[Sequence[int]])
 
 
 def fit_heads(model: Any, features: Features, labels: Tensor, first: int, seed: int) -> HeadLogits:
-    """Fit every head on the first rows, and give it its temperature; returns what all say of the others."""
+    """Fit every head on the first rows; returns what all say of the others."""
     heads, generator = len(model.heads.exits), torch.Generator().manual_seed(seed)
     logits = torch.zeros(len(labels) - first, heads, model.config.num_labels)
     with progress("heads", heads) as done:
@@ -167,16 +168,9 @@ def fit_heads(model: Any, features: Features, labels: Tensor, first: int, seed: 
             held = read[first:], labels[first:]
             fit_head(model.heads.exits[head], read[:first], labels[:first], held, generator)
             with torch.no_grad():
-                model.heads.temperature[head] = temperature(model.heads.exits[head](held[0]), held[1])
                 logits[:, head] = model.heads(head, held[0])
             done(1)
     return HeadLogits(logits, labels[first:], torch.tensor([len(row) for row in features.rows[first:]]))
-
-
-def calibrate(model: Any, held: HeadLogits) -> None:
-    """Give a classifier its dials."""
-    model.config.classifier = model.config.classifier | {"dials": dials(held, model.exit_costs)}
-    model.config.check()
 
 
 def last_right(rows: HeadLogits) -> float:
