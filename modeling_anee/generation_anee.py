@@ -159,7 +159,9 @@ class AneeGenerationMixin(GenerationMixin):
                 values = (given[name], getattr_or_none(generation_config, name))
                 value = next((value for value in values if value is not None and value is not state.source), None)
                 state.given[name] = self._default(name) if value is None else value
-            lossless = getattr(generation_config, LOSSLESS, None) if given[LOSSLESS] is None else given[LOSSLESS]
+            told = any(given[name] is not None for name in (*BUDGETS, CAPACITY))  # by the call itself, which defaults yield to
+            default = None if told else getattr(generation_config, LOSSLESS, None)
+            lossless = default if given[LOSSLESS] is None else given[LOSSLESS]
             one_of(LOSSLESS, False if lossless is None else lossless, (True, False))
             if lossless and not generation_config.is_assistant:
                 self._run_in_full(state, given)

@@ -226,7 +226,8 @@ def test_a_generation_config_can_ask_for_it(model):
     plain = model.generate(token_ids(1), energy_budget=1.0, **GREEDY)
     config = GenerationConfig(lossless=True, energy_budget=0.3, pad_token_id=0, **GREEDY)
     assert_same(plain, model.generate(token_ids(1), generation_config=config))
-    assert model.generate(token_ids(1), generation_config=config, lossless=False).execution.lossless is None
+    for other in ({"lossless": False}, {"energy_budget": 0.5}, {"energy_budget": 1.0}):  # the call itself comes first
+        assert model.generate(token_ids(1), generation_config=config, **other).execution.lossless is None
 
 
 @pytest.mark.parametrize(

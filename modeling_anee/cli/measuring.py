@@ -29,7 +29,9 @@ from .options import (
 def bench(
     name: ModelArgument = None,
     model: ModelOption = None,
-    output: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("anee_bench.json"),
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the figures. Default: anee_bench.json, or anee_bench_lossless.json.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each run decodes.")] = 48,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each case.")] = 5,
     batch: Annotated[int, typer.Option(min=1, max=8, help="Rows of the batched decoding.")] = 8,
@@ -59,6 +61,7 @@ def bench(
     from ..evaluation.report import write_report
     from .lossless import benchmark_as_text
 
+    output = output or Path("anee_bench_lossless.json" if lossless else "anee_bench.json")
     check_file("--output", output)
     if not lossless and (questions is not None or limit is not None):
         raise ValueError(f"{'--questions' if questions is not None else '--limit'} is for --lossless")
