@@ -181,15 +181,15 @@ class AneeCacheLayer(CacheLayerMixin):
         return self._append(keys_values)
 
     def room(self, like: Tensor) -> tuple[Tensor, int]:
-        """Room for one more token of a single row, to be written by the caller: storage [1, 2 G, capacity, E] and new length.
+        """Room for T more tokens of a single row, to be written by the caller: storage [1, 2 G, capacity, E] and new length.
 
         Args:
-            like: keys and values [1, 2 G, 1, E], of which the shape and the dtype count.
+            like: keys and values [1, 2 G, T, E], of which the shape and the dtype count.
         """
         if self._pending:
             self._align()
         storage = self._storage.room(self._written, like)
-        self._written += 1
+        self._written += like.shape[2]
         return storage, self._written
 
     def defer(self, hidden: Tensor, rotation: Rotation | None, variant: str = FULL) -> None:

@@ -120,7 +120,7 @@ def _compile(compiler: str, folder: Path, out: Path) -> None:
 
 def _declare(loaded: ctypes.CDLL) -> None:
     loaded.anee_linear.argtypes = [_pointer, _pointer, _pointer, _number, _number]
-    loaded.anee_attend.argtypes = [*[_pointer] * 4, _number, _pointer, _number, _number, _pointer, _number]
-    loaded.anee_feed.argtypes = [_pointer, _pointer, _pointer, _number]
+    loaded.anee_attend.argtypes = [*[_pointer] * 4, _number, _pointer, _number, _number, _pointer, _number, _number]
+    loaded.anee_feed.argtypes = [_pointer, _pointer, _pointer, _number, _number]
     for function in (loaded.anee_linear, loaded.anee_attend, loaded.anee_feed):
         function.restype = ctypes.c_int

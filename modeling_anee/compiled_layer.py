@@ -1,9 +1,9 @@
-"""The two halves of a layer for one token alone, each one call of a compiled kernel.
+"""The two halves of a layer for one token alone, or for a few that follow each other, each one call of a compiled kernel.
 
 Norm, projections, rotation, keys and values, attention and residual run without coming back to Python. What the kernel doesn't
 know (maps in torch's kernels, other activations) runs as in `plan_runner.py`.
 
-Shapes: D hidden size, G key/value heads, E head size; a hidden state is a row [D].
+Shapes: D hidden size, G key/value heads, E head size; a hidden state is a row [D], those of T tokens one after the other [T D].
 """
 
 import ctypes
@@ -30,7 +30,7 @@ NO_MEMORY = "there is no memory for the activations of a token"
 
 
 def compiled_attention(block: Block) -> Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor] | None:
-    """The first half of a layer: row, its rotation, the layer's cache -> row; None where the kernel doesn't know it."""
+    """The first half of a layer: rows, their rotation, the layer's cache -> rows; None where the kernel doesn't know it."""
     maps = maps_of(block.qkv, block.output)
     if maps is None or block.plain is None:
         return None
@@ -46,14 +46,15 @@ def compiled_attention(block: Block) -> Callable[[Tensor, Rotation | None, AneeC
         scaling=block.plain.scaling,
     )
     like = torch.empty(1, 2 * block.kv_heads, 1, block.head_size, device="cpu", dtype=torch.float32)
-    kernel, address = _kernels().anee_attend, ctypes.addressof(half)
+    kernel, address, width = _kernels().anee_attend, ctypes.addressof(half), norm.weight.numel()
 
     def run(row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer, kept: Any = (half, maps, norm)) -> Tensor:
         out = torch.empty_like(row)
-        storage, length = cache.room(like)
+        tokens = row.numel() // width
+        storage, length = cache.room(like if tokens == 1 else like.expand(-1, -1, tokens, -1))
         cosine, sine, size = (None, None, 0) if rotation is None else _pointers(*rotation)
         place = storage.data_ptr(), storage.shape[2], length
-        if kernel(address, row.data_ptr(), cosine, sine, size, *place, out.data_ptr(), torch.get_num_threads()):
+        if kernel(address, row.data_ptr(), cosine, sine, size, *place, out.data_ptr(), tokens, torch.get_num_threads()):
             raise MemoryError(NO_MEMORY)
         return out
 
@@ -61,7 +62,7 @@ def compiled_attention(block: Block) -> Callable[[Tensor, Rotation | None, AneeC
 
 
 def compiled_feed_forward(block: Block) -> Callable[[Tensor], Tensor] | None:
-    """The second half of a layer: row -> row; None where the kernel doesn't know it."""
+    """The second half of a layer: rows -> rows; None where the kernel doesn't know it."""
     kind = None if block.plain is None else activation_kind(block.plain.activation)
     if kind is None or block.plain is None:
         return None
@@ -72,11 +73,11 @@ def compiled_feed_forward(block: Block) -> Callable[[Tensor], Tensor] | None:
     half = FeedForward(
         gate_up=maps[0], down=maps[1], norm=norm.weight.data_ptr(), activation=kind, epsilon=norm.variance_epsilon
     )
-    kernel, address = _kernels().anee_feed, ctypes.addressof(half)
+    kernel, address, width = _kernels().anee_feed, ctypes.addressof(half), norm.weight.numel()
 
     def run(row: Tensor, kept: Any = (half, maps, norm)) -> Tensor:
         out = torch.empty_like(row)
-        if kernel(address, row.data_ptr(), out.data_ptr(), torch.get_num_threads()):
+        if kernel(address, row.data_ptr(), out.data_ptr(), row.numel() // width, torch.get_num_threads()):
             raise MemoryError(NO_MEMORY)
         return out
 
@@ -133,7 +134,7 @@ def _is_row_major(weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _pointers(cosine: Tensor, sine: Tensor) -> tuple[int, int, int]:
-    """Cos and sin [1, 1, 1, R], and R."""
+    """Cos and sin [1, T, 1, R], and R."""
     assert cosine.is_contiguous() and sine.is_contiguous() and cosine.dtype == sine.dtype == torch.float32
     return cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1]
 

@@ -1,4 +1,4 @@
-"""C source of the kernels that `compiled.py` builds: linear maps in 8 and 4 bits, and the two halves of a layer for one token.
+"""C source of the kernels that `compiled.py` builds: linear maps, and the two halves of a layer for a few tokens.
 
 Activations become integers of 16 bits with one step a row, products are summed exactly in 32 bits, so an output depends neither
 on the number of rows nor on the order of sums. Weights lie in blocks of 16 outputs, 64 bytes at a time: 4 inputs of each
@@ -23,6 +23,7 @@ SOURCE = r"""
 #define AHEAD 4096 /* bytes that are asked of memory before they are used */
 #define PART 4096 /* outputs that one thread corrects at once */
 #define MOST_RANK 64
+#define MOST_BLOCKS 8 /* of 16 channels of a head */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef int32_t i32x16 __attribute__((vector_size(64), aligned(4)));
@@ -365,45 +366,76 @@ static void rotate(float *head, const float *cosine, const float *sine, int64_t 
   }
 }
 
+/* Scores to shares. */
+static void soften(float *scores, int64_t length) {
+  float most = -INFINITY, all = 0;
+  for (int64_t s = 0; s < length; s++) most = scores[s] > most ? scores[s] : most;
+#pragma omp simd reduction(+ : all)
+  for (int64_t s = 0; s < length; s++) all += scores[s] = exponential(scores[s] - most);
+  for (int64_t s = 0; s < length; s++) scores[s] /= all;
+}
+
+/* One query of so many times 16 channels. */
+INLINE void attend_blocks(float scaling, const float *query, const float *keys, const float *values, int64_t length,
+                          float *scores, float *out, const int blocks) {
+  f32x16 q[MOST_BLOCKS], sums[MOST_BLOCKS];
+  for (int j = 0; j < blocks; j++) q[j] = *(const f32x16 *)(query + LANES * j), sums[j] = (f32x16){};
+  for (int64_t s = 0; s < length; s++) {
+    f32x16 product = {};
+#pragma GCC unroll 8
+    for (int j = 0; j < blocks; j++) product += q[j] * *(const f32x16 *)(keys + LANES * (s * blocks + j));
+    scores[s] = sum_of(product) * scaling;
+  }
+  soften(scores, length);
+  for (int64_t s = 0; s < length; s++)
+#pragma GCC unroll 8
+    for (int j = 0; j < blocks; j++) sums[j] += scores[s] * *(const f32x16 *)(values + LANES * (s * blocks + j));
+  for (int j = 0; j < blocks; j++) *(f32x16 *)(out + LANES * j) = sums[j];
+}
+
 static void attend_head(const Attention *a, const float *query, const float *keys, const float *values, int64_t length,
                         float *scores, float *out) {
   int64_t n = a->size;
-  float most = -INFINITY, all = 0;
-  for (int64_t s = 0; s < length; s++) {
-    scores[s] = dot(query, keys + s * n, n) * a->scaling;
-    most = scores[s] > most ? scores[s] : most;
+  switch (n) {
+    case 4 * LANES: attend_blocks(a->scaling, query, keys, values, length, scores, out, 4); return;
+    case 6 * LANES: attend_blocks(a->scaling, query, keys, values, length, scores, out, 6); return;
+    case 8 * LANES: attend_blocks(a->scaling, query, keys, values, length, scores, out, 8); return;
   }
-#pragma omp simd reduction(+ : all)
-  for (int64_t s = 0; s < length; s++) all += scores[s] = exponential(scores[s] - most);
+  for (int64_t s = 0; s < length; s++) scores[s] = dot(query, keys + s * n, n) * a->scaling;
+  soften(scores, length);
   memset(out, 0, 4 * n);
-  for (int64_t s = 0; s < length; s++) {
-    float share = scores[s] / all;
-    for (int64_t i = 0; i < n; i++) out[i] += share * values[s * n + i];
-  }
+  for (int64_t s = 0; s < length; s++)
+    for (int64_t i = 0; i < n; i++) out[i] += scores[s] * values[s * n + i];
 }
 
-/* The first half of a layer for one token: row [D] -> out [D]. Keys and values of `length` tokens, the new one's last, are in
-   storage [2 groups, capacity, size], where the new ones are written. */
-int anee_attend(const Attention *a, const float *row, const float *cosine, const float *sine, int64_t rotated, float *storage,
-                int64_t capacity, int64_t length, float *out, int64_t threads) {
-  int64_t width = a->output.outputs, joint = a->qkv.outputs, inner = a->heads * a->size, n = a->size;
-  int64_t most = a->qkv.inputs > inner ? a->qkv.inputs : inner;
-  float *normed = scratch(4 * (width + joint + inner + a->heads * length) + encoded_bytes(1, most));
+/* The first half of a layer for tokens that follow each other: rows [rows, D] -> out [rows, D]. Keys and values of `length`
+   tokens, the new ones' last, are in storage [2 groups, capacity, size], where the new ones are written. A token's outputs are
+   the same bits alone and with others. */
+int anee_attend(const Attention *a, const float *x, const float *cosine, const float *sine, int64_t rotated, float *storage,
+                int64_t capacity, int64_t length, float *out, int64_t rows, int64_t threads) {
+  int64_t width = a->qkv.inputs, joint = a->qkv.outputs, inner = a->heads * a->size, n = a->size, jobs = rows * a->heads;
+  int64_t most = width > inner ? width : inner;
+  float *normed = scratch(4 * (rows * (width + joint + inner) + jobs * length) + encoded_bytes(rows, most));
   if (!normed) return 1;
-  float *heads = normed + a->qkv.inputs, *mixed = heads + joint, *scores = mixed + inner;
-  void *memory = scores + a->heads * length;
-  rms_norm(row, a->norm, a->epsilon, normed, a->qkv.inputs);
-  linear(&a->qkv, normed, heads, 1, memory, threads);
-  for (int64_t h = 0; h < a->heads + a->groups && rotated; h++) rotate(heads + h * n, cosine, sine, rotated / 2);
-  for (int64_t g = 0; g < 2 * a->groups; g++)
-    memcpy(storage + (g * capacity + length - 1) * n, heads + (a->heads + g) * n, 4 * n);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t h = 0; h < a->heads; h++) {
-    const float *keys = storage + h / (a->heads / a->groups) * capacity * n, *values = keys + a->groups * capacity * n;
-    attend_head(a, heads + h * n, keys, values, length, scores + h * length, mixed + h * n);
+  float *heads = normed + rows * width, *mixed = heads + rows * joint, *scores = mixed + rows * inner;
+  void *memory = scores + jobs * length;
+  for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, a->norm, a->epsilon, normed + r * width, width);
+  linear(&a->qkv, normed, heads, rows, memory, threads);
+  for (int64_t r = 0; r < rows; r++) {
+    float *own = heads + r * joint;
+    for (int64_t h = 0; h < a->heads + a->groups && rotated; h++)
+      rotate(own + h * n, cosine + r * rotated, sine + r * rotated, rotated / 2);
+    for (int64_t g = 0; g < 2 * a->groups; g++)
+      memcpy(storage + (g * capacity + length - rows + r) * n, own + (a->heads + g) * n, 4 * n);
   }
-  linear(&a->output, mixed, out, 1, memory, threads);
-  for (int64_t i = 0; i < width; i++) out[i] += row[i];
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t job = 0; job < jobs; job++) {
+    int64_t h = job / rows, r = job % rows, seen = length - rows + r + 1;
+    const float *keys = storage + h / (a->heads / a->groups) * capacity * n, *values = keys + a->groups * capacity * n;
+    attend_head(a, heads + r * joint + h * n, keys, values, seen, scores + job * length, mixed + r * inner + h * n);
+  }
+  linear(&a->output, mixed, out, rows, memory, threads);
+  for (int64_t i = 0; i < rows * a->output.outputs; i++) out[i] += x[i];
   return 0;
 }
 
@@ -417,19 +449,21 @@ static void activate(int64_t kind, float *gate, const float *up, int64_t n) {
     }
 }
 
-/* The second half: row [D] -> out [D]. */
-int anee_feed(const FeedForward *f, const float *row, float *out, int64_t threads) {
+/* The second half: rows [rows, D] -> out [rows, D]. */
+int anee_feed(const FeedForward *f, const float *x, float *out, int64_t rows, int64_t threads) {
   int64_t width = f->gate_up.inputs, joint = f->gate_up.outputs, inner = joint / 2;
   int64_t most = width > inner ? width : inner;
-  float *normed = scratch(4 * (width + joint) + encoded_bytes(1, most));
+  float *normed = scratch(4 * rows * (width + joint) + encoded_bytes(rows, most));
   if (!normed) return 1;
-  float *gate = normed + width;
-  void *memory = gate + joint;
-  rms_norm(row, f->norm, f->epsilon, normed, width);
-  linear(&f->gate_up, normed, gate, 1, memory, threads);
-  activate(f->activation, gate, gate + inner, inner);
-  linear(&f->down, gate, out, 1, memory, threads);
-  for (int64_t i = 0; i < f->down.outputs; i++) out[i] += row[i];
+  float *gate = normed + rows * width;
+  void *memory = gate + rows * joint;
+  for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, f->norm, f->epsilon, normed + r * width, width);
+  linear(&f->gate_up, normed, gate, rows, memory, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+  for (int64_t r = 0; r < rows; r++) activate(f->activation, gate + r * joint, gate + r * joint + inner, inner);
+  for (int64_t r = 1; r < rows; r++) memmove(gate + r * inner, gate + r * joint, 4 * inner);
+  linear(&f->down, gate, out, rows, memory, threads);
+  for (int64_t i = 0; i < rows * f->down.outputs; i++) out[i] += x[i];
   return 0;
 }
 """

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, L layers, D hidden size, S cached tokens, V tokens of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,15 @@ from transformers import Cache
 
 from .base_model import BaseStack
 from .base_rotary import Rotation
-from .cache import AneeCache
+from .cache import AneeCache, AneeCacheLayer
 from .layer_runner import LayerRunner, runs_alone
 from .positions import Places
 from .step import Step
 
 
+# The halves of a layer: the first takes rows, their rotation and the layer's cache.
+Halves = tuple[Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor], Callable[[Tensor], Tensor]]
+TOGETHER = 16  # tokens, at most, that halves take
 AHEAD = 64  # tokens whose rotations are made at once
 MOVING = ("dynamic", "longrope")  # rotations that depend on how long the text is by now
 _NOTHING = torch.zeros(1, 1, device="cpu")  # budgets, which nobody reads here
@@ -40,6 +43,7 @@ class StraightPlan:
         layers: what runs them.
         cost: of a token, as a share of the whole model, in the model's unit.
         weights_read: the same in bytes of weights.
+        together: for each layer its halves, which take a few tokens that follow each other; None: there are none.
     """
 
     text: str
@@ -48,6 +52,7 @@ class StraightPlan:
     layers: LayerRunner
     cost: float = 1.0
     weights_read: float = 1.0
+    together: list[Halves] | None = None
 
 
 class Feed:
@@ -76,21 +81,35 @@ class Feed:
         if tokens > 1:
             positions = positions + torch.arange(tokens, device=ids.device)
         hidden = stack.add_positions(stack.embed_tokens(ids), positions)
-        step = Step(
-            budget=_NOTHING,
-            places=_NOWHERE,
-            rotations=self._rotated(hidden, begin, tokens),
-            masks=self._masks(hidden, positions),
-            cache=self.cache,
-            past=self.past,
-        )
-        if runs_alone(hidden, step):
-            hidden = plan.layers.run_alone(range(len(plan.actions)), hidden, step, plan.actions)
+        rotations = self._rotated(hidden, begin, tokens)
+        if plan.together is not None and 1 < tokens <= TOGETHER and self._is_plain(hidden):
+            hidden = self._run_together(hidden, rotations, plan.together)
         else:
-            for layer, action in enumerate(plan.actions):
-                hidden = plan.layers.alike(layer, hidden, step, action)
+            hidden = self._run_layers(hidden, rotations, positions, plan)
         self.past += tokens
         return plan.head(hidden)
+
+    def _is_plain(self, hidden: Tensor) -> bool:
+        """Whether tokens [1, T, D] see all before them, in our cache, and halves of layers can take them."""
+        alone = len(hidden) == 1 and hidden.is_cpu and hidden.dtype == torch.float32 and isinstance(self.cache, AneeCache)
+        return alone and self._mask is None and self.past + hidden.shape[1] <= self.stack.window
+
+    def _run_together(self, hidden: Tensor, rotations: list[Rotation | None], halves: list[Halves]) -> Tensor:
+        """A few tokens [1, T, D] through halves of layers: the same bits as each alone."""
+        rows, layers = hidden.contiguous().view(-1), cast(AneeCache, self.cache).layers
+        for (attend, feed), rotation, layer in zip(halves, rotations, layers, strict=True):
+            rows = feed(attend(rows, rotation, layer))
+        return rows.view_as(hidden)
+
+    def _run_layers(self, hidden: Tensor, rotations: list[Rotation | None], positions: Tensor, plan: StraightPlan) -> Tensor:
+        """Tokens [B, T, D] through the layers of a plan."""
+        masks = self._masks(hidden, positions)
+        step = Step(budget=_NOTHING, places=_NOWHERE, rotations=rotations, masks=masks, cache=self.cache, past=self.past)
+        if runs_alone(hidden, step):
+            return plan.layers.run_alone(range(len(plan.actions)), hidden, step, plan.actions)
+        for layer, action in enumerate(plan.actions):
+            hidden = plan.layers.alike(layer, hidden, step, action)
+        return hidden
 
     def rewind(self, tokens: int) -> None:
         """Forget the last so many tokens."""
