@@ -18,7 +18,7 @@ SOURCE = r"""
 #define GROUP 32  /* inputs that share a scale in 4 bits */
 #define MIDDLE 8  /* what the offset of a group stands for, of 0 to 15 */
 #define ROWS 8    /* rows at once: their sums stay in registers */
-#define FLOAT_ROWS 4    /* the same in the base's own weights, */
+#define FLOAT_ROWS 6    /* the same in the base's own weights, */
 #define FLOAT_OUTPUTS 4 /* beside so many outputs */
 #define AHEAD 4096 /* bytes that are asked of memory before they are used */
 #define PART 4096 /* outputs that one thread corrects at once */
@@ -267,7 +267,7 @@ INLINE void float_tile(const Map *m, int64_t first, const float *x, float *out, 
       weights[o] = *(const f32x16 *)(w + o * n + i);
       __builtin_prefetch(w + (o + outputs) * n + i, 0, 2); /* the next outputs, while these are in the cache */
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
       f32x16 inputs = *(const f32x16 *)(x + r * n + i);
 #pragma GCC unroll 4
@@ -290,6 +290,8 @@ INLINE void float_tile(const Map *m, int64_t first, const float *x, float *out, 
       case 1: float_tile(m, first, own, start, many, 1); break;                                                    \
       case 2: float_tile(m, first, own, start, many, 2); break;                                                    \
       case 3: float_tile(m, first, own, start, many, 3); break;                                                    \
+      case 4: float_tile(m, first, own, start, many, 4); break;                                                    \
+      case 5: float_tile(m, first, own, start, many, 5); break;                                                    \
       default: float_tile(m, first, own, start, many, FLOAT_ROWS);                                                 \
     }                                                                                                                 \
   }
