@@ -124,6 +124,17 @@ def test_a_gate_chooses_among_those_that_may_serve_and_the_nearest_price_counts(
     assert gate_at([gate(price=0.1), gate(price=1.0)], 0.3).price == 0.1
 
 
+def test_what_lies_far_out_says_no_more_than_what_lies_out():
+    features = dict.fromkeys(FEATURES, 0.0)
+    near, far = (chances(gate(), features | {"digits": value}) for value in (3.0, 1000.0))
+    assert near == far != chances(gate(), features | {"digits": 2.0})
+
+
+def test_gates_dont_see_how_long_the_prompts_were_cut(samples):
+    assert "length" not in fit_learned(samples, "small", NAMES, 0.1).features
+    assert "length" not in fit_mixture(samples, "small", NAMES, 0.1).features
+
+
 def test_levels_meet_at_their_crossings_also_of_features_that_are_mostly_zero():
     for values in (np.arange(100.0), np.zeros(50), np.r_[np.zeros(90), 1.0]):
         levels = levels_of(values)

@@ -40,7 +40,7 @@ def make(
     limit: ExamplesOption = 40,
     prices: Annotated[
         str, typer.Option(help="Loss that the dearest rung's work is worth: for each, learned and mixture are fitted.")
-    ] = "0.1,0.3,1",
+    ] = "0.05,0.1,0.2",
     glance: Annotated[str | None, typer.Option(help="Rung that looks at requests. Default: the cheapest.")] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",

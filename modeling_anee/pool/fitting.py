@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import Cascade, Fuzzy, Gate, Layer, Measured
 from .features import FEATURES, features_of
+from .gates import FARTHEST
 from .measuring import Sample
 from .rules import LEVELS
 
@@ -29,6 +30,10 @@ QUANTILES = (0.05, 0.3, 0.5, 0.7, 0.95)  # of the examples, where the corners of
 TELLING = 0.005  # of the loss
 HIDDEN = 16
 STEPS = 400
+# Prompts of examples are as long as they were cut: their lengths tell nothing but which text they are from. So the levels of
+# length are fixed, in words, and gates don't see it.
+LENGTHS = {"LOW": (0.0, 0.0, 15.0, 60.0), "MEDIUM": (15.0, 60.0, 60.0, 250.0), "HIGH": (60.0, 250.0, 1000.0, 1000.0)}
+SEEN = tuple(name for name in FEATURES if name != "length")
 
 
 def front(measured: dict[str, Measured]) -> list[str]:
@@ -43,7 +48,7 @@ def front(measured: dict[str, Measured]) -> list[str]:
 def fit_fuzzy(samples: Sequence[Sample], glance: str, measured: dict[str, Measured]) -> Fuzzy:
     """The default rules, with levels by quantiles of the examples; rungs from the two ends and the middle of the front."""
     columns = np.array([list(features_of(sample.text, sample.outcomes[glance].glance).values()) for sample in samples])
-    variables = {name: levels_of(columns[:, place]) for place, name in enumerate(FEATURES)}
+    variables = {name: levels_of(columns[:, place]) for place, name in enumerate(FEATURES)} | {"length": LENGTHS}
     rungs = front(measured)
     ends = rungs[0], rungs[len(rungs) // 2], rungs[-1]
     return Fuzzy(variables=variables, rules=RULES, rungs=dict(zip(LEVELS, ends, strict=True)))
@@ -84,7 +89,7 @@ def fit_learned(samples: Sequence[Sample], glance: str, names: Sequence[str], pr
     best = values.argmin(axis=1)
     seen = sorted(set(best.tolist()))
     if len(seen) == 1:  # one rung for all
-        layer = Layer(weight=[[0.0] * len(FEATURES)], bias=[0.0])
+        layer = Layer(weight=[[0.0] * len(SEEN)], bias=[0.0])
     else:
         stakes = values.mean(axis=1) - values.min(axis=1)
         fitted = LogisticRegression(max_iter=2000).fit(inputs, best, sample_weight=stakes / stakes.mean())
@@ -102,7 +107,7 @@ def fit_mixture(samples: Sequence[Sample], glance: str, names: Sequence[str], pr
     targets = torch.tensor(objective(samples, names, price), dtype=torch.float32)
     targets = targets - targets.min(dim=1, keepdim=True).values
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(HIDDEN, len(FEATURES), generator=generator) / len(FEATURES) ** 0.5
+    first = torch.randn(HIDDEN, len(SEEN), generator=generator) / len(SEEN) ** 0.5
     weights = [first, torch.zeros(HIDDEN), torch.zeros(len(names), HIDDEN), torch.zeros(len(names))]
     parameters = [nn.Parameter(weight) for weight in weights]
     optimiser = torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.02)
@@ -122,17 +127,17 @@ def scores(parameters: Sequence[Tensor], features: Tensor) -> Tensor:
 
 
 def standardised(samples: Sequence[Sample], glance: str) -> tuple[np.ndarray, list[float], list[float]]:
-    """Features [N, F] with mean 0 and deviation 1, and what was taken off and divided by."""
+    """Features [N, F] with mean 0 and deviation 1, none far out, and what was taken off and divided by."""
     rows = [features_of(sample.text, sample.outcomes[glance].glance) for sample in samples]
-    values = np.array([[row[name] for name in FEATURES] for row in rows])
+    values = np.array([[row[name] for name in SEEN] for row in rows])
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     scale = np.where(deviation > 1e-9, deviation, 1.0)
-    return (values - mean) / scale, mean.tolist(), scale.tolist()
+    return np.clip((values - mean) / scale, -FARTHEST, FARTHEST), mean.tolist(), scale.tolist()
 
 
 def gate_of(price: float, names: list[str], mean: list[float], scale: list[float], layers: list[Layer]) -> Gate:
-    """A gate over all features."""
-    return Gate(price=price, rungs=names, features=list(FEATURES), mean=mean, scale=scale, layers=layers)
+    """A gate over the features that gates see."""
+    return Gate(price=price, rungs=names, features=list(SEEN), mean=mean, scale=scale, layers=layers)
 
 
 def rounded(values: np.ndarray) -> list:

@@ -10,6 +10,9 @@ from .config import Gate, Layer
 from .policies import Case, Choice, Policy
 
 
+FARTHEST = 3.0  # deviations
+
+
 class GatePolicy(Policy):
     """The rung that a gate scores highest, of those that may serve."""
 
@@ -37,11 +40,17 @@ def gate_at(gates: Sequence[Gate], price: float) -> Gate:
 
 def chances(gate: Gate, features: dict[str, float]) -> dict[str, float]:
     """Softmax of a gate's scores, by rung."""
-    values = [(features[name] - mean) / scale for name, mean, scale in zip(gate.features, gate.mean, gate.scale, strict=True)]
+    standard = zip(gate.features, gate.mean, gate.scale, strict=True)
+    values = [clipped((features[name] - mean) / scale) for name, mean, scale in standard]
     for place, layer in enumerate(gate.layers):
         values = _affine(layer, values if place == 0 else [math.tanh(value) for value in values])
     weights = [math.exp(value - max(values)) for value in values]
     return {name: weight / sum(weights) for name, weight in zip(gate.rungs, weights, strict=True)}
+
+
+def clipped(value: float) -> float:
+    """A standardised feature, held where examples may have been: what lies far out says no more than what lies out."""
+    return min(max(value, -FARTHEST), FARTHEST)
 
 
 def _affine(layer: Layer, values: list[float]) -> list[float]:
