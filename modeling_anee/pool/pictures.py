@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from ..pictures.drawing import INK, bare, save
 from .config import Fuzzy
@@ -64,20 +66,35 @@ def draw_points(rows: Sequence[Row], path: str | os.PathLike) -> None:
     figure, axes = pyplot.subplots(figsize=(8.0, 4.8), layout="constrained")
     fixed = [row for row in rows if row.policy == "always"]
     hull = hull_of(fixed)
-    axes.plot([row.megabytes for row in hull], [row.loss for row in hull], color=INK, linewidth=1, label="random choice")
-    axes.scatter([row.megabytes for row in fixed], [row.loss for row in fixed], color=INK, s=28, zorder=3)
+    costs, losses = between([(row.megabytes, row.loss) for row in hull])
+    axes.plot(costs, losses, color=INK, linewidth=1, label="random choice")
+    axes.scatter([row.megabytes for row in fixed], [row.loss for row in fixed], color=INK, s=36, zorder=2)
     for row in fixed:
         axes.annotate(row.setting, (row.megabytes, row.loss), xytext=(5, 5), textcoords="offset points", fontsize=8, color=INK)
     for policy, colour in POLICY_COLOURS.items():
         own = sorted((row.megabytes, row.loss) for row in rows if row.policy == policy)
         if own:
-            axes.plot(*zip(*own, strict=True), color=colour, marker="o", markersize=4, linewidth=1.2, label=policy)
+            line = "" if policy == "energy" else "-"  # a budget between two rungs is served by one of them
+            axes.plot(*zip(*own, strict=True), color=colour, marker="o", markersize=4, linestyle=line, label=policy)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_xlabel("MB of weights read per byte of text")
     axes.set_ylabel("bits per byte")
     axes.legend(frameon=False, fontsize=8)
     bare(axes)
     save(figure, path)
+
+
+def between(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Points on the straight lines between points, which are none where an axis is logarithmic."""
+    found = [
+        tuple(low + (high - low) * step / 20 for low, high in zip(first, second, strict=True))
+        for first, second in pairwise(points)
+        for step in range(20)
+    ]
+    costs, losses = zip(*found, points[-1], strict=True)
+    return list(costs), list(losses)
 
 
 def hull_of(fixed: Sequence[Row]) -> list[Row]:
