@@ -261,6 +261,7 @@ def test_demo_prints_its_budgets_and_draws(as_demo_base, tmp_path):
     assert done.exit_code == 0, done.output
     assert all(f"energy_budget {budget}" in done.stdout for budget in (1.0, 0.8, 0.6, 0.5, 0.3))
     assert "no trained artifact" in done.stderr and "controller: plan" in done.stdout
+    assert "--- lossless: " in done.stdout and "identical to that" in done.stdout
     assert (tmp_path / "out" / "heatmap.png").is_file()
 
 

@@ -169,6 +169,7 @@ SMALL = ("--text", "text.txt", "--length", "16", "--limit", "2", "--budgets", "0
 VERBS = {
     "generate": ("--prompt", "w5", "--max-new-tokens", "2", "--page", "FILE.html"),
     "demo": ("--max-new-tokens", "2", "--output", "FILE"),
+    "drafts": ("--text", "text.txt", "--length", "8", "--prompts", "2", "--new-tokens", "4", "--output", "FILE"),
     "perplexity": (*SMALL, "--output", "FILE"),
     "compare": (*SMALL, "--output", "FILE"),
     "samples": ("--max-new-tokens", "1", "--budgets", "0.6", "--output", "FILE"),

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -205,13 +205,24 @@ def describe(model: AneeForCausalLM, given: dict[str, float | None]) -> dict[str
     return facts
 
 
+def shown_lossless(
+    model: AneeForCausalLM, tokenizer: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, expected: str
+) -> str:
+    """The same text by drafts, and whether it is the same."""
+    model.generate(**inputs, lossless=True, max_new_tokens=2)  # what drafts need is made, and measured
+    done = run(model, tokenizer, inputs, max_new_tokens, lossless=True)
+    assert done.trace.lossless is not None
+    same = "identical to that" if done.text == expected else "another text, which it should not be"
+    return f"--- lossless: {done.speed:.1f} tokens/s, {same}\n{done.trace.lossless.summary()}\n{done.text.strip()}"
+
+
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the heatmap.")] = Path("anee_demo"),
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "Explain in a few sentences why the sky is blue.",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at each budget.")] = 60,
     precisions: PrecisionsOption = None,
 ) -> None:
-    """Generate with a small real model at budgets from 1.0 down, and draw what was run at the lowest."""
+    """Generate with a small real model at budgets from 1.0 down, and losslessly; draw what was run at the lowest."""
     from ..evaluation.shown import budgets_to_show
 
     with extra_libraries("plots", "demo"):
@@ -223,6 +234,8 @@ def demo(
     for budget in budgets_to_show(model.config, model.dtype):
         done = run(model, tokenizer, inputs, max_new_tokens, energy_budget=budget)
         parts.append(f"--- energy_budget {budget}: {done.speed:.1f} tokens/s, {done.trace.summary()}\n{done.text.strip()}")
+        if budget == 1.0:
+            parts.append(shown_lossless(model, tokenizer, inputs, max_new_tokens, done.text))
     parts.append(f"execution at energy_budget {budget}:\n{done.trace.render()}")
     draw = partial(draw_heatmap, done.trace, tokens=done.tokens, prompt_length=done.prompt_length)
     deliver("\n\n".join(parts), Output("heatmap", output / "heatmap.png", draw))
