@@ -202,7 +202,7 @@ class AneeForSequenceClassification(AneeModel):
     def _features(self, hidden: Tensor, step: Step) -> list[Tensor]:
         """What each head reads, [B, F], of hidden states that enter the first layer."""
         found: list[Tensor] = []
-        total = torch.zeros(())
+        total = torch.zeros((), device=hidden.device)
         for place, layers in enumerate(self._segments):
             hidden = self._through(layers, hidden, step)
             now = pooled(hidden, step.valid, self._settings["pooling"])
@@ -229,7 +229,7 @@ class AneeForSequenceClassification(AneeModel):
         logits = torch.zeros(len(hidden), classes, device=device)
         places = torch.full((len(hidden),), heads - 1, device="cpu")
         asked = torch.zeros(len(hidden), heads, dtype=torch.bool, device="cpu")
-        seen, total = torch.zeros(len(hidden), 0, classes, device=device), torch.zeros(())
+        seen, total = torch.zeros(len(hidden), 0, classes, device=device), torch.zeros((), device=device)
         for place, layers in enumerate(self._segments):
             hidden = self._through(layers, hidden, step)
             now, last = pooled(hidden, step.valid, self._settings["pooling"]), place == heads - 1

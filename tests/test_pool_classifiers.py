@@ -24,7 +24,7 @@ BUDGETS = {"early": 0.3, "late": 1.0}
 def made(tmp_path_factory):
     """A folder with models, and labelled text."""
     folder = make_models(tmp_path_factory.mktemp("classifiers"))
-    artifact = classifier(base_model_name_or_path="../first", layers=[1, 2, 4])
+    artifact = classifier(base_model_name_or_path="../first")
     artifact.save_pretrained(folder / "classifier", tokenizer=tiny_tokenizer())
     lines = words(160).splitlines()
     (folder / "labelled.tsv").write_text("".join(f"{line}\t{NAMES[i % 3]}\n" for i, line in enumerate(lines)))
