@@ -182,6 +182,17 @@ def test_a_linear_head_is_a_logistic_regression_of_standardised_features():
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(said[400:], labels[400:])), abs=1e-4)
 
 
+def test_a_classifier_may_be_evaluated_in_another_precision(fitted, tmp_path):
+    call = ("evaluate-classifier", fitted / "run" / "artifact", "--data", fitted / "dev.tsv", "--budgets", "0.5")
+    done = anee(*call, "--precision", "int8", "--output", tmp_path / "int8.json")
+    assert done.exit_code == 0, done.output
+    assert anee(*call, "--output", tmp_path / "full.json").exit_code == 0
+    full, rounded = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("full", "int8"))
+    assert full != rounded and rounded["last"]["accuracy"] == pytest.approx(full["last"]["accuracy"], abs=0.1)
+    done = anee(*call, "--precision", "int3")
+    assert done.exit_code == 1 and "--precision int3" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

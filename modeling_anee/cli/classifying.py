@@ -39,8 +39,7 @@ def fit_classifier(
 
     if pooling not in POOLINGS:
         raise ValueError(f"--pooling {pooling} is not allowed: it must be one of {', '.join(POOLINGS)}")
-    if precision not in VARIANTS:
-        raise ValueError(f"--precision {precision} is not allowed: it must be one of {', '.join(VARIANTS)}")
+    check_precision(precision)
     names = None if labels is None else tuple(name.strip() for name in labels.split(","))
     read_labelled(data)  # before anything is loaded
     with extra_libraries("train", "anee fit-classifier"):
@@ -62,6 +61,9 @@ def evaluate_classifier(
     data: LabelledOption,
     budgets: Annotated[str, typer.Option(help="Budgets to replay, as in 0.5,0.3.")] = BUDGETS,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a text that are read.")] = MAX_LENGTH,
+    precision: Annotated[
+        str | None, typer.Option(help="Run the layers in full, int8 or int4. Default: as it was fitted.")
+    ] = None,
     seconds: Annotated[bool, typer.Option("--seconds", help="Run each budget by itself, too, and measure the time.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="--seconds: texts that are run together.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="--seconds: rounds; the median counts.")] = 3,
@@ -75,6 +77,8 @@ def evaluate_classifier(
     check_picture("--reliability", reliability)
     check_picture("--curve", curve)
     asked = parse_budgets(budgets)
+    if precision is not None:
+        check_precision(precision)
     if card and not Path(artifact).is_dir():
         raise ValueError(f"--card is not allowed with {artifact}: the card is written into the artifact's folder")
     from ..data.labelled import read_labelled
@@ -83,7 +87,7 @@ def evaluate_classifier(
     from ..evaluation.report import write_report
 
     rows = read_labelled(data)
-    model, tokenizer = load_classifier(artifact)
+    model, tokenizer = load_classifier(artifact, precision)
     numbers = label_numbers(model.config, rows.labels)
     ids = tokenizer(rows.texts, truncation=True, max_length=max_length)["input_ids"]
     with progress("rows", len(ids)) as done:
@@ -114,8 +118,18 @@ def pictures_of(figures: dict[str, Any], reliability: Path | None, curve: Path |
     return found
 
 
-def load_classifier(name: str) -> tuple[Any, Any]:
-    """A classifier and its tokenizer.
+def check_precision(name: str) -> None:
+    """Notice a variant that there is not.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"--precision {name} is not allowed: it must be one of {', '.join(VARIANTS)}")
+
+
+def load_classifier(name: str, precision: str | None = None) -> tuple[Any, Any]:
+    """A classifier, its layers in a variant if one is named, and its tokenizer.
 
     Raises:
         OSError: there is none.
@@ -131,7 +145,13 @@ def load_classifier(name: str) -> tuple[Any, Any]:
         config = AneeConfig.from_pretrained(name)
         if config.classifier is None:
             raise ValueError(f"{name} is an artifact of a language model, not a classifier: anee fit-classifier makes one")
-        return AneeForSequenceClassification.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+        fields: dict[str, Any] = {}
+        if precision is not None:
+            fields["classifier"] = config.classifier | {"precision": precision}
+            fields["precisions"] = [] if precision == FULL else [precision]
+            fields["actions"] = config.table.with_precisions(fields["precisions"]).stored()
+        model = AneeForSequenceClassification.from_pretrained(name, **fields)
+        return model.eval(), AutoTokenizer.from_pretrained(name)
 
 
 def label_numbers(config: Any, labels: list[str]) -> list[int]:
