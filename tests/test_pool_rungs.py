@@ -88,6 +88,12 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
         Loader(tmp_path).load(RungConfig(name="a", model="base"))
 
 
+def test_a_folder_that_is_not_there_is_said_to_be(tmp_path):
+    for model in (str(tmp_path / "nowhere"), "./nowhere"):
+        with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+            Loader(tmp_path).load(RungConfig(name="a", model=model))
+
+
 def test_a_plan_is_not_for_an_artifact(tmp_path):
     make_models(tmp_path)
     with pytest.raises(ValueError, match="rung 'a' has a plan, and artifact is an artifact"):

@@ -3,6 +3,7 @@
 Weights come from safetensors only, and no code comes with them.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class Loader:
     def _where(self, model: str) -> str:
         """A folder relative to the pool's, or else what the name stands for."""
         local = self._folder / model
+        if not local.is_dir() and (os.path.isabs(model) or model.startswith(".")):
+            raise FileNotFoundError(f"there is no folder {local}")
         return str(local) if local.is_dir() else find_base(model)[0]
 
     def _wrapped(self, where: str, config: RungConfig) -> tuple[Any, Any]:
