@@ -20,7 +20,6 @@ from .draft_policy import MOST, Times
 from .feed import Feed, StraightPlan
 from .folders import cache_folder
 from .timing import interleave, seconds_of
-from .version import __version__
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -98,7 +97,7 @@ def _name(model: Any, rows: int, plan: StraightPlan) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     compiled = library()
     kernels = "torch" if compiled is None else Path(compiled._name).stem
-    return f"{__version__}, {kernels}: {shape}, {dtype} on {model.device.type}, {rows} rows: {plan.text}"
+    return f"{kernels}: {shape}, {dtype} on {model.device.type}, {rows} rows: {plan.text}"
 
 
 def _file() -> Path | None:
