@@ -1,6 +1,5 @@
 """Which kernels weights of few bits run in on this machine: compiled ones or torch's, as was measured once."""
 
-import ctypes
 from collections.abc import Callable
 from sys import maxsize
 from typing import Any
@@ -11,8 +10,8 @@ from torch import Tensor
 from .base_compiled import CompiledInt4, CompiledInt8, CompiledLinear
 from .base_int4 import Int4Linear
 from .base_int8 import Int8Linear
-from .base_kernels import ROWS, TORCH, LinearKernel, best_times, machine_table
-from .compiled import FLOAT, Map, always, library
+from .base_kernels import ROWS, TORCH, best_times, machine_table
+from .compiled import always, library
 
 
 COMPILED = "compiled"
@@ -61,27 +60,6 @@ def most_rows(name: str, compiled: Callable[..., Any], other: Callable[..., Any]
         return maxsize
     low, high = machine_table().limits(name, lambda: measure(compiled, other), COMPILED)
     return high if low == 1 else 0
-
-
-def float_rows_pay() -> bool:
-    """Whether a row in the base's own weights is not slower in the compiled kernel than in torch's."""
-    return always() or machine_table().limits("compiled float", measure_float, COMPILED) != (1, 0)
-
-
-def measure_float() -> list[str]:
-    """The kernel to take for one row, written for each number of `ROWS`."""
-    weight, x = torch.ones(OUTPUTS, INPUTS, device="cpu"), torch.ones(INPUTS, device="cpu")
-    found = Map(kind=FLOAT, outputs=OUTPUTS, inputs=INPUTS, weight=weight.data_ptr())
-    out, kernels = x.new_empty(OUTPUTS), library()
-    assert kernels is not None
-    kernel, torchs = kernels.anee_linear, LinearKernel(weight, None)
-
-    def run() -> Tensor:
-        kernel(ctypes.addressof(found), x.data_ptr(), out.data_ptr(), 1, torch.get_num_threads())
-        return out
-
-    own, others = best_times(run, lambda: torchs.row(x))
-    return [COMPILED if own < PREFERRED * others else TORCH] * len(ROWS)
 
 
 def measure(compiled: Callable[..., Any], other: Callable[..., Any]) -> list[str]:

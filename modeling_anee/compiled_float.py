@@ -27,7 +27,7 @@ class FloatLinear(LinearKernel):
         super().__init__(weight, bias)
         outputs, inputs = weight.shape
         self._most = most
-        self._map = Map(
+        self.map = Map(
             kind=FLOAT,
             outputs=outputs,
             inputs=inputs,
@@ -50,7 +50,7 @@ class FloatLinear(LinearKernel):
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], outputs)
         kernels = library()
-        address = ctypes.addressof(self._map)
+        address = ctypes.addressof(self.map)
         if kernels is None or kernels.anee_linear(address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads()):
             return super().__call__(x)
         return out

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from .base_block import Block
 from .base_compiled import CompiledLinear
-from .base_kernels import LinearKernel
 from .base_linear import JointLinear
 from .base_rotary import Rotation
 from .base_watch import is_untouched
 from .cache import AneeCacheLayer
-from .compiled import FLOAT, GELU_TANH, MOST_RANK, SILU, Attention, FeedForward, Map, library
-from .compiled_choice import float_rows_pay
+from .compiled import GELU_TANH, MOST_RANK, SILU, Attention, FeedForward, Map, library
+from .compiled_float import FloatLinear
 from .corrections import CorrectedLinear
 
 
@@ -101,13 +100,7 @@ def map_of(linear: Any) -> Map | None:
     """What the kernel has to know about a linear map; it keeps the tensors that its pointers are of."""
     if isinstance(linear, CorrectedLinear):
         return _corrected(linear)
-    if isinstance(linear, CompiledLinear):
-        return _copy(linear.map, linear)
-    if isinstance(linear, LinearKernel) and _is_row_major(linear.weight, linear.bias) and float_rows_pay():
-        outputs, inputs = linear.weight.shape
-        bias = None if linear.bias is None else linear.bias.data_ptr()
-        return _copy(Map(kind=FLOAT, outputs=outputs, inputs=inputs, weight=linear.weight.data_ptr(), bias=bias), linear)
-    return None
+    return _copy(linear.map, linear) if isinstance(linear, CompiledLinear | FloatLinear) else None
 
 
 def _corrected(linear: CorrectedLinear) -> Map | None:
@@ -125,12 +118,6 @@ def _copy(found: Map, keep: Any) -> Map:
     made = Map.from_buffer_copy(found)
     made.kept = keep
     return made
-
-
-def _is_row_major(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernel can read weights as they lie."""
-    tensors = [weight] if bias is None else [weight, bias]
-    return all(one.device.type == "cpu" and one.dtype == torch.float32 and one.is_contiguous() for one in tensors)
 
 
 def _pointers(cosine: Tensor, sine: Tensor) -> tuple[int, int, int]:
