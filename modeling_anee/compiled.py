@@ -25,7 +25,7 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 
 COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math, which at linking would change how the whole process treats tiny numbers.
-MATHS = ("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
+MATHS = ("-fno-math-errno", "-fno-trapping-math")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi", *MATHS)
 PATIENCE = 120  # seconds
 FLOAT, INT8, INT4 = 0, 1, 2  # kinds of a map

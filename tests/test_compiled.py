@@ -1,6 +1,8 @@
 """Kernels that are compiled here: the same integers as torch's kernels, to 16 bits, in every number of rows."""
 
+import platform
 import subprocess
+from functools import cache
 
 import pytest
 import torch
@@ -110,6 +112,21 @@ def test_activations(hidden_act):
     model = wrap(base, controller="plan")
     ids = token_ids(1, 8)
     torch.testing.assert_close(decoded(model, ids, 1.0), model.base(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names are those of x86")
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_for_fewer_instructions_give_the_same(kind, instructions, monkeypatch, tmp_path):
+    weight, x = torch.randn(21, 70), torch.randn(11, 70)
+    usual = kind.of(weight, None)(x)
+    monkeypatch.setenv("ANEE_CACHE", str(tmp_path))
+    flags = [f"-march={instructions}" if flag.startswith("-march") else flag for flag in compiled.FLAGS]
+    monkeypatch.setattr(compiled, "FLAGS", tuple(flags))
+    monkeypatch.setattr(compiled, "_loaded", cache(compiled._loaded.__wrapped__))
+    linear = kind.of(weight, None)
+    assert torch.equal(torch.stack([linear.row(row) for row in x]), linear(x))
+    torch.testing.assert_close(linear(x), usual, atol=1e-5, rtol=1e-5)
 
 
 def test_a_machine_without_a_compiler_runs_torchs_kernels(monkeypatch):
