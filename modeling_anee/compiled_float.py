@@ -85,7 +85,7 @@ def most_rows() -> int:
 
 def measure() -> list[str]:
     """The faster kernel for each number of `ROWS`, of weights that no cache holds; one row goes with the next number."""
-    copies = max(2, 2 * cold_bytes() // (4 * OUTPUTS * INPUTS))
+    copies = max(2, cold_bytes() // (4 * OUTPUTS * INPUTS))
     weights = torch.ones(copies, OUTPUTS, INPUTS, device="cpu")
     own, others = (
         cycle([FloatLinear(weight, None, MOST) for weight in weights]),
