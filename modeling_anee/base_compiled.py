@@ -3,11 +3,9 @@
 One kernel runs one row, a few and many, with activations of 16 bits and exact sums, so scoring is decoding to the last bits.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from sys import maxsize
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from .base_int4 import GROUP, dequantise, quantise
 from .base_int8 import LARGEST, Int8Linear, largest_activation, round_rows
-from .compiled import INT4, INT8, Map, library
+from .compiled import INT4, INT8, Map, kernels, run_map
 from .large_pages import LARGE_PAGES
 
 
@@ -51,9 +49,7 @@ class CompiledLinear:
             bias=None if self.bias is None else self.bias.data_ptr(),
             largest=largest,
         )
-        self._address, self._largest = ctypes.addressof(self.map), largest
-        kernels: Any = library()
-        self._kernel = kernels.anee_linear
+        self._largest, self._kernel = largest, kernels().anee_linear
 
     @property
     def weight_bytes(self) -> int:
@@ -63,9 +59,7 @@ class CompiledLinear:
 
     def row(self, x: Tensor) -> Tensor:
         """Outputs [out] of one row [in], a new tensor, with nothing checked."""
-        out = x.new_empty(self.outputs)
-        self._run(x, out, 1)
-        return out
+        return run_map(self._kernel, self.map, x, x.new_empty(self.outputs), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""
@@ -75,13 +69,8 @@ class CompiledLinear:
         if rows > self.most:
             return self._wide(x)
         flat = x.reshape(rows, self.inputs).float().contiguous()
-        out = flat.new_empty(rows, self.outputs)
-        self._run(flat, out, rows)
+        out = run_map(self._kernel, self.map, flat, flat.new_empty(rows, self.outputs), rows)
         return out.to(x.dtype).view(*x.shape[:-1], -1)
-
-    def _run(self, x: Tensor, out: Tensor, rows: int) -> None:
-        if self._kernel(self._address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads()):
-            raise MemoryError(f"there is no memory for {rows} rows of {self.inputs} activations")
 
     def rows(self, start: int, stop: int | None) -> "CompiledLinear":
         """The map to outputs `start:stop`, in the same integers."""

@@ -5,7 +5,6 @@ the number of rows: by 3 for every shape on one CPU, not at all on another. So i
 per machine, and kept in the cache folder, by CPU, torch and number of threads. `ANEE_KERNELS=default` measures nothing.
 """
 
-import json
 import os
 import platform
 import time
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import logging
 
-from .folders import cache_folder
+from .folders import keep, kept_file, read_kept
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -104,20 +103,8 @@ class KernelTable:
         """
         if name not in self.fastest:
             self.fastest[name] = measured()
-            self._write()
+            keep(self.file, self.fastest, "which kernels are fastest")
         return span(self.fastest[name], kernel)
-
-    def _write(self) -> None:
-        """Keep what is known, together with what others have found meanwhile."""
-        if self.file is None:
-            return
-        part = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(_read(self.file) | self.fastest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(part, self.file)
-        except OSError as error:
-            logger.warning_once(f"which kernels are fastest can't be kept in {self.file}, and is measured anew: {error}")
 
 
 def span(fastest: list[str], kernel: str = ONEDNN) -> tuple[int, int]:
@@ -181,11 +168,7 @@ def best_times(*functions: Callable[[], Tensor]) -> list[float]:
 @cache
 def machine_table() -> KernelTable:
     """The table of this machine."""
-    try:
-        folder = cache_folder()
-    except OSError:  # there is no place to keep anything
-        return KernelTable(None)
-    return KernelTable(folder / "kernels" / f"{machine()}.json")
+    return KernelTable(kept_file("kernels", f"{machine()}.json"))
 
 
 def machine() -> str:
@@ -206,10 +189,5 @@ def cpu_name() -> str:
 
 def _read(file: Path | None) -> dict[str, list[str]]:
     """A table from a file; an empty one where there is none, or where it is no such file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
+    found = read_kept(file)
     return {shape: kernels for shape, kernels in found.items() if isinstance(kernels, list) and len(kernels) == len(ROWS)}

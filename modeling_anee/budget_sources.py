@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .checks import check_budget, is_number, whole
-from .energy_counters import Counter, devices_of, find_counters
+from .energy_counters import Counter, devices_of, find_counters, joules_between
 
 
 RECENT, FORGETTING = 24, 0.8  # tokens that are looked at; weight of each beside the one after it
@@ -209,8 +209,7 @@ class Meter:
     def __call__(self) -> float:
         """Joules up to now."""
         values = [counter.read() for counter in self._counters]
-        steps = zip(self._counters, self._values, values, strict=True)
-        self._total += sum(counter.joules(before, after) for counter, before, after in steps)
+        self._total += joules_between(self._counters, self._values, values)
         self._values = values
         return self._total
 

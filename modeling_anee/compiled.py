@@ -11,18 +11,23 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from sys import maxsize
 
+import torch
+from torch import Tensor
 from transformers.utils import logging
 
-from .base_kernels import KERNELS_VARIABLE, machine
+from .base_kernels import KERNELS_VARIABLE, machine, machine_table
 from .compiled_source import SOURCE
 from .folders import cache_folder
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
+COMPILED = "compiled"  # the kernel's name in what was measured
 COMPILERS = ("cc", "gcc", "clang")
 # Not -ffast-math, which at linking would change how the whole process treats tiny numbers.
 MATHS = ("-fno-math-errno", "-fno-trapping-math")
@@ -66,6 +71,44 @@ class FeedForward(ctypes.Structure):
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where there are none, or are to be none."""
     return None if os.environ.get(KERNELS_VARIABLE) == "default" else _loaded()
+
+
+def kernels() -> ctypes.CDLL:
+    """The compiled kernels, where there are some."""
+    found = library()
+    assert found is not None
+    return found
+
+
+def run_map(kernel: Callable[..., int], map_: Map, x: Tensor, out: Tensor, rows: int) -> Tensor:
+    """Outputs [..., out] of a linear map for rows [..., in], contiguous float32 on the CPU, written to `out`.
+
+    Args:
+        kernel: `anee_linear` of `kernels()`.
+        map_: the map.
+        x: the rows.
+        out: contiguous, of as many rows.
+        rows: how many they are.
+
+    Raises:
+        MemoryError: there is none for so many rows.
+    """
+    if kernel(ctypes.addressof(map_), x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads()):
+        raise MemoryError(f"there is no memory for {rows} rows of {map_.inputs} activations")
+    return out
+
+
+def rows_that_pay(name: str, measured: Callable[[], list[str]]) -> int:
+    """Up to how many rows compiled kernels are used; 0: never. A machine is measured once.
+
+    Args:
+        name: under which that is kept.
+        measured: the faster kernel for each of `base_kernels.ROWS`.
+    """
+    if always():
+        return maxsize
+    low, high = machine_table().limits(name, measured, COMPILED)
+    return high if low == 1 else 0
 
 
 def always() -> bool:

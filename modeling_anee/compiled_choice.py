@@ -1,7 +1,7 @@
 """Which kernels weights of few bits run in on this machine: compiled ones or torch's, as was measured once."""
 
 from collections.abc import Callable
-from sys import maxsize
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,18 +10,17 @@ from torch import Tensor
 from .base_compiled import CompiledInt4, CompiledInt8, CompiledLinear
 from .base_int4 import Int4Linear
 from .base_int8 import Int8Linear
-from .base_kernels import ROWS, TORCH, best_times, machine_table
-from .compiled import always, library
+from .base_kernels import ROWS, TORCH, best_times
+from .compiled import COMPILED, library, rows_that_pay
 
 
-COMPILED = "compiled"
 OUTPUTS, INPUTS = 3072, 1536  # of the map that is measured
 PREFERRED = 1.25  # so many times as slow compiled kernels may be: torch's want weights of their own beside them
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None) -> CompiledLinear | Int8Linear:
     """A linear map of a weight [out, in] and a bias [out] in 8 bits."""
-    most = most_rows("compiled int8", CompiledInt8.of, Int8Linear) if compiles(weight) else 0
+    most = rows_that_pay("compiled int8", partial(measure, CompiledInt8.of, Int8Linear)) if compiles(weight) else 0
     return up_to(CompiledInt8.of(weight, bias), most) if most else Int8Linear(weight, bias)
 
 
@@ -30,7 +29,7 @@ def int4_linear(weight: Tensor, bias: Tensor | None, small: bool = False) -> Com
 
     A `small` one keeps 4 bits a weight and nothing else: many rows run in the kernel for a few, too, which may be slower.
     """
-    most = most_rows("compiled int4", CompiledInt4.of, Int4Linear) if compiles(weight) else 0
+    most = rows_that_pay("compiled int4", partial(measure, CompiledInt4.of, Int4Linear)) if compiles(weight) else 0
     if not most:
         return Int4Linear(weight, bias, small)
     made = CompiledInt4.of(weight, bias)
@@ -48,22 +47,13 @@ def up_to(made: CompiledLinear, most: int) -> CompiledLinear:
     return made
 
 
-def most_rows(name: str, compiled: Callable[..., Any], other: Callable[..., Any]) -> int:
-    """Up to how many rows compiled kernels are used; 0: never. A machine is measured once.
+def measure(compiled: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
+    """The kernel to take for each number of `ROWS`.
 
     Args:
-        name: under which that is kept.
         compiled: weight, bias -> map in compiled kernels.
         other: the same in torch's.
     """
-    if always():
-        return maxsize
-    low, high = machine_table().limits(name, lambda: measure(compiled, other), COMPILED)
-    return high if low == 1 else 0
-
-
-def measure(compiled: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
-    """The kernel to take for each number of `ROWS`."""
     weight = torch.randn(OUTPUTS, INPUTS, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     one, two = compiled(weight, None), other(weight, None)
     fastest = []

@@ -4,17 +4,15 @@ A row's outputs are the same bits in every number of rows, so what is decoded al
 that are verified together, see `lossless.py`.
 """
 
-import ctypes
 from itertools import cycle
 
 import torch
 from torch import Tensor
 
-from .base_kernels import ROWS, TORCH, LinearKernel, best_times, cold_bytes, machine_table
-from .compiled import FLOAT, Map, always, library
+from .base_kernels import ROWS, TORCH, LinearKernel, best_times, cold_bytes
+from .compiled import COMPILED, FLOAT, Map, always, kernels, library, rows_that_pay, run_map
 
 
-COMPILED = "compiled"
 MOST = 16  # rows; many more are arithmetic, which torch's kernels are better at
 OUTPUTS, INPUTS = 3072, 576  # of the map that is measured
 FEWEST = 1 << 16  # weights of a map from which calling the kernel is worth it
@@ -26,7 +24,7 @@ class FloatLinear(LinearKernel):
     def __init__(self, weight: Tensor, bias: Tensor | None, most: int) -> None:
         super().__init__(weight, bias)
         outputs, inputs = weight.shape
-        self._most = most
+        self._most, self._kernel = most, kernels().anee_linear
         self.map = Map(
             kind=FLOAT,
             outputs=outputs,
@@ -47,13 +45,7 @@ class FloatLinear(LinearKernel):
             or not x.is_cpu
         ):
             return super().__call__(x)
-        x = x.contiguous()
-        out = x.new_empty(*x.shape[:-1], outputs)
-        kernels = library()
-        address = ctypes.addressof(self.map)
-        if kernels is None or kernels.anee_linear(address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads()):
-            return super().__call__(x)
-        return out
+        return run_map(self._kernel, self.map, x.contiguous(), x.new_empty(*x.shape[:-1], outputs), rows)
 
     def rows(self, start: int, stop: int | None) -> LinearKernel:
         """The map to outputs `start:stop`, on a view of the weight."""
@@ -76,11 +68,8 @@ def _is_row_major(x: Tensor) -> bool:
 
 
 def most_rows() -> int:
-    """Up to how many rows the compiled kernel is the faster one: measured once per machine; 0: never."""
-    if always():
-        return MOST
-    low, high = machine_table().limits("compiled float rows", measure, COMPILED)
-    return min(high, MOST) if low == 1 else 0
+    """Up to how many rows the compiled kernel is used; 0: never."""
+    return min(rows_that_pay("compiled float rows", measure), MOST)
 
 
 def measure() -> list[str]:

@@ -7,19 +7,18 @@ Shapes: D hidden size, G key/value heads, E head size; a hidden state is a row [
 """
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base_block import Block
+from .base_block import Block, PlainParts
 from .base_compiled import CompiledLinear
 from .base_linear import JointLinear
 from .base_rotary import Rotation
 from .base_watch import is_untouched
 from .cache import AneeCacheLayer
-from .compiled import GELU_TANH, MOST_RANK, SILU, Attention, FeedForward, Map, library
+from .compiled import GELU_TANH, MOST_RANK, SILU, Attention, FeedForward, Map, kernels, library
 from .compiled_float import FloatLinear
 from .corrections import CorrectedLinear
 
@@ -28,59 +27,72 @@ ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "PytorchGELUTanh": GELU_TAN
 NO_MEMORY = "there is no memory for the activations of a token"
 
 
-def compiled_attention(block: Block) -> Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor] | None:
-    """The first half of a layer: rows, their rotation, the layer's cache -> rows; None where the kernel doesn't know it."""
-    maps = maps_of(block.qkv, block.output)
-    if maps is None or block.plain is None:
-        return None
-    norm: Any = block.plain.attention_norm
-    half = Attention(
-        qkv=maps[0],
-        output=maps[1],
-        norm=norm.weight.data_ptr(),
-        heads=block.heads,
-        groups=block.kv_heads,
-        size=block.head_size,
-        epsilon=norm.variance_epsilon,
-        scaling=block.plain.scaling,
-    )
-    like = torch.empty(1, 2 * block.kv_heads, 1, block.head_size, device="cpu", dtype=torch.float32)
-    kernel, address, width = _kernels().anee_attend, ctypes.addressof(half), norm.weight.numel()
+class CompiledAttention:
+    """The first half of a layer: rows, their rotation, the layer's cache -> rows."""
 
-    def run(row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer, kept: Any = (half, maps, norm)) -> Tensor:
+    def __init__(self, block: Block, plain: PlainParts, maps: list[Map]) -> None:
+        norm = plain.attention_norm
+        self._half = Attention(
+            qkv=maps[0],
+            output=maps[1],
+            norm=norm.weight.data_ptr(),
+            heads=block.heads,
+            groups=block.kv_heads,
+            size=block.head_size,
+            epsilon=norm.variance_epsilon,
+            scaling=plain.scaling,
+        )
+        self._like = torch.empty(1, 2 * block.kv_heads, 1, block.head_size, device="cpu", dtype=torch.float32)
+        self._kernel, self._address, self._width = kernels().anee_attend, ctypes.addressof(self._half), norm.weight.numel()
+        self._kept = maps, norm  # whose numbers the half points to
+
+    def __call__(self, row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
+        """Rows after attention; their keys and values go into the cache."""
         out = torch.empty_like(row)
-        tokens = row.numel() // width
-        storage, length = cache.room(like if tokens == 1 else like.expand(-1, -1, tokens, -1))
-        cosine, sine, size = (None, None, 0) if rotation is None else _pointers(*rotation)
-        place = storage.data_ptr(), storage.shape[2], length
-        if kernel(address, row.data_ptr(), cosine, sine, size, *place, out.data_ptr(), tokens, torch.get_num_threads()):
+        tokens = row.numel() // self._width
+        storage, length = cache.room(self._like if tokens == 1 else self._like.expand(-1, -1, tokens, -1))
+        turned = (None, None, 0) if rotation is None else _pointers(*rotation)
+        place = storage.data_ptr(), storage.shape[2], length, out.data_ptr(), tokens
+        if self._kernel(self._address, row.data_ptr(), *turned, *place, torch.get_num_threads()):
             raise MemoryError(NO_MEMORY)
         return out
 
-    return run
+
+class CompiledFeedForward:
+    """The second half of a layer: rows -> rows."""
+
+    def __init__(self, plain: PlainParts, maps: list[Map], activation: int) -> None:
+        norm = plain.mlp_norm
+        self._half = FeedForward(
+            gate_up=maps[0],
+            down=maps[1],
+            norm=norm.weight.data_ptr(),
+            activation=activation,
+            epsilon=norm.variance_epsilon,
+        )
+        self._kernel, self._address, self._width = kernels().anee_feed, ctypes.addressof(self._half), norm.weight.numel()
+        self._kept = maps, norm  # whose numbers the half points to
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """Rows after the feed-forward."""
+        out = torch.empty_like(row)
+        tokens = row.numel() // self._width
+        if self._kernel(self._address, row.data_ptr(), out.data_ptr(), tokens, torch.get_num_threads()):
+            raise MemoryError(NO_MEMORY)
+        return out
 
 
-def compiled_feed_forward(block: Block) -> Callable[[Tensor], Tensor] | None:
-    """The second half of a layer: rows -> rows; None where the kernel doesn't know it."""
+def compiled_attention(block: Block) -> CompiledAttention | None:
+    """The first half of a layer, None where the kernel doesn't know it."""
+    maps = None if block.plain is None else maps_of(block.qkv, block.output)
+    return None if block.plain is None or maps is None else CompiledAttention(block, block.plain, maps)
+
+
+def compiled_feed_forward(block: Block) -> CompiledFeedForward | None:
+    """The second half of a layer, None where the kernel doesn't know it."""
     kind = None if block.plain is None else activation_kind(block.plain.activation)
-    if kind is None or block.plain is None:
-        return None
-    maps = maps_of(*block.mlp_maps)
-    if maps is None:
-        return None
-    norm: Any = block.plain.mlp_norm
-    half = FeedForward(
-        gate_up=maps[0], down=maps[1], norm=norm.weight.data_ptr(), activation=kind, epsilon=norm.variance_epsilon
-    )
-    kernel, address, width = _kernels().anee_feed, ctypes.addressof(half), norm.weight.numel()
-
-    def run(row: Tensor, kept: Any = (half, maps, norm)) -> Tensor:
-        out = torch.empty_like(row)
-        if kernel(address, row.data_ptr(), out.data_ptr(), row.numel() // width, torch.get_num_threads()):
-            raise MemoryError(NO_MEMORY)
-        return out
-
-    return run
+    maps = None if kind is None else maps_of(*block.mlp_maps)
+    return None if block.plain is None or kind is None or maps is None else CompiledFeedForward(block.plain, maps, kind)
 
 
 def activation_kind(activation: nn.Module) -> int | None:
@@ -124,9 +136,3 @@ def _pointers(cosine: Tensor, sine: Tensor) -> tuple[int, int, int]:
     """Cos and sin [1, T, 1, R], and R."""
     assert cosine.is_contiguous() and sine.is_contiguous() and cosine.dtype == sine.dtype == torch.float32
     return cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1]
-
-
-def _kernels() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found

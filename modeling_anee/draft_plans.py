@@ -10,10 +10,9 @@ from torch import Tensor
 from .actions import FULL, PROCESS, ActionTable
 from .base_block import norm_function
 from .base_model import BaseStack
-from .compiled_layer import compiled_attention, compiled_feed_forward
 from .configuration_drafts import DEFAULT, draft_table
 from .costs import CostTable
-from .feed import Halves, StraightPlan
+from .feed import StraightPlan
 from .layer_runner import LayerRunner
 
 
@@ -31,16 +30,8 @@ def full_plan(model: Any) -> StraightPlan:
     if text not in known:
         stack = model.stack
         head = partial(_logits, stack.final_norm, stack.head_of(FULL))
-        known[text] = StraightPlan(text, [PROCESS] * layers, head, model.executor.layers, together=halves_of(stack))
+        known[text] = StraightPlan(text, [PROCESS] * layers, head, model.executor.layers)
     return known[text]
-
-
-def halves_of(stack: BaseStack) -> list[Halves] | None:
-    """The halves of each layer in kernels that take a few tokens at once; None where one of them is not of that kind."""
-    attentions = [compiled_attention(block) for block in stack.blocks]
-    feeds = [compiled_feed_forward(block) for block in stack.blocks]
-    pairs = [(attend, feed) for attend, feed in zip(attentions, feeds, strict=True) if attend is not None and feed is not None]
-    return pairs if len(pairs) == len(stack.blocks) else None
 
 
 def draft_plans(model: Any, texts: Sequence[str]) -> list[StraightPlan]:

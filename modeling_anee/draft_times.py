@@ -3,7 +3,6 @@
 `ANEE_KERNELS=default` measures nothing: a token then takes as long as it reads bytes of weights.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from .cache import AneeCache
 from .compiled import library
 from .draft_policy import MOST, Times
 from .feed import Feed, StraightPlan
-from .folders import cache_folder
+from .folders import keep, kept_file, read_kept
 from .timing import interleave, seconds_of
 
 
@@ -44,11 +43,11 @@ def times_of(model: Any, full: StraightPlan, plans: Sequence[StraightPlan], rows
     if os.environ.get(KERNELS_VARIABLE) == "default":
         grown = [1.0 + PER_TOKEN * more for more in range(MOST + 1)]
         return [Times(grown, plan.weights_read) for plan in plans]
-    file, names = _file(), [_name(model, rows, plan) for plan in (full, *plans)]
-    known = {} if anew else _read(file)
+    file, names = kept_file("drafts", f"{machine()}.json"), [_name(model, rows, plan) for plan in (full, *plans)]
+    known = {} if anew else read_kept(file)
     if not all(name in known for name in names):
         known = dict(zip(names, measure(model, full, plans, rows), strict=True))
-        _write(file, _read(file) | known)
+        keep(file, known, "how long drafts take")
     verified = interpolated(known[names[0]])
     return [Times(verified, known[name][0]) for name in names[1:]]
 
@@ -98,31 +97,3 @@ def _name(model: Any, rows: int, plan: StraightPlan) -> str:
     compiled = library()
     kernels = "torch" if compiled is None else Path(compiled._name).stem
     return f"{kernels}: {shape}, {dtype} on {model.device.type}, {rows} rows: {plan.text}"
-
-
-def _file() -> Path | None:
-    try:
-        return cache_folder() / "drafts" / f"{machine()}.json"
-    except OSError:  # there is no place to keep anything
-        return None
-
-
-def _read(file: Path | None) -> dict[str, list[float]]:
-    """Times from a file; none where there is none, or where it is no such file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(file: Path | None, known: dict[str, list[float]]) -> None:
-    if file is None:
-        return
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        logger.warning_once(f"how long drafts take can't be kept in {file}, and is measured anew: {error}")

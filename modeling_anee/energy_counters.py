@@ -8,7 +8,7 @@ Counters belong to a whole CPU package or GPU: what else runs there is counted t
 """
 
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ class Counter:
         if grown < 0:
             raise OSError(f"the energy counter of {self.name} was reset")
         return grown * self.unit
+
+
+def joules_between(counters: Sequence[Counter], before: Sequence[int], after: Sequence[int]) -> float:
+    """Joules of all counters between two readings of each.
+
+    Raises:
+        OSError: one went backwards.
+    """
+    return sum(counter.joules(old, new) for counter, old, new in zip(counters, before, after, strict=True))
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:

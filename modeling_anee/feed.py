@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, L layers, D hidden size, S cached tokens, V tokens of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -17,15 +18,14 @@ from transformers import Cache
 
 from .base_model import BaseStack
 from .base_rotary import Rotation
-from .cache import AneeCache, AneeCacheLayer
+from .cache import AneeCache
 from .layer_runner import LayerRunner, runs_alone
+from .plan_runner import LayerRun
 from .positions import Places
 from .step import Step
 
 
-# The halves of a layer: the first takes rows, their rotation and the layer's cache.
-Halves = tuple[Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor], Callable[[Tensor], Tensor]]
-TOGETHER = 16  # tokens, at most, that halves take
+TOGETHER = 16  # tokens, at most, that follow each other in one call of a kernel
 AHEAD = 64  # tokens whose rotations are made at once
 MOVING = ("dynamic", "longrope")  # rotations that depend on how long the text is by now
 _NOTHING = torch.zeros(1, 1, device="cpu")  # budgets, which nobody reads here
@@ -43,7 +43,6 @@ class StraightPlan:
         layers: what runs them.
         cost: of a token, as a share of the whole model, in the model's unit.
         weights_read: the same in bytes of weights.
-        together: for each layer its halves, which take a few tokens that follow each other; None: there are none.
     """
 
     text: str
@@ -52,7 +51,11 @@ class StraightPlan:
     layers: LayerRunner
     cost: float = 1.0
     weights_read: float = 1.0
-    together: list[Halves] | None = None
+
+    @cached_property
+    def together(self) -> list[LayerRun] | None:
+        """What runs each layer for a few tokens that follow each other; None where there are no kernels for that."""
+        return self.layers.together(self.actions)
 
 
 class Feed:
@@ -94,11 +97,11 @@ class Feed:
         alone = len(hidden) == 1 and hidden.is_cpu and hidden.dtype == torch.float32 and isinstance(self.cache, AneeCache)
         return alone and self._mask is None and self.past + hidden.shape[1] <= self.stack.window
 
-    def _run_together(self, hidden: Tensor, rotations: list[Rotation | None], halves: list[Halves]) -> Tensor:
-        """A few tokens [1, T, D] through halves of layers: the same bits as each alone."""
+    def _run_together(self, hidden: Tensor, rotations: list[Rotation | None], runs: list[LayerRun]) -> Tensor:
+        """A few tokens [1, T, D] through layers: the same bits as each alone."""
         rows, layers = hidden.contiguous().view(-1), cast(AneeCache, self.cache).layers
-        for (attend, feed), rotation, layer in zip(halves, rotations, layers, strict=True):
-            rows = feed(attend(rows, rotation, layer))
+        for run, rotation, layer in zip(runs, rotations, layers, strict=True):
+            rows = run(rows, rotation, layer)
         return rows.view_as(hidden)
 
     def _run_layers(self, hidden: Tensor, rotations: list[Rotation | None], positions: Tensor, plan: StraightPlan) -> Tensor:

@@ -20,7 +20,7 @@ from .cache import AneeCache
 from .costs import CostTable
 from .hardware import gathering_pays
 from .ledger import Ledger
-from .plan_runner import is_alone, layer_run
+from .plan_runner import LayerRun, is_alone, layer_run
 from .step import Step, Subset, flat_indices
 
 
@@ -61,6 +61,11 @@ class LayerRunner:
                 keep.append(hidden)
             hidden = self._mixed(layer, hidden, step, ledger) if only is None else self.alike(layer, hidden, step, only)
         return hidden
+
+    def together(self, actions: Sequence[int]) -> list[LayerRun] | None:
+        """What runs each layer under an action, also for a few tokens that follow each other; None where one takes a single."""
+        runs = [self._runs[layer, action] for layer, action in enumerate(actions)]
+        return [run for run in runs if run is not None] if all(run and run.takes_several for run in runs) else None
 
     def run_alone(self, layers: range, hidden: Tensor, step: Step, actions: Sequence[Any]) -> Tensor:
         """One token's hidden state [1, 1, D] through layers, with an action for each; its cache is ours."""

@@ -256,7 +256,7 @@ class LosslessDecoding:
         log.spend(self._discarded)
         if tokens:
             shape = rows, tokens, model.config.num_layers
-            ledger = Ledger.begin(shape, model.costs, model.controller)
+            ledger = Ledger.begin(shape, model.costs, model.controller.dearest)
             ledger.spent += model.costs.of_actions(ledger.actions)
             step = Step(
                 budget=torch.ones(rows, tokens, dtype=torch.float64, device="cpu"),

@@ -7,6 +7,7 @@ Shapes: D hidden size, H query heads, G key/value heads, E head size, S cached t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,34 @@ from .base_block import Block, rms_norm_of_one
 from .base_rotary import Rotation, rotate_in_place
 from .bridges import Bridge
 from .cache import AneeCacheLayer
-from .compiled_layer import compiled_attention, compiled_feed_forward
+from .compiled_layer import CompiledAttention, CompiledFeedForward, compiled_attention, compiled_feed_forward
 
 
-LayerRun = Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor]  # the row that enters, its rotation, the layer's cache
+Attended = Callable[[Tensor, Rotation | None, AneeCacheLayer], Tensor]  # the row that enters, its rotation, the layer's cache
 Half = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """One layer under an action.
+
+    Args:
+        attention: its first half.
+        feed_forward: its second half, or what stands in; None: nothing.
+    """
+
+    attention: Attended
+    feed_forward: Half | None
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether it also takes rows [T D] of tokens that follow each other."""
+        return isinstance(self.attention, CompiledAttention) and isinstance(self.feed_forward, CompiledFeedForward)
+
+    def __call__(self, row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
+        """The row that leaves the layer."""
+        row = self.attention(row, rotation, cache)
+        return row if self.feed_forward is None else self.feed_forward(row)
 
 
 def layer_run(action: Action, blocks: dict[str, Block], bridge: Bridge | None) -> LayerRun | None:
@@ -34,27 +58,26 @@ def layer_run(action: Action, blocks: dict[str, Block], bridge: Bridge | None) -
         blocks: the layer in every variant.
         bridge: what stands in, if anything does.
     """
-    attention = None if action.attention == NONE else attention_run(blocks[action.attention])
-    stand_in = None if bridge is None else bridge.row
-    feed_forward = stand_in if action.feed_forward == NONE else feed_forward_run(blocks[action.feed_forward])
-    if (attention is None and action.attention != NONE) or (feed_forward is None and action.feed_forward != NONE):
+    attention = left_out(action) if action.attention == NONE else attention_run(blocks[action.attention])
+    feed_forward: Half | None = None if bridge is None else bridge.row
+    if action.feed_forward != NONE:
+        feed_forward = feed_forward_run(blocks[action.feed_forward])
+    if attention is None or (feed_forward is None and action.feed_forward != NONE):
         return None
-    if attention is None:
-        attention = partial(_left_out, action.keys_values)
-    return attention if feed_forward is None else partial(_in_turn, attention, feed_forward)
+    return LayerRun(attention, feed_forward)
 
 
-def _in_turn(attention: LayerRun, feed_forward: Half, row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
-    return feed_forward(attention(row, rotation, cache))
-
-
-def _left_out(variant: str, row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
+def left_out(action: Action) -> Attended:
     """The attention is skipped; keys and values are due."""
-    cache.defer(row.view(1, 1, -1), rotation, variant)
-    return row
+
+    def run(row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
+        cache.defer(row.view(1, 1, -1), rotation, action.keys_values)
+        return row
+
+    return run
 
 
-def attention_run(block: Block) -> LayerRun | None:
+def attention_run(block: Block) -> Attended | None:
     """The first half of a layer, None where it is not of the plain kind."""
     if block.plain is None:
         return None

@@ -1,6 +1,5 @@
 """Settings of every test."""
 
-import functools
 import logging
 import os
 import zlib
@@ -10,9 +9,10 @@ import torch
 import transformers
 from transformers.utils.logging import warning_once
 
-from modeling_anee import AneeForCausalLM, hardware, timing
+from modeling_anee import hardware
 
 from .children import Forks
+from .clocks import passes_with_cost
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and the processes that they start, share the cores
@@ -54,16 +54,12 @@ def always_gather(gathering, monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     """What stands in for the time where speed is measured, a list with the seconds: a token takes as many as it costs."""
-    now, forward = [0.0], AneeForCausalLM.forward
+    now = [0.0]
 
-    @functools.wraps(forward)
-    def timed(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        now[0] += float(output.execution.cost.mean(dim=0).sum())
-        return output
+    def passes(cost):
+        now[0] += float(cost.mean(dim=0).sum())
 
-    monkeypatch.setattr(AneeForCausalLM, "forward", timed)
-    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    passes_with_cost(monkeypatch, lambda: now[0], passes)
     return now
 
 

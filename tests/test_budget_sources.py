@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_anee import AneeForCausalLM, timing
 from modeling_anee.budget_sources import BudgetSource, Deadline, Joules, Meter, Passed, Progress, TokensPerSecond, budget_for
 from modeling_anee.energy_counters import Counter
 
+from .clocks import passes_with_cost
 from .fakes import fewer
 from .tiny import BRIDGES, CONTROLLERS, tiny_base, token_ids, wrap
 
@@ -40,16 +40,8 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch):
-    made, forward = Machine(), AneeForCausalLM.forward
-
-    @functools.wraps(forward)
-    def timed(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        made.run(float(output.execution.cost[:, -1].mean()))
-        return output
-
-    monkeypatch.setattr(AneeForCausalLM, "forward", timed)
-    monkeypatch.setattr(timing, "perf_counter", lambda: made.now)
+    made = Machine()
+    passes_with_cost(monkeypatch, lambda: made.now, lambda cost: made.run(float(cost[:, -1].mean())))
     return made
 
 

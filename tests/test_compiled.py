@@ -149,7 +149,7 @@ def test_what_does_not_compile_says_so_and_leaves_nothing(monkeypatch, tmp_path)
 def test_which_kernels_run_is_measured_once(monkeypatch):
     monkeypatch.delenv(KERNELS_VARIABLE)
     table, calls = KernelTable(None), []
-    monkeypatch.setattr(compiled_choice, "machine_table", lambda: table)
+    monkeypatch.setattr(compiled, "machine_table", lambda: table)
 
     def times(*functions):
         calls.append(len(functions))

@@ -64,7 +64,7 @@ def test_what_is_not_row_major_or_has_another_dtype_is_not_taken():
 def test_it_is_taken_up_to_the_rows_where_it_was_measured_to_be_faster(monkeypatch):
     for fastest, most in ((["compiled"] * 3 + ["torch"] * 3, 8), (["compiled"] * 6, MOST), (["torch"] * 6, 0)):
         monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
-        monkeypatch.setattr(compiled_float, "machine_table", lambda: KernelTable(None))
+        monkeypatch.setattr(compiled, "machine_table", lambda: KernelTable(None))
         monkeypatch.setattr(compiled_float, "measure", lambda fastest=fastest: fastest)
         assert most_rows() == most
     assert len(fastest) == 6

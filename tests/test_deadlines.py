@@ -1,15 +1,14 @@
 """`anee deadline`: prompts against a deadline while the machine becomes slower, by a clock that only work moves."""
 
-import functools
 import json
 
 import pytest
 from matplotlib import image
 
-from modeling_anee import AneeForCausalLM, timing
 from modeling_anee.evaluation.deadlines import FIXED, FOLLOWS, PROMPTS, OtherProcesses, as_text, measure
 from modeling_anee.pictures.budget_path import draw_budget_path
 
+from .clocks import passes_with_cost
 from .tiny import token_ids, wrap
 
 
@@ -35,16 +34,8 @@ class Slowing:
 
 @pytest.fixture
 def machine(monkeypatch):
-    made, forward = Slowing(), AneeForCausalLM.forward
-
-    @functools.wraps(forward)
-    def timed(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        made.run(float(output.execution.cost[:, -1].mean()))
-        return output
-
-    monkeypatch.setattr(AneeForCausalLM, "forward", timed)
-    monkeypatch.setattr(timing, "perf_counter", lambda: made.now)
+    made = Slowing()
+    passes_with_cost(monkeypatch, lambda: made.now, lambda cost: made.run(float(cost[:, -1].mean())))
     return made
 
 

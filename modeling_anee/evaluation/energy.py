@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..energy_counters import POWERCAP, find_counters
+from ..energy_counters import POWERCAP, find_counters, joules_between
 
 
 # RAPL counters start at 0 again after some minutes at full load; two readings show one such turn at most.
@@ -89,8 +89,7 @@ class EnergyMeter:
             try:
                 values = [counter.read() for counter in self._counters]
                 if self._values:
-                    steps = zip(self._counters, self._values, values, strict=True)
-                    self._total += sum(counter.joules(before, after) for counter, before, after in steps)
+                    self._total += joules_between(self._counters, self._values, values)
                 self._values = values
             except OSError as error:
                 self.reason, self._values = str(error), []
