@@ -220,10 +220,11 @@ class BaseStack:
         return self._heads[variant]
 
     def _head_work(self, variant: str) -> Work:
-        """Work of the final norm and the head in a variant."""
+        """Work that every token needs once: final norm and head, in a variant, and what projects embeddings."""
+        before = [] if self._project_in is None else [self._project_in]
         if variant == FULL:
-            return work_of(self._head_modules)
-        return work_of(self._head_modules[:-1]) + map_work([self.head_map(variant)])
+            return work_of([*before, *self._head_modules])
+        return work_of([*before, *self._head_modules[:-1]]) + map_work([self.head_map(variant)])
 
     def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
         """What every action costs at every layer, the bridges included."""

@@ -41,7 +41,7 @@ class CostTable:
 
     Args:
         layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers and `head` sum to 1.
-        head: cost of one call of the final norm and the head, which every token is charged once.
+        head: cost of the final norm and the head, and of what projects embeddings, which every token is charged once.
         total: price of the whole model, by which everything is divided.
         hardware: whose prices these are.
         heads: the same for each variant of the head, in the order of the table's `heads`.
@@ -78,7 +78,7 @@ class CostTable:
 
         Args:
             blocks: the layers by variant, the full one among them.
-            heads: work of the final norm and the head by variant.
+            heads: work that every token needs once, by the variant of the head.
             hardware: what prices it.
             bridges: what stands in, if anything.
             table: the actions.

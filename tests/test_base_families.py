@@ -200,6 +200,20 @@ def test_costs_are_what_blocks_run(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_costs_are_what_torch_counts_in_a_whole_forward(name):
+    """In the base's own, in ours, and in one that leaves much out; scores are counted by torch only in eager attention."""
+    fields = {"cost_unit": "flops", "plans": ["PFSE"], "keep_first_tokens": 0}
+    model, ids = wrap(tiny_base(name, "eager"), "plan", **fields, **BRIDGES), token_ids()
+    tokens = ids.numel()
+    scores = [4 * ids.shape[1] * tokens * block.heads * block.head_size for block in model.stack.blocks]
+    whole = pytest.approx(model.costs.total * tokens + sum(scores))
+    assert flops(model.base, ids) == whole and flops(model, ids) == whole
+    run = functools.partial(model, past_key_values=DynamicCache(), energy_budget=0.0)  # of the user's, written at once
+    cost = model(ids, energy_budget=0.0).execution.mean_cost
+    assert flops(run, ids) == pytest.approx(cost * model.costs.total * tokens + sum(scores[:2]))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_those_of_the_decoder_layers(name):
     base = tiny_base(name, "eager")
     family = family_of(base)
