@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from transformers import Cache
 
 from .budget_sources import Ask, Passed, Progress
 from .execution_log import execution_log
+from .thread_choice import ThreadChoice
 from .timing import now
 
 
@@ -18,13 +20,22 @@ class Following:
         budget: of the model, before the source has said anything.
         prompt_length: tokens of the prompt in the cache.
         floor: the lowest mean cost that the model can reach.
+        choice: the number of threads, where it may change.
 
     Attributes:
         limit: new tokens that a row has at the end, at most; known once stopping criteria are.
     """
 
-    def __init__(self, ask: Ask, begun: float, budget: float, prompt_length: int, floor: float) -> None:
-        self.limit = 0
+    def __init__(
+        self,
+        ask: Ask,
+        begun: float,
+        budget: float,
+        prompt_length: int,
+        floor: float,
+        choice: ThreadChoice | None = None,
+    ) -> None:
+        self.limit, self._choice = 0, choice
         self._ask, self._begun, self._prompt_length, self._floor = ask, begun, prompt_length, floor
         self._answer: Any = None
         self._mean = budget
@@ -38,7 +49,10 @@ class Following:
         """What the source says of the next token."""
         if self._answer is None:
             self._note(cache)
-            self._answer = self._ask(self._progress())
+            progress = self._progress()
+            if self._choice is not None and self._history:
+                self._choice.passed(self._history[-1].pace, progress.left)
+            self._answer = self._ask(progress)
         return self._answer
 
     def said(self, mean: float) -> None:
@@ -52,13 +66,18 @@ class Following:
             self._first = self._ended
         self._tokens = tokens
 
+    def end(self) -> None:
+        """The generation is over."""
+        if self._choice is not None:
+            self._choice.end()
+
     def _note(self, cache: Cache) -> None:
         """Add what the last step did to the history."""
         work = float(execution_log(cache).cost_since(self._prompt_length).mean())
         tokens = self._tokens - self._noted
         if self._noted and tokens > 0:
             cost, seconds = max(work - self._work, 0.0) / tokens, (self._ended - self._started) / tokens
-            self._history.append(Passed(tokens, self._mean, cost, seconds))
+            self._history.append(Passed(tokens, self._mean, cost, seconds, torch.get_num_threads()))
         self._noted, self._work, self._started = self._tokens, work, self._ended
 
     def _progress(self) -> Progress:

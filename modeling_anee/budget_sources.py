@@ -1,12 +1,14 @@
 """Budgets that follow resources: what `generate` asks before each token where `energy_budget` is not a number.
 
 A source is any function of a `Progress`: how far the generation is, how long it took, what it cost. What a token takes is
-learned from those before it. `resources.py` has those that look at the machine.
+learned from those before it. Those that keep a time may run tokens in fewer threads, too. `resources.py` has those that look at
+the machine.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from .checks import check_budget, is_number, whole
@@ -22,12 +24,18 @@ HORIZON = 16  # tokens within which a rate is reached again
 
 @dataclass(frozen=True)
 class Passed:
-    """One step that is over: its new tokens in each row; budget, cost (mean over the rows) and seconds of each of them."""
+    """One step that is over: its new tokens in each row; budget, cost (mean over the rows), seconds of each; threads."""
 
     tokens: int
     budget: float
     cost: float
     seconds: float
+    threads: int = 1
+
+    @property
+    def pace(self) -> float:
+        """Seconds that a token in full would have taken, by what this one took for its cost."""
+        return max(self.seconds, 1e-9) / expected(self.cost)
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,20 @@ class BudgetSource:
         return min(max(round(budget, 3), self.lowest, progress.floor), self.highest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimedBudgetSource(BudgetSource):
+    """A budget by how long tokens take.
+
+    Args:
+        change_threads: on a CPU, run tokens in fewer threads while other processes take processors away, if that is faster.
+            `torch.set_num_threads` holds for the whole process; the number is what it was when the generation is over.
+    """
+
+    change_threads: bool = True
+
+
 @dataclass(frozen=True)
-class Deadline(BudgetSource):
+class Deadline(TimedBudgetSource):
     """Finish in so many seconds, counted from the call of `generate`, and spend what this leaves on quality.
 
     Args:
@@ -127,7 +147,7 @@ class Deadline(BudgetSource):
 
 
 @dataclass(frozen=True)
-class TokensPerSecond(BudgetSource):
+class TokensPerSecond(TimedBudgetSource):
     """Keep a rate: so many new tokens of each row in a second, over the generation, the prompt's time left out.
 
     Args:
@@ -237,12 +257,12 @@ class Metered:
 
 
 def budget_for(progress: Progress, seconds: float) -> float:
-    """The budget at which a token takes so long, by how long the last ones took for what they cost."""
+    """The budget at which a token takes so long, by how long the last ones in as many threads took for what they cost."""
     if not progress.history:
         return progress.budget
-    weight, total, logs = 1.0, 0.0, 0.0
-    for passed in reversed(progress.history[-RECENT:]):
-        logs += weight * math.log(max(passed.seconds, 1e-9) / expected(passed.cost))
+    weight, total, logs, threads = 1.0, 0.0, 0.0, progress.history[-1].threads
+    for passed in takewhile(lambda passed: passed.threads == threads, reversed(progress.history[-RECENT:])):
+        logs += weight * math.log(passed.pace)
         total, weight = total + weight, weight * FORGETTING
     return budget_of(seconds / math.exp(logs / total))
 

@@ -26,6 +26,7 @@ from .lossless_account import LosslessAccount
 from .lossless_choice import policy_of, why_plain
 from .speed_search import FoundSpeedup
 from .target_speedup import Prompts, set_target_speedup
+from .thread_choice import begin_choice
 from .trace import ExecutionTrace
 
 
@@ -258,7 +259,8 @@ class AneeGenerationMixin(GenerationMixin):
             begin = getattr(state.source, "begin", None)
             ask = state.source if begin is None else begin(self)
             budget = float(values["energy_budget"].mean())
-            state.following = Following(ask, state.begun, budget, state.prompt_length, self.controller.floor)
+            choice = begin_choice() if getattr(state.source, "change_threads", False) and self.device.type == "cpu" else None
+            state.following = Following(ask, state.begun, budget, state.prompt_length, self.controller.floor, choice)
         state.budget, state.prompt_budget = values["energy_budget"], values.get("prompt_energy_budget")
         if values["budget_feedback"].any():
             state.feedback = values["budget_feedback"]

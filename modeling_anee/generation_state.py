@@ -142,6 +142,8 @@ def running(state: GenerationState) -> Iterator[None]:
         yield
     finally:
         _running.reset(token)
+        if state.following is not None:
+            state.following.end()
 
 
 def generation_of(model: Any) -> GenerationState | None:

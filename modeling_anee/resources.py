@@ -1,12 +1,11 @@
 """Budgets that follow the machine: its load by others, and its battery. Both are read by psutil (the extra `resources`)."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .budget_sources import Ask, BudgetSource, Progress, check_above_zero
-from .timing import now
+from .processors import Processors, psutil
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class SystemLoad(Sampled):
     every: float = 0.25
 
     def _reader(self) -> Callable[[], float]:
-        return FreeProcessors(_psutil("SystemLoad"))
+        return Processors(_psutil("SystemLoad")).free
 
 
 @dataclass(frozen=True)
@@ -86,29 +85,6 @@ class Sampling:
         return self._source.within(low + (high - low) * self._free, progress)
 
 
-class FreeProcessors:
-    """The share of the processors that no other process used since the last call; the first tells since it was made."""
-
-    def __init__(self, psutil: Any) -> None:
-        self._psutil, self._process = psutil, psutil.Process()
-        self._last, self._share = self._counted(), 1.0
-
-    def __call__(self) -> float:
-        """In [0, 1]."""
-        counted = self._counted()
-        seconds, others = (new - old for new, old in zip(counted, self._last, strict=True))
-        if seconds > 0.02:  # what is counted moves on in hundredths
-            self._share, self._last = 1.0 - min(max(others / (seconds * self._psutil.cpu_count()), 0.0), 1.0), counted
-        return self._share
-
-    def _counted(self) -> tuple[float, float]:
-        """Seconds of the clock, and of the processors that others have used."""
-        times, own = self._psutil.cpu_times(), self._process.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # guests are in `user`
-        return now(), busy - own.user - own.system
-
-
 def _psutil(what: str) -> Any:
     """The library, for a kind.
 
@@ -116,6 +92,6 @@ def _psutil(what: str) -> Any:
         ImportError: it is not installed; the message says what to install.
     """
     try:
-        return importlib.import_module("psutil")  # by its name, so that code from the Hub can be loaded without it
+        return psutil()
     except ImportError as error:
         raise ImportError(f"{what} needs psutil: pip install 'modeling-anee[resources]', or give read=") from error

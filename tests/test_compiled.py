@@ -159,3 +159,20 @@ def test_which_kernels_run_is_measured_once(monkeypatch):
     made = compiled_choice.int8_linear(torch.randn(4, 32), None)
     assert isinstance(made, CompiledInt8) and made.most == 8  # the third of the numbers of rows
     assert compiled_choice.int8_linear(torch.randn(4, 32), None).most == 8 and len(calls) == 6
+
+
+def test_the_number_of_threads_changes_no_bits():
+    model, before = wrap(keep_first_tokens=0, precisions=["int8", "int4"]), torch.get_num_threads()
+    mode = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+
+    def logits(threads):
+        def source(progress):
+            torch.set_num_threads(threads[progress.tokens % len(threads)])
+            return [1.0, 0.6, 0.3, 0.2][progress.tokens % 4]
+
+        return torch.stack(model.generate(token_ids(1, 5), energy_budget=source, **mode).logits)
+
+    try:
+        assert torch.equal(logits([1]), logits([3, 1, 2, 4, 2]))
+    finally:
+        torch.set_num_threads(before)

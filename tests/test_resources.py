@@ -8,7 +8,8 @@ import pytest
 
 from modeling_anee import timing
 from modeling_anee.budget_sources import Progress
-from modeling_anee.resources import Battery, FreeProcessors, SystemLoad
+from modeling_anee.processors import Processors
+from modeling_anee.resources import Battery, SystemLoad
 
 from .tiny import token_ids, wrap
 
@@ -44,7 +45,7 @@ def test_what_others_use_is_not_free(monkeypatch):
         cpu_times=lambda: Times((others[0] + own[0], 5.0)),
         Process=lambda: SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=own[0], system=0.0)),
     )
-    read = FreeProcessors(fake)
+    read = Processors(fake).free
     assert read() == 1.0
     for seconds, used, ours, free in (
         (1.0, 0.0, 2.0, 1.0),

@@ -46,7 +46,7 @@ def deadline(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Generate against a deadline while other processes take processors away half-way, beside a fixed budget of 1.0."""
-    from ..evaluation.deadlines import PROMPTS, OtherProcesses, as_text, measure
+    from ..evaluation.deadlines import PROMPTS, OtherProcesses, as_text, measure, ways_of
     from ..evaluation.report import write_report
 
     check_file("--output", output)
@@ -58,7 +58,7 @@ def deadline(
     loaded, tokenizer = load(named, controller, dtype, "cpu", gguf_file, trust_remote_code, precisions)
     chat = tokenizer.chat_template is not None
     inputs = [encode(tokenizer, prompt, chat) for prompt in PROMPTS[:prompts]]
-    with OtherProcesses(processes) as others, progress("generating", 2 * len(inputs)) as advance:
+    with OtherProcesses(processes) as others, progress("generating", len(ways_of(1.0)) * len(inputs)) as advance:
         report = measure(loaded, inputs, new_tokens, others, seconds, lowest_budget, advance)
     figures = Output("figures", output, partial(write_report, report | {"processes": processes}))
     deliver(as_text(report), figures, Output("plot", plot, partial(_draw, report)))
