@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from modeling_anee.configuration_classifier import EXIT_RULES
 from modeling_anee.evaluation.classification import as_text, exits_at, report
-from modeling_anee.evaluation.classifier_time import measure, times_as_text
+from modeling_anee.evaluation.classifier_time import measure, spread, times_as_text
 from modeling_anee.evaluation.early_exits import (
     HeadLogits,
     batches,
@@ -20,7 +20,7 @@ from modeling_anee.pictures.classifier import draw_accuracy, draw_reliability
 from modeling_anee.training.classifier_calibration import calibrate, optimal_thresholds, temperature
 
 from .test_sequence_classification import classifier
-from .tiny import LAYERS, VOCABULARY
+from .tiny import LAYERS, VOCABULARY, token_ids
 
 
 def some_rows(count: int = 60, seed: int = 0) -> list[list[int]]:
@@ -139,8 +139,25 @@ def test_the_report_has_tables_and_pictures(calibrated, tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("curve.png", "reliability.png"))
 
 
-def test_times_have_every_rule_and_budget_and_the_plain_base(calibrated):
-    model, rows, _ = calibrated
-    found = measure(model, rows[:4], [1.0, 0.5], batch_size=2, repeats=1)
-    assert [row["rule"] for row in found] == ["plain base", *(rule for rule in EXIT_RULES for _ in range(2))]
-    assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in found) and "plain base" in times_as_text(found)
+def test_times_have_every_way_to_leave_once_and_the_plain_base(calibrated, tmp_path):
+    model, rows, said = calibrated
+    budgets = [0.999, 0.5, 0.4999, 0.25]
+    counted = []
+    found = measure(model, rows[:4], budgets, batch_size=2, repeats=1, done=counted.append)
+    assert [(row["rule"], row["budget"]) for row in found][:2] == [("plain base", 1.0), ("confidence", 1.0)]
+    assert {row["rule"] for row in found[2:]} == {"confidence", "fixed"} and len(counted) == 2 * len(found)
+    fixed = [row["budget"] for row in found if row["rule"] == "fixed"]
+    layers = [model(token_ids(1, 4), exit_rule="fixed", energy_budget=budget).exits.item() for budget in fixed]
+    assert layers == sorted(set(layers), reverse=True) and len(fixed) < len(budgets)
+    assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in found)
+    figures = report(model, said, budgets) | {"seconds": found}
+    text = times_as_text(found, figures["rows"], figures["last"])
+    assert text.count("\n") == 1 + len(found) and "| plain base | 1 |" in text
+    draw_accuracy(figures, tmp_path / "times.png")
+    assert (tmp_path / "times.png").stat().st_size > 5000
+
+
+def test_rows_that_are_timed_have_all_lengths():
+    rows = [[0] * length for length in (9, 1, 5, 3, 7, 2, 8, 4, 6)]
+    assert [len(rows[place]) for place in spread(rows, 3)] == [2, 5, 8]
+    assert sorted(spread(rows, 100)) == list(range(9))

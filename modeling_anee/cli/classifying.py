@@ -64,7 +64,10 @@ def evaluate_classifier(
     precision: Annotated[
         str | None, typer.Option(help="Run the layers in full, int8 or int4. Default: as it was fitted.")
     ] = None,
-    seconds: Annotated[bool, typer.Option("--seconds", help="Run each budget by itself, too, and measure the time.")] = False,
+    seconds: Annotated[
+        bool, typer.Option("--seconds", help="Measure the time of the classifier's exit rule and of fixed exits, too.")
+    ] = False,
+    timed_rows: Annotated[int, typer.Option(min=1, help="--seconds: texts that are run, of all lengths.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="--seconds: texts that are run together.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="--seconds: rounds; the median counts.")] = 3,
     reliability: Annotated[Path | None, typer.Option(help="Draw how far confidence is to be trusted (PNG).")] = None,
@@ -95,10 +98,12 @@ def evaluate_classifier(
     figures = report(model, said, asked)
     text = as_text(figures)
     if seconds:
-        from ..evaluation.classifier_time import measure, times_as_text
+        from ..evaluation.classifier_time import cases, measure, spread, times_as_text
 
-        figures["seconds"] = measure(model, ids, asked, batch_size, repeats)
-        text += "\n\n" + times_as_text(figures["seconds"])
+        chosen = [ids[place] for place in spread(ids, timed_rows)]
+        with progress("times", (repeats + 1) * len(cases(model, asked))) as done:
+            figures["seconds"] = measure(model, chosen, asked, batch_size, repeats, done)
+        text += "\n\n" + times_as_text(figures["seconds"], figures["rows"], figures["last"])
     files = [Output("figures", output, lambda path: write_report(figures, path)), *pictures_of(figures, reliability, curve)]
     if card:
         from ..publishing.classifier_card import write_classifier_card
