@@ -29,7 +29,7 @@ from .cache import AneeCache
 from .compatibility import cache_argument
 from .corrections import Corrections
 from .costs import CostTable, map_work
-from .hardware import HARDWARE
+from .hardware import HARDWARE, Hardware
 from .positions import Mask
 from .work import Work, work_of
 
@@ -219,18 +219,21 @@ class BaseStack:
             self._heads[variant] = JointLinear(self._head_modules[-1:], variant_named(variant), self.corrections.of_head())
         return self._heads[variant]
 
-    def _head_work(self, variant: str) -> Work:
+    def head_work(self, variant: str) -> Work:
         """Work that every token needs once: final norm and head, in a variant, and what projects embeddings."""
         before = [] if self._project_in is None else [self._project_in]
         if variant == FULL:
             return work_of([*before, *self._head_modules])
         return work_of([*before, *self._head_modules[:-1]]) + map_work([self.head_map(variant)])
 
-    def measure_costs(self, unit: str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE) -> CostTable:
-        """What every action costs at every layer, the bridges included."""
+    def measure_costs(
+        self, hardware: Hardware | str, bridges: Bridges | None = None, table: ActionTable = DEFAULT_TABLE
+    ) -> CostTable:
+        """What every action costs at every layer, the bridges included; at hardware's prices, or in bytes or flops."""
         blocks = {variant: self.blocks_of(variant) for variant in {FULL, *table.variants}}
-        heads = {variant: self._head_work(variant) for variant in table.heads}
-        costs = CostTable.measure(blocks, heads, HARDWARE[unit], bridges, table)
+        heads = {variant: self.head_work(variant) for variant in table.heads}
+        prices = HARDWARE[hardware] if isinstance(hardware, str) else hardware
+        costs = CostTable.measure(blocks, heads, prices, bridges, table)
         return replace(costs, gone=self.gone, gone_heads=self.gone_heads, dtype=self.base.dtype)
 
     def logits(self, hidden: Tensor, head: str = FULL) -> Tensor:

@@ -28,13 +28,13 @@ from .configuration_gated import (
     strategic_layers,
     with_gated_rows,
 )
+from .configuration_prices import check_prices
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
 
 FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see `upgrade.py`
 BASE_DTYPES = ("float32", "bfloat16", "float16", "float64")
-COST_UNITS = ("flops", "bytes")
 BUDGET_MODES = ("average", "strict")
 CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
 THRESHOLDS = ("thresholds", "exit_thresholds", "shares")  # columns of a `gated` one
@@ -80,7 +80,8 @@ class AneeConfig(PreTrainedConfig):
         energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
         controller (`str`): `"budget"`, `"confidence"`, `"gated"`, `"learned"`, `"plan"` or `"routed"`.
-        cost_unit (`str`): `"flops"` or `"bytes"` (of weights read), the unit of costs and budgets.
+        cost_unit (`str`): unit of costs and budgets: `"flops"`, `"bytes"` (of weights read); at `prices`: `"ms"`, `"joules"`.
+        prices (`dict`, *optional*): what work costs on a machine, for `"ms"` and `"joules"`; `anee profile` measures it.
         decision_interval (`int`): layers that one decision of a `learned` controller covers, or of a `budget` controller with
             `precisions`; 1 decides at every layer.
         budget_mode (`str`): `"average"` keeps the mean cost of a text at the budget; `"strict"` keeps every single token
@@ -173,6 +174,7 @@ class AneeConfig(PreTrainedConfig):
     prompt_energy_budget: float | None = None
     controller: str = "budget"
     cost_unit: str = "bytes"
+    prices: dict | None = None
     decision_interval: int = 8
     budget_mode: str = "average"
     keep_first_tokens: int = 1
@@ -296,8 +298,20 @@ class AneeConfig(PreTrainedConfig):
         if unknown:
             names = ", ".join(nearest(name, cls.known_fields()) for name in unknown)
             logger.warning_once(f"the configuration has fields that this version of anee does not know: {names}")
+        cls._check_unit(config_dict, kwargs)
         known = {name: value for name, value in config_dict.items() if name not in unknown}
         return super().from_dict(known, **kwargs)
+
+    @staticmethod
+    def _check_unit(stored: dict, asked: dict) -> None:
+        """Refuse another unit for a dial that was found in its own."""
+        dial, before = stored.get("calibration"), stored.get("cost_unit", "bytes")
+        kind, unit = (asked.get(name, stored.get(name)) for name in ("controller", "cost_unit"))
+        if dial and "settings" in dial and kind not in ("plan", "budget") and unit not in (None, before):
+            raise ValueError(
+                f"cost_unit={unit!r} is not allowed for a {kind!r} controller that was calibrated in {before}: load it with "
+                "controller='plan', or fit one with that cost_unit"
+            )
 
     @classmethod
     def known_fields(cls) -> set[str]:
@@ -382,7 +396,7 @@ class AneeConfig(PreTrainedConfig):
         from .controller_kinds import CONTROLLER_CLASSES  # their files read this one
 
         one_of("controller", self.controller, tuple(CONTROLLER_CLASSES))
-        one_of("cost_unit", self.cost_unit, COST_UNITS)
+        check_prices(self.prices, self.cost_unit)
         one_of("budget_mode", self.budget_mode, BUDGET_MODES)
         one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
         one_of("exit_rule", self.exit_rule, EXIT_RULES)

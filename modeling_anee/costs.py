@@ -27,9 +27,9 @@ class LayerWork:
     def of(cls, block: Block) -> "LayerWork":
         """Count the work of a block."""
         own_norms = [norm for norm in block.mlp_norms if norm not in block.attention_norms]
-        written = Work(kv_bytes=block.kv_bytes)
+        written, read = Work(kv_bytes=block.kv_bytes), Work(context_bytes=block.kv_bytes)
         return cls(
-            attention=map_work([block.qkv, block.output]) + norm_work(block.attention_norms) + written,
+            attention=map_work([block.qkv, block.output]) + norm_work(block.attention_norms) + written + read,
             keys_values=map_work([block.qkv]).part(block.keys_values_share) + norm_work(block.key_norms) + written,
             feed_forward=(map_work(block.mlp_maps) if block.mlp_maps else work_of([block.mlp])) + norm_work(own_norms),
         )
@@ -41,7 +41,8 @@ class CostTable:
 
     Args:
         layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers and `head` sum to 1.
-        head: cost of the final norm and the head, and of what projects embeddings, which every token is charged once.
+        head: cost of the final norm, the head and what projects embeddings, which every token is charged once, with what it takes
+            besides.
         total: price of the whole model, by which everything is divided.
         hardware: whose prices these are.
         heads: the same for each variant of the head, in the order of the table's `heads`.
@@ -88,9 +89,9 @@ class CostTable:
         rows = []
         for layer in range(len(blocks[FULL])):
             here = {variant: own[layer] for variant, own in counted.items()}
-            rows.append([hardware.price(_work_of(action, layer, here, bridges)) for action in table])
+            rows.append([_price(hardware, _works_of(action, layer, here, bridges)) for action in table])
         rows[-1] = [cost + translator * action.leaves for cost, action in zip(rows[-1], table, strict=True)]
-        priced = [hardware.price(heads[variant]) for variant in table.heads]
+        priced = [hardware.of(variant).price(heads[variant]) + hardware.token for variant in table.heads]
         total = sum(row[PROCESS] for row in rows) + priced[0]
         layers = torch.tensor(rows, dtype=torch.float64, device="cpu")
         shares = tuple(price / total for price in priced)
@@ -128,12 +129,20 @@ class CostTable:
         return self.hardware.price(work_of([module])) / self.total
 
 
-def _work_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None) -> Work:
+Works = list[tuple[str, Work]]  # what is run, with the variant that it runs in
+
+
+def _works_of(action: Action, layer: int, here: Mapping[str, LayerWork], bridges: Bridges | None) -> Works:
     """Work of an action at a layer, for the layer's work in each variant; keys and values are computed in any case."""
     attends, feeds = action.attention != NONE, action.feed_forward != NONE
     attention = here[action.attention].attention if attends else here[action.keys_values].keys_values
-    feed_forward = here[action.feed_forward].feed_forward if feeds else NOTHING
-    return attention + feed_forward + _optional_work(bridges and bridges.stand_in(action, layer))
+    works = [(action.attention if attends else action.keys_values, attention)]
+    works += [(action.feed_forward, here[action.feed_forward].feed_forward)] if feeds else []
+    return [*works, (FULL, _optional_work(bridges and bridges.stand_in(action, layer)))]
+
+
+def _price(hardware: Hardware, works: Works) -> float:
+    return sum(hardware.of(variant).price(work) for variant, work in works)
 
 
 def map_work(maps: Iterable[JointLinear]) -> Work:

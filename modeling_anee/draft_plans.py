@@ -44,7 +44,7 @@ def draft_plans(model: Any, texts: Sequence[str]) -> list[StraightPlan]:
     table = draft_table(config.table, config.precisions)
     costs, layers = model.costs, model.executor.layers
     if table != config.table:
-        costs = stack.measure_costs(costs.unit, model.bridges, table)
+        costs = stack.measure_costs(costs.hardware, model.bridges, table)
         layers = LayerRunner(stack, model.bridges, costs, table, None)
     read = costs if costs.unit == "bytes" else stack.measure_costs("bytes", model.bridges, table)
     return [_plan(stack, table, layers, (costs, read), text) for text in texts]

@@ -94,6 +94,7 @@ class Executor:
             head=ledger.head,
             fed=self.controller.fed,
             budget=step.budget,
+            total=self.costs.total,
         )
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:

@@ -226,7 +226,7 @@ class LayerRunner:
         attending, feeding = (sum(int(mask.sum()) for mask in group.values()) for group in (attends, feeds))
         work = self.costs.works[FULL][layer]
         saved = (tokens - attending) * work.attention.flops + (tokens - feeding) * work.feed_forward.flops
-        return gathering_pays(saved, device)
+        return gathering_pays(saved, device, self.costs.hardware.gathering_flops)
 
 
 def column(mask: Tensor, hidden: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .base_memory import held_bytes
 from .base_model import running_device
 from .bridges import Bridges
 from .configuration_anee import AneeConfig
+from .configuration_prices import hardware_of
 from .controller import Controller
 from .controller_kinds import build_controller
 from .corrections import Corrections
@@ -284,7 +285,9 @@ class AneePreTrainedModel(PreTrainedModel):
     @torch.inference_mode(False)
     def _bind(self) -> None:
         """Tell everything of ours what the base's parts are and cost."""
-        self.costs = self.stack.measure_costs(self.config.cost_unit, self.bridges, self.config.table)
+        self.costs = self.stack.measure_costs(
+            hardware_of(self.config.cost_unit, self.config.prices), self.bridges, self.config.table
+        )
         upgrade(self.config, self.costs.head)
         check_dial(self.config, self.costs)
         self.controller.bind(self.costs)

@@ -267,6 +267,7 @@ class AneeForSequenceClassification(AneeModel):
             floor=float(self.exit_costs.reached[0]),
             unit=self.costs.unit,
             table=table,
+            total=self.costs.total,
         )
 
 

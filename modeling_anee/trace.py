@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .actions import DEFAULT_TABLE, FULL, NONE, ActionTable
+from .configuration_prices import PRICED
 from .lossless_account import LosslessAccount
 
 
@@ -20,7 +21,7 @@ class ExecutionTrace:
         cost: float32 [B, T], share of the whole model's work, head and controller included; 0 for padding.
         valid: bool [B, T], False for padding.
         floor: the lowest mean cost that the controller can reach.
-        unit: unit of the costs, `"flops"` or `"bytes"`.
+        unit: unit of the costs.
         ran_anyway: int64 [B, T], layers that a token skipped but that were run for it and thrown away, because gathering
             the other tokens would have taken longer; not in `cost`. Default: none.
         account: float64 [B, T], what the row has spent above its budgets (or the floor) up to and with each token, from the
@@ -33,6 +34,7 @@ class ExecutionTrace:
             out; not in `cost`. None: nothing.
         lossless: what became of drafts, where `generate` was asked for them.
         budget: float64 [B, T], what each token was asked to cost. A forward at these budgets runs the same; None: not known.
+        total: what the whole model costs a token, in `unit`; None: not known.
     """
 
     actions: Tensor
@@ -48,6 +50,7 @@ class ExecutionTrace:
     discarded: Tensor | None = None
     lossless: LosslessAccount | None = None
     budget: Tensor | None = None
+    total: float | None = None
 
     @property
     def share_run_anyway(self) -> float:
@@ -153,9 +156,16 @@ class ExecutionTrace:
         drafts = f"{discarded}\n{self.lossless.summary()}" if self.lossless else discarded
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
-            f"(unit {self.unit}, floor {self.floor:.3f}), "
+            f"(unit {self.unit}{self._absolute}, floor {self.floor:.3f}), "
             f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{anyway}{drafts}"
         )
+
+    @property
+    def _absolute(self) -> str:
+        """What a token cost in a unit that people know, beside the whole model."""
+        if self.total is None or self.unit not in PRICED:
+            return ""
+        return f": {self.mean_cost * self.total:.3g} of {self.total:.3g} a token"
 
     def render(self, row: int = 0, width: int = 100) -> str:
         """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.

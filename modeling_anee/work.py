@@ -19,6 +19,7 @@ class Work:
         weight_bytes: of weights that are read.
         kv_bytes: of keys and values that are written.
         launches: linear maps that are called.
+        context_bytes: of keys and values that are read for each token before this one.
         unknown: why its bytes can't be counted; empty where they are.
     """
 
@@ -27,6 +28,7 @@ class Work:
     kv_bytes: float = 0.0
     launches: float = 0.0
     unknown: str = ""
+    context_bytes: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         """Both, one after the other."""
@@ -36,6 +38,7 @@ class Work:
             self.kv_bytes + other.kv_bytes,
             self.launches + other.launches,
             self.unknown or other.unknown,
+            self.context_bytes + other.context_bytes,
         )
 
     def part(self, share: float) -> "Work":

@@ -18,12 +18,12 @@ from modeling_anee.configuration_anee import (
     BUDGET_MODES,
     CALIBRATION_COLUMNS,
     CONFIDENCE_METRICS,
-    COST_UNITS,
     FORMAT_VERSION,
     check_budget,
 )
 from modeling_anee.configuration_classifier import completed
 from modeling_anee.configuration_gated import default_variants, strategic_layers, with_gated_rows
+from modeling_anee.configuration_prices import COUNTED, PRICED
 from modeling_anee.controller_kinds import CONTROLLER_CLASSES
 
 from .tiny import CONFIGS, FAMILIES, LAYERS, VOCABULARY, tiny_base, token_ids, wrap
@@ -48,7 +48,8 @@ BAD = {
     "energy_budget": ((*BAD_BUDGETS, None), NUMBER),
     "prompt_energy_budget": (BAD_BUDGETS, NUMBER),
     "controller": (("plans", "", None, 3, ["plan"]), ", ".join(map(repr, CONTROLLER_CLASSES))),
-    "cost_unit": (("joule", None, 1), ", ".join(map(repr, COST_UNITS))),
+    "cost_unit": (("joule", None, 1), ", ".join(map(repr, (*COUNTED, *PRICED)))),
+    "prices": ((3, [], {}, {"variants": {"full": {}}}), "not allowed"),
     "decision_interval": ((0, -1, 1.0, "1", True, None), "integer from 1"),
     "min_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
     "keep_last_layers": (BAD_COUNTS, f"integer from 0 to {LAYERS}"),
@@ -135,7 +136,7 @@ def good_fields(draw) -> dict:
         "energy_budget": budget,
         "prompt_energy_budget": st.none() | budget,
         "controller": st.sampled_from(list(CONTROLLER_CLASSES)),
-        "cost_unit": st.sampled_from(COST_UNITS),
+        "cost_unit": st.sampled_from(COUNTED),
         "decision_interval": st.integers(1, LAYERS),
         "min_layers": st.integers(0, LAYERS),
         "keep_last_layers": st.integers(0, LAYERS),

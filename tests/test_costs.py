@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from modeling_anee.actions import DEFAULT_TABLE, EXIT, PROCESS, SKIP
 from modeling_anee.base_model import BaseStack
-from modeling_anee.configuration_anee import COST_UNITS
+from modeling_anee.configuration_prices import COUNTED
 from modeling_anee.controller import Observation
 from modeling_anee.costs import CostTable, LayerWork
 from modeling_anee.hardware import HARDWARE
@@ -34,7 +34,7 @@ def inputs(stack: BaseStack, tokens: int = 5):
     return hidden, stack.rotation(hidden, torch.arange(tokens).unsqueeze(0))
 
 
-@pytest.mark.parametrize("unit", COST_UNITS)
+@pytest.mark.parametrize("unit", COUNTED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processing_everything_costs_one(family, unit):
     costs = BaseStack(tiny_base(family).requires_grad_(False)).measure_costs(unit)
@@ -104,7 +104,7 @@ def test_bytes_are_those_of_the_parameters(family):
     assert costs.head * costs.total == pytest.approx(sum(p.numel() * p.element_size() for p in head))
 
 
-@pytest.mark.parametrize("unit", COST_UNITS)
+@pytest.mark.parametrize("unit", COUNTED)
 def test_shares_do_not_depend_on_the_dtype(unit):
     base = tiny_base()
     full = BaseStack(base.requires_grad_(False)).measure_costs(unit)
@@ -114,7 +114,7 @@ def test_shares_do_not_depend_on_the_dtype(unit):
     assert half.total == (full.total / 2 if unit == "bytes" else full.total)
 
 
-@pytest.mark.parametrize("unit", COST_UNITS)
+@pytest.mark.parametrize("unit", COUNTED)
 def test_shares_do_not_depend_on_whether_projections_are_joined(unit):
     model = wrap(cost_unit=unit)
     before = model.costs.layers.clone()
@@ -144,7 +144,7 @@ def test_costs_of_actions_are_sums_over_layers():
     assert costs.of_actions(actions[..., :0]).tolist() == [[0.0] * 7] * 3
 
 
-@pytest.mark.parametrize("unit", COST_UNITS)
+@pytest.mark.parametrize("unit", COUNTED)
 def test_cost_of_a_module_of_ours(unit):
     costs = CostTable(torch.ones(1, len(DEFAULT_TABLE), dtype=torch.float64), 0.1, 1000.0, HARDWARE[unit])
     module = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))

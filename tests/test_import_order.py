@@ -14,7 +14,8 @@ FOLDERS = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py
 ALLOWED = {"data": set(), "evaluation": {"data"}, "pictures": {"data", "evaluation"}, "training": {"data", "evaluation"}}
 ALLOWED["pool"] = {"data", "evaluation", "pictures"}
 ALLOWED["publishing"] = {"data", "evaluation", "pictures", "training"}
-ALLOWED["cli"] = {"data", "evaluation", "pictures", "training", "publishing", "pool"}
+ALLOWED["machines"] = {"data", "evaluation"}
+ALLOWED["cli"] = {"data", "evaluation", "machines", "pictures", "training", "publishing", "pool"}
 
 
 @pytest.mark.parametrize("folder", ALLOWED)

@@ -19,6 +19,7 @@ from .making import card, export
 from .measuring import analyze, bench, compare, perplexity, samples
 from .picturing import curve, depth
 from .pool import pool
+from .profiling import plan, profile
 
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def anee(
 
 
 VERBS = analyze, bench, card, compare, curve, deadline, demo, depth, drafts, evaluate_classifier, export, fit
-for verb in (*VERBS, fit_classifier, generate, perplexity, samples):
+for verb in (*VERBS, fit_classifier, generate, perplexity, plan, profile, samples):
     app.command()(guarded(verb))
 app.add_typer(pool, name="pool")
 

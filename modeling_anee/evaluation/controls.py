@@ -164,7 +164,7 @@ class WithoutBridges:
     def __init__(self, model: AneeForCausalLM) -> None:
         model.prepare()  # the base may have been changed since it was wrapped
         self.model = model
-        costs = model.stack.measure_costs(model.config.cost_unit, table=model.config.table)
+        costs = model.stack.measure_costs(model.costs.hardware, table=model.config.table)
         none = Bridges(type(model.config)(text_config=model.config.text_config))  # of rank 0
         self.executor = Executor(model.stack, model.controller, none, costs, model.config.table)
         self.table = plan_table(model.config, costs)

@@ -54,6 +54,6 @@ def uniform_precisions(model: AneeForCausalLM) -> list[Uniform]:
     heads = torch.tensor([table.head_of(plan) for plan in plans.values()], dtype=torch.uint8)
     budgets = wrapper.costs.of_plans(actions, heads).tolist()  # in bytes, in which they differ
     same_unit = model.costs.unit == wrapper.costs.unit
-    own = wrapper.costs if same_unit else wrapper.stack.measure_costs(model.config.cost_unit, table=table)
+    own = wrapper.costs if same_unit else wrapper.stack.measure_costs(model.costs.hardware, table=table)
     costs = own.of_plans(actions, heads).tolist()
     return [Uniform(name, wrapper, *figures) for name, *figures in zip(plans, budgets, costs, strict=True)]
