@@ -41,8 +41,8 @@ class CostTable:
 
     Args:
         layers: cost of each action at each layer, float64 [L, actions], on the CPU; PROCESS of all layers and `head` sum to 1.
-        head: cost of the final norm, the head and what projects embeddings, which every token is charged once, with what it takes
-            besides.
+        head: cost of the final norm, the head and what projects embeddings, which every token is charged once, with what
+            it takes besides.
         total: price of the whole model, by which everything is divided.
         hardware: whose prices these are.
         heads: the same for each variant of the head, in the order of the table's `heads`.

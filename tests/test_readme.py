@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/using.md",
+    "docs/costs.md",
     "docs/resources.md",
     "docs/training.md",
     "docs/lossless.md",
