@@ -29,6 +29,7 @@ from .configuration_gated import (
     with_gated_rows,
 )
 from .configuration_prices import check_prices
+from .configuration_refine import check_refinement
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -41,6 +42,7 @@ THRESHOLDS = ("thresholds", "exit_thresholds", "shares")  # columns of a `gated`
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_THRESHOLD = 0.3
 CONFIDENCE_METRICS = ("entropy", "max_probability")
+DOUBT_METRICS = (*CONFIDENCE_METRICS, "margin")  # of a `refine` controller
 # What transformers passes to a configuration or writes into its file beside declared fields, in 5.23 and 5.24.
 OF_TRANSFORMERS = frozenset(
     {
@@ -79,7 +81,7 @@ class AneeConfig(PreTrainedConfig):
         strict_base (`bool`): a base with another fingerprint is an error rather than a warning.
         energy_budget (`float`): default budget in [0, 1], the share of the whole model's work to spend.
         prompt_energy_budget (`float`, *optional*): budget of the prompt in `generate`; default: the same.
-        controller (`str`): `"budget"`, `"confidence"`, `"gated"`, `"learned"`, `"plan"` or `"routed"`.
+        controller (`str`): `"budget"`, `"confidence"`, `"gated"`, `"learned"`, `"plan"`, `"refine"` or `"routed"`.
         cost_unit (`str`): unit of costs and budgets: `"flops"`, `"bytes"` (of weights read); at `prices`: `"ms"`, `"joules"`.
         prices (`dict`, *optional*): what work costs on a machine, for `"ms"` and `"joules"`; `anee profile` measures it.
         decision_interval (`int`): layers that one decision of a `learned` controller covers, or of a `budget` controller with
@@ -110,8 +112,9 @@ class AneeConfig(PreTrainedConfig):
         exit_layers (`list[int]`, *optional*): `confidence` controller: layers before which the head is asked;
             default: at 1/2 and 3/4 of the depth. `gated` controller: layers before which a gate lets tokens leave; default:
             4, 8, 12, 16, 19 of 22, in proportion. Exit translators stand before the same layers; default: every layer.
-        confidence_metric (`str`): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
-            or `"max_probability"` (EXIT above it).
+        confidence_metric (`str`, *optional*): `"entropy"` (EXIT below the threshold; entropy / log(vocabulary), in [0, 1])
+            or `"max_probability"` (EXIT above it); default: `"entropy"`. `refine` controller: by what it tells how unsure a
+            prediction is, also `"margin"`, by how much the two likeliest tokens differ, which is its default.
         confidence_threshold (`float`, *optional*): in [0, 1]; default: 0.3. Of a classifier: rows leave at the first head whose
             score is above it; default: the threshold that is calibrated for the `energy_budget`.
         classifier (`dict`, *optional*): of an `AneeForSequenceClassification`: `layers` (numbers of layers after which a head
@@ -138,11 +141,16 @@ class AneeConfig(PreTrainedConfig):
             before it. Default: the first of the `precisions`, or full, and none.
         gated_head (`str`, *optional*): `gated` controller: variant of the head of tokens that routers decide about; default:
             the first of the `gated_variants`.
+        refine_plans (`list[str]`, *optional*): `refine` controller: the plan that every token runs first, and the one that it
+            runs again where its prediction is unsure; default: all in the last of the `precisions`, and in the first (in full,
+            if there is one only); without any, the cheapest of the `plans`, and everything in full.
+        refine_from (`int`, *optional*): `refine` controller: the first layer that runs again, the number of layers for the head
+            alone; default: half of them do.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
-            of `confidence`, capacity of a `gated` one; monotone); for `gated` ones `thresholds` ([rows][variants but the
-            first][layers]), `exit_thresholds` ([rows][exit layers]) and `shares` that layers run ([rows][layers]);
-            and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
+            of `confidence`, doubt in nats of `refine`, capacity of a `gated` one; monotone); for `gated` ones `thresholds`
+            ([rows][variants but the first][layers]), `exit_thresholds` ([rows][exit layers]) and `shares` that layers run
+            ([rows][layers]); and what was measured there: `cost`, `perplexity_ratio`, `standard_error`.
         drafts (`dict`, *optional*): what lossless generation drafts with, as it was measured: lists of equal length: `plans`,
             in short, `drafted` and `kept`: for each plan how many tokens it drafted whose logit was above all others by less
             than 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2 and by more, and how many of those were kept. Default: all layers in one of
@@ -191,7 +199,7 @@ class AneeConfig(PreTrainedConfig):
     ffn_bridge_layers: list[int] | None = None
     exit_translator_rank: int = 0
     exit_layers: list[int] | None = None
-    confidence_metric: str = "entropy"
+    confidence_metric: str | None = None
     confidence_threshold: float | None = None
     classifier: dict | None = None
     exit_rule: str = "confidence"
@@ -201,6 +209,8 @@ class AneeConfig(PreTrainedConfig):
     router_plans: list[int] | None = None
     gated_variants: list[str] | None = None
     gated_head: str | None = None
+    refine_plans: list[str] | None = None
+    refine_from: int | None = None
     corrections: dict[str, list[int]] | None = None
     calibration: dict | None = None
     drafts: dict | None = None
@@ -234,6 +244,8 @@ class AneeConfig(PreTrainedConfig):
             self.precisions = []
         if self.router_budgets is None and not self.precisions:
             self.router_budgets = list(ROUTER_BUDGETS)
+        if self.confidence_metric is None:
+            self.confidence_metric = "margin" if self.controller == "refine" else "entropy"
         if self.confidence_threshold is None and self.classifier is None:
             self.confidence_threshold = CONFIDENCE_THRESHOLD
         self._check_precisions()
@@ -338,6 +350,7 @@ class AneeConfig(PreTrainedConfig):
         if self.gated_variants is not None:
             check_variants(self.gated_variants, self.precisions or [])
         check_head(self.gated_head, self.precisions or [])
+        check_refinement(self.refine_plans, self.refine_from, self.table, self.num_layers)
         self._check_actions()
         self._check_calibration()
         if self.drafts is not None:
@@ -398,7 +411,8 @@ class AneeConfig(PreTrainedConfig):
         one_of("controller", self.controller, tuple(CONTROLLER_CLASSES))
         check_prices(self.prices, self.cost_unit)
         one_of("budget_mode", self.budget_mode, BUDGET_MODES)
-        one_of("confidence_metric", self.confidence_metric, CONFIDENCE_METRICS)
+        metrics = CONFIDENCE_METRICS if self.controller == "confidence" else DOUBT_METRICS
+        one_of("confidence_metric", self.confidence_metric, metrics)
         one_of("exit_rule", self.exit_rule, EXIT_RULES)
         one_of("strict_base", self.strict_base, (True, False))
 

@@ -73,6 +73,7 @@ class Controller(nn.Module):
     dial: Dial  # of the kinds that can be calibrated; made by `bind`
     needs_hidden = True
     fed: Tensor | None = None  # as how much of a feed-forward each action counts, [actions], for kinds with a capacity
+    refines = False  # whether it asks for some tokens to run again, once their prediction is known; see `refine_runner.py`
     runs_without_full = False  # whether it can do without the base's own weights
     keeps_routes = False  # whether it was fitted to the very plans that leave something out, so that all of them must stay
     ceiling = 1.0  # the largest budget: less where the base's own weights were dropped, with

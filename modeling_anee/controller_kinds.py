@@ -7,6 +7,7 @@ from .controller_confidence import ConfidenceController
 from .controller_gated import GatedController
 from .controller_learned import LearnedController
 from .controller_plan import PlanController
+from .controller_refine import RefineController
 from .controller_routed import RoutedController
 
 
@@ -16,6 +17,7 @@ CONTROLLER_CLASSES: dict[str, type[Controller]] = {
     "gated": GatedController,
     "learned": LearnedController,
     "plan": PlanController,
+    "refine": RefineController,
     "routed": RoutedController,
 }
 

@@ -18,6 +18,7 @@ from .controller import Controller, Observation
 from .costs import CostTable
 from .layer_runner import LayerRunner, bridged, column, runs_alone
 from .ledger import Ledger
+from .refine_runner import RefineRunner
 from .step import Step
 from .trace import ExecutionTrace
 
@@ -42,6 +43,7 @@ class Executor:
         dearest = controller.dearest
         self.layers = LayerRunner(stack, bridges, costs, table, None if dearest is None else dearest[0])
         self.alone = alone_runner(controller, self.layers, bridges)
+        self.refiner = RefineRunner(stack, controller, self.layers, table.heads) if controller.refines else None
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from copies of what this one was made of."""
@@ -95,6 +97,7 @@ class Executor:
             fed=self.controller.fed,
             budget=step.budget,
             total=self.costs.total,
+            refined=ledger.refined,
         )
 
     def _decide_and_run(self, hidden: Tensor, step: Step, ledger: Ledger, keep: list[Tensor] | None) -> Tensor:
@@ -109,6 +112,8 @@ class Executor:
             hidden = self.layers.run(hidden, step, ledger, range(done, start), keep)
             self._decide(segment, hidden, previous, step, limited, ledger)
             done, previous = start, hidden
+        if self.refiner is not None and limited.any():
+            return self.refiner.run(hidden, step, ledger, limited, keep)
         return self.layers.run(hidden, step, ledger, range(done, len(self.stack.blocks)), keep)
 
     def _check_given(self, given: Tensor, shape: tuple[int, ...], step: Step) -> None:

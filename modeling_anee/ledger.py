@@ -20,6 +20,7 @@ class Ledger:
         ran_anyway: layers with something left out that were run because gathering would not pay, int64 [B, T], None for none.
         account: where somebody has counted already, what is spent above the budgets with this step, float64 [B, T], or what
             each layer has run above its share, [B, T, L].
+        refined: tokens that ran again in a dearer plan, bool [B, T]; None: no kind that does so.
         decided: False before the first decision, when everything is still PROCESS.
     """
 
@@ -28,6 +29,7 @@ class Ledger:
     head: Tensor | None = None
     ran_anyway: Tensor | None = None
     account: Tensor | None = None
+    refined: Tensor | None = None
     decided: bool = True
 
     @classmethod

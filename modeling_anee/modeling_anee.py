@@ -34,9 +34,13 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 
 @dataclass
 class AneeModelOutput(BothCacheNames, BaseModelOutputWithPast):
-    """What leaves the final norm; `execution` says what was done with every token and what it cost."""
+    """What leaves the final norm; `execution` says what was done with every token and what it cost.
+
+    `logits`: of one token a row, [B, 1, V], where deciding what to do with it took them.
+    """
 
     execution: ExecutionTrace | None = None
+    logits: Tensor | None = None
 
 
 @dataclass
@@ -117,6 +121,7 @@ class AneeModel(AneePreTrainedModel):
             last_hidden_state=hidden,
             hidden_states=None if kept is None else hidden_states_selected((*kept, hidden), output_hidden_states),
             execution=trace,
+            logits=step.answers[0] if step.answers else None,
             **cache_argument(cache),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
@@ -257,7 +262,10 @@ class AneeForCausalLM(AneeModel, AneeGenerationMixin):
         assert hidden is not None and trace is not None
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         kept = last if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head_logits(hidden[:, kept], None if trace.head is None else trace.head[:, kept])
+        if found.logits is not None:
+            logits = found.logits[:, kept]
+        else:
+            logits = self.head_logits(hidden[:, kept], None if trace.head is None else trace.head[:, kept])
         if self.training and torch.is_grad_enabled() and not logits.requires_grad:
             logits = self._with_gradient(logits, trace)
         loss = None

@@ -3,7 +3,7 @@
 Shapes: B rows, T new tokens, D hidden size, S cached tokens; a subset has N tokens in R of the rows, at most n in each.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +28,7 @@ class Step:
         past: number of tokens in the cache before.
         account: what each row's tokens before have spent above their budgets, float64 [B, 1] on the CPU, or what each layer
             has run for them above its share, [B, 1, L], for controllers that keep an account.
+        answers: takes the logits [B, 1, V] of one token a row, where deciding about it took them.
     """
 
     budget: Tensor
@@ -37,6 +38,7 @@ class Step:
     cache: Cache | None
     past: int
     account: Tensor | float = 0.0
+    answers: list[Tensor] = field(default_factory=list)
 
     def store(self, keys_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put a layer's new keys and values [B, 2 G, T, E] into the cache; the keys and values of all tokens so far."""

@@ -33,6 +33,8 @@ class ExecutionTrace:
         discarded: float64 [B], cost of what ran for tokens that are not among these: drafts, and what a crop of the cache took
             out; not in `cost`. None: nothing.
         lossless: what became of drafts, where `generate` was asked for them.
+        refined: bool [B, T], tokens that ran their last layers again in a dearer plan (`refine`), whose actions these then are;
+            both runs are in `cost`. None: no kind that does so.
         budget: float64 [B, T], what each token was asked to cost. A forward at these budgets runs the same; None: not known.
         total: what the whole model costs a token, in `unit`; None: not known.
     """
@@ -49,6 +51,7 @@ class ExecutionTrace:
     fed: Tensor | None = None
     discarded: Tensor | None = None
     lossless: LosslessAccount | None = None
+    refined: Tensor | None = None
     budget: Tensor | None = None
     total: float | None = None
 
@@ -96,6 +99,11 @@ class ExecutionTrace:
         return _shares(None if self.head is None else self.head[self.valid], self.table)
 
     @property
+    def refined_share(self) -> float:
+        """Share of the tokens that ran their last layers again."""
+        return 0.0 if self.refined is None else float((self.refined & self.valid).sum() / self.valid.sum().clamp(min=1))
+
+    @property
     def spent(self) -> float:
         """Cost of all that ran, what was discarded included."""
         return float(self.cost.sum(dtype=torch.float64)) + (0.0 if self.discarded is None else float(self.discarded.sum()))
@@ -124,7 +132,7 @@ class ExecutionTrace:
         return replace(self, cost=self.cost * kept, valid=self.valid & kept)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ExecutionTrace":
-        optional = {name: getattr(self, name) for name in ("ran_anyway", "account", "head", "budget")}
+        optional = {name: getattr(self, name) for name in ("ran_anyway", "account", "head", "budget", "refined")}
         optional = {name: None if value is None else change(value) for name, value in optional.items()}
         return replace(self, actions=change(self.actions), cost=change(self.cost), valid=change(self.valid), **optional)
 
@@ -142,6 +150,8 @@ class ExecutionTrace:
         if any(t.head is not None for t in traces):
             heads = [torch.zeros_like(t.valid, dtype=torch.uint8) if t.head is None else t.head for t in traces]
             parts["head"] = torch.cat(heads, dim=1)
+        if any(t.refined is not None for t in traces):
+            parts["refined"] = torch.cat([t.valid & False if t.refined is None else t.refined for t in traces], dim=1)
         return replace(traces[-1], **parts, ran_anyway=torch.cat(ran, dim=1) if any_ran else None)
 
     def summary(self) -> str:
@@ -153,11 +163,13 @@ class ExecutionTrace:
         capacity = "" if self.fed is None else f", capacity {self.capacity:.2f}"
         thrown = 0.0 if self.discarded is None else float(self.discarded.sum()) / max(int(self.valid.sum()), 1)
         discarded = f"; {thrown:.3f} more a token was discarded" if thrown else ""
+        again = "" if self.refined is None else f", {self.refined_share:.0%} of the tokens ran again"
         drafts = f"{discarded}\n{self.lossless.summary()}" if self.lossless else discarded
         return (
             f"{int(self.valid.sum())} tokens, mean cost {self.mean_cost:.3f} of the whole model "
             f"(unit {self.unit}{self._absolute}, floor {self.floor:.3f}), "
-            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{anyway}{drafts}"
+            f"mean depth {depth:.1f} of {self.actions.shape[-1]} layers{capacity}{heads and f', {heads}'}{again}"
+            f"{anyway}{drafts}"
         )
 
     @property
@@ -170,8 +182,8 @@ class ExecutionTrace:
     def render(self, row: int = 0, width: int = 100) -> str:
         """Draw one row for a terminal: layers downwards from the last to the first, the last `width` tokens across.
 
-        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth, their heads that
-        were not full, and what the symbols mean, dearest first.
+        The right margin has the share of the drawn tokens that each layer ran for, the bottom their depth, which of them ran
+        again, their heads that were not full, and what the symbols mean, dearest first.
         """
         drawn = self.valid[row].nonzero().flatten()[-width:]
         actions = self.actions[row][drawn].long()  # [T, L]
@@ -184,7 +196,9 @@ class ExecutionTrace:
         taken = (self.table[place] for place in self.table.darkest_first(actions))
         legend = "  ".join(f"{action.symbol!r} {action.name}" for action in taken)
         heads = heads_text(_shares(None if self.head is None else self.head[row][drawn], self.table))
-        return "\n".join(filter(None, [*lines, f"depth|{depths}| tenths of the layers", heads, legend]))
+        again = "" if self.refined is None else "".join("*" if one else " " for one in self.refined[row][drawn].tolist())
+        marks = again and f"again|{again}| ran their last layers twice"
+        return "\n".join(filter(None, [*lines, f"depth|{depths}| tenths of the layers", marks, heads, legend]))
 
 
 def _shares(heads: Tensor | None, table: ActionTable) -> dict[str, float]:

@@ -59,7 +59,7 @@ BAD = {
     "actions": ((3, "PROCESS", [3]), "list of dicts"),
     "precisions": (("int8", 8, ["int3"], ["full"], ["int8", "int8"]), "list of different ones of"),
     "exit_layers": (BAD_LAYERS, LAYER_LIST),
-    "confidence_metric": (("surprise", None), ", ".join(map(repr, CONFIDENCE_METRICS))),
+    "confidence_metric": (("surprise", 3), ", ".join(map(repr, CONFIDENCE_METRICS))),
     "confidence_threshold": (BAD_BUDGETS, NUMBER),
     "classifier": ((4, [4], "last"), "it must be a dict of layers, pooling, hidden_size, precision, dials"),
     "exit_rule": (("luck", None, 1), "'confidence', 'agreement', 'patience', 'fixed'"),
@@ -81,6 +81,8 @@ BAD = {
         (3, "full", [], ["full"], ["none", "full"], ["full", "full"], ["int8", "none"], [None]),
         "in this order",
     ),
+    "refine_plans": (("PPPP", ["PPPP"], [3, 4]), "it must be a list of two plans"),
+    "refine_from": ((-1, 1.5, 99, True), "refine_from"),
     "gated_head": ((3, "none", "int8", True, ["full"]), "must be one of ['full']"),
     "corrections": (
         (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
@@ -165,6 +167,8 @@ def good_fields(draw) -> dict:
         "router_budgets": st.lists(budget, min_size=1, max_size=4, unique=True),
         "router_plans": st.none(),  # depends on plans, see test_other_dtype.py
         "corrections": st.none() | st.just({"qkv": [LAYERS, 2, 3], "head": [1, 2]}),
+        "refine_plans": st.none() | st.lists(plan, min_size=2, max_size=2),
+        "refine_from": st.none() | st.integers(0, LAYERS),
         "drafts": st.none() | st.just({"plans": [f"{LAYERS}*SKIP"], "drafted": [[2.0] * 8], "kept": [[1] * 8]}),
         "format_version": st.just(FORMAT_VERSION),
     }

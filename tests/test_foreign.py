@@ -42,6 +42,7 @@ SKIPPING = {
     "confidence": {"controller": "confidence", "exit_layers": [1, 2], "confidence_threshold": 0.999},
     "learned": {"controller": "learned", "decision_interval": 1},
     "plan": {"controller": "plan"},
+    "refine": {"controller": "refine", "calibration": {"budgets": [0.3, 0.9], "settings": [3.0, 0.5]}},
     "routed": {"controller": "routed", "calibration": {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]}},
 }
 

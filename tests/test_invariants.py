@@ -35,6 +35,7 @@ def model_of(family: str, controller: str, mode: str = "average") -> AneeForCaus
         "gated": {"exit_layers": [2, 3]},
         "learned": {"decision_interval": 2},
         "plan": {"plans": PLANS},
+        "refine": {"plans": PLANS, "refine_from": 1},
         "routed": {"plans": PLANS},
     }
     return wrap(tiny_base(family), controller, budget_mode=mode, **fields[controller], **BRIDGES)
@@ -168,6 +169,9 @@ def test_6_costs_add_up(family, controller):
                 expected += asked * model.costs.of_module(torch.nn.ModuleList(pair))
         if controller == "gated":
             expected += deciding_of_gates(model.controller, actions)
+        if controller == "refine":  # what ran first is thrown away from there on
+            kind, refined = model.controller, trace.refined[:, 1:]
+            expected += refined * (model.costs.of_actions(kind.first[kind.start :], kind.start) + model.costs.head)
         if controller == "routed":
             expected += model.costs.of_module(model.controller.predictor)
         if controller == "confidence":  # nobody asks who cannot go on, so at least who went on did
@@ -232,6 +236,9 @@ def test_7_a_lower_budget_never_costs_more_and_is_kept(family, controller):
         model = wrap(model.base, controller, exit_layers=[2, 3], **BRIDGES)
         model.config.calibration = calibration_of_gates(model.config, (0.05, 0.95), (400.0, 0.5))
         model.controller.bind(model.costs)
+    if controller == "refine":
+        right = {"budgets": [0.6, 1.0], "settings": [4.0, 3.2]}
+        model = wrap(model.base, controller, calibration=right, plans=PLANS, refine_from=1, **BRIDGES)
     ids = token_ids(2, 100)
     budgets = [step / 20 for step in range(21)]
     traces = [model(ids, energy_budget=budget, use_cache=False).execution for budget in budgets]

@@ -106,7 +106,7 @@ VARIANTS = {
 }
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2")  # enough where a test is not about anatomy
-CONTROLLERS = ("budget", "confidence", "gated", "learned", "plan", "routed")
+CONTROLLERS = ("budget", "confidence", "gated", "learned", "plan", "refine", "routed")
 BRIDGES = {"bridge_rank": 4, "ffn_bridge_rank": 4, "exit_translator_rank": 4}
 
 
@@ -131,6 +131,8 @@ def wrap(base: PreTrainedModel | None = None, controller: str = "plan", **fields
     fields.setdefault("decision_interval", 1)
     if controller == "routed":  # without, it keeps no account of its budget
         fields.setdefault("calibration", {"budgets": [0.3, 0.9], "settings": [3.0, -1.0]})
+    if controller == "refine":
+        fields.setdefault("calibration", {"budgets": [0.3, 0.9], "settings": [3.0, 0.5]})
     base = base or tiny_base()
     fields.setdefault("base_model_name_or_path", base.name_or_path or "tiny/base")  # what has no name can't be saved
     model = AneeForCausalLM.from_base(base, controller=controller, **fields)

@@ -16,6 +16,7 @@ from .drawing import INK, bare, count_valid, cut_note, labels_of, save, token_ti
 
 
 MAX_TOKENS = 160
+ONCE, AGAIN = "#8d99a6", "#c1440e"  # of bars of cost: not the colours of actions
 
 
 def draw_heatmap(
@@ -58,7 +59,8 @@ def draw_heatmap(
     top = figure.add_subplot(grid[0, 0], sharex=main)
     heading = (title or f"mean cost {float(cost.mean()):.3f} of the whole model") + cut_note(count, total)
     top.set_title(heading, fontsize=10, loc="left")
-    _draw_cost(top, cost)
+    again = None if trace.refined is None else trace.refined[row][trace.valid[row]][:MAX_TOKENS]
+    _draw_cost(top, cost, again)
     end = None if prompt_length is None else count_valid(trace, row, prompt_length)
     if end is not None and 0 < end < count:
         for axes in (main, top):
@@ -71,7 +73,10 @@ def draw_heatmap(
     corner = figure.add_subplot(grid[0, 1])
     corner.axis("off")
     taken = [trace.table[place] for place in trace.table.darkest_first(actions)]
-    corner.legend(handles=[Patch(color=a.colour, label=a.name) for a in taken], loc="center", fontsize=8, frameon=False)
+    handles = [Patch(color=a.colour, label=a.name) for a in taken]
+    if again is not None:
+        handles.append(Patch(color=AGAIN, label="ran again"))
+    corner.legend(handles=handles, loc="center", fontsize=8, frameon=False)
     bare(main, top, side)
     save(figure, path)
 
@@ -90,9 +95,10 @@ def _draw_map(axes: Axes, actions: Tensor, table: ActionTable) -> None:
     axes.set_xlim(-0.5, actions.shape[1] - 0.5)
 
 
-def _draw_cost(axes: Axes, cost: Tensor) -> None:
-    """Bars of the cost of each token, float32 [T], and their mean as a line."""
-    axes.bar(range(len(cost)), cost.numpy(), width=0.9, color="#8d99a6")  # not the colour of an action
+def _draw_cost(axes: Axes, cost: Tensor, again: Tensor | None) -> None:
+    """Bars of the cost of each token, float32 [T], in another colour if it ran `again`, bool [T]; their mean as a line."""
+    colours = [ONCE] * len(cost) if again is None else [AGAIN if one else ONCE for one in again.tolist()]
+    axes.bar(range(len(cost)), cost.numpy(), width=0.9, color=colours)
     axes.axhline(float(cost.mean()), color=INK, linewidth=0.8)
     axes.set_ylim(0, max(1.2, float(cost.max()) * 1.05))
     axes.set_yticks([0, 0.5, 1])

@@ -126,6 +126,8 @@ def _measured(trace: ExecutionTrace, row: int, prompt_length: int) -> dict[str, 
             facts[name] = f"{mean:.3f}, {layers:.1f} of {trace.actions.shape[-1]} layers ran"
     if heads := heads_text(trace.rows(torch.tensor([row])).head_share):
         facts["head"] = heads.removeprefix("head ")
+    if trace.refined is not None and valid.any():
+        facts["ran again"] = f"{float(trace.refined[row][valid].float().mean()):.0%} of the tokens"
     return facts
 
 

@@ -15,11 +15,13 @@ from ...budget import Dial
 from ...controller_confidence import ConfidenceController
 from ...controller_gated import GatedController
 from ...controller_learned import LearnedController
+from ...controller_refine import RefineController
 from ...controller_routed import RoutedController
 from ...data.encoding import start_tokens
 from ...data.windows import Window
 from ...evaluation.perplexity import Scores, ratio, score
-from ...evaluation.rollout import begin
+from ...evaluation.rollout import begin, logits_of, with_plan
+from ...evaluation.rollout import run as run_tokens
 from ...executor import Executor
 from ...modeling_anee import AneeForCausalLM
 from ..gate_calibration import calibrate_gates
@@ -29,8 +31,8 @@ from . import routing
 
 NAME = "calibration"
 # Between these the dial is turned: a price that forbids, or forces, every action; the logarithm of one; a threshold of
-# confidence.
-SETTINGS = {"learned": (-200.0, 200.0), "routed": (-12.0, 12.0), "confidence": (0.0, 1.0)}
+# confidence; a doubt in nats.
+SETTINGS = {"learned": (-200.0, 200.0), "routed": (-12.0, 12.0), "confidence": (0.0, 1.0), "refine": (-30.0, 12.0)}
 ROUNDS = 12  # evaluations at most
 HALVINGS = 2
 TOLERANCE = 0.003  # of the mean cost, as a share of the highest that the dial decides about
@@ -60,9 +62,8 @@ def dial_table(run: Run, windows: Tensor, budgets: list[float]) -> dict[str, lis
     found: dict[str, float] = {} if saved is None else saved[2]["found"]
     budgets = with_top(model, sorted(budgets))
     if model.config.controller in SETTINGS:
-        cost_of = (
-            mean_costs_of_router(run, windows) if model.config.controller == "routed" else partial(mean_cost, run, windows)
-        )
+        at_once = {"routed": mean_costs_of_router, "refine": mean_costs_of_refinement}.get(model.config.controller)
+        cost_of = partial(mean_cost, run, windows) if at_once is None else at_once(run, windows)
         for number in run.track(len(budgets), "calibrating", len(found)):
             found[str(budgets[number])] = find_setting(model, cost_of, budgets[number])
             run.save(NAME, number + 1, {}, {"found": found})
@@ -82,16 +83,16 @@ def with_top(model: AneeForCausalLM, budgets: list[float]) -> list[float]:
 
 def top_of(model: AneeForCausalLM) -> float:
     """The budget from which on nothing is decided by the dial."""
-    return round(model.controller.top, 4) if isinstance(model.controller, RoutedController) else 1.0
+    return round(model.controller.top, 4) if isinstance(model.controller, RoutedController | RefineController) else 1.0
 
 
-def controller_of(model: AneeForCausalLM) -> LearnedController | RoutedController | ConfidenceController:
+def controller_of(model: AneeForCausalLM) -> LearnedController | RoutedController | ConfidenceController | RefineController:
     """The model's controller, which has a dial.
 
     Raises:
         ValueError: it is of a kind without one.
     """
-    if not isinstance(model.controller, LearnedController | RoutedController | ConfidenceController):
+    if not isinstance(model.controller, LearnedController | RoutedController | ConfidenceController | RefineController):
         raise ValueError(f"controller={model.config.controller!r} has no dial to set; {', '.join(SETTINGS)} have one")
     return model.controller
 
@@ -173,6 +174,27 @@ def mean_costs_of_router(run: Run, windows: Tensor) -> Callable[[float, float], 
     def cost_of(budget: float, setting: float) -> float:
         chosen = controller.choose(losses, torch.full((len(losses),), setting, dtype=torch.float64))
         return float(run.sum(controller.charges[chosen].sum().to(run.device)) + kept) / windows.numel()
+
+    return cost_of
+
+
+@torch.no_grad()
+def mean_costs_of_refinement(run: Run, windows: Tensor) -> Callable[[float, float], float]:
+    """The same of a `refine` controller, as if nobody saw who ran again: doubts don't depend on the setting then."""
+    model, controller, kept = run.model, controller_of(run.model), run.model.config.keep_first_tokens
+    assert isinstance(controller, RefineController)
+    parts = []
+    for ids in run.share(windows):
+        hidden = run_tokens(model, ids.unsqueeze(0), with_plan(model, ids.unsqueeze(0), controller.first))[0, kept:]
+        parts.append(controller.doubt(logits_of(model, hidden, controller.first_head.expand(len(hidden)))))
+    doubts = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    if doubts.isnan().any():
+        raise ValueError("no budget can be calibrated: the first plan predicts what is not a number")
+    whole = controller.first_costs(kept) * len(windows)
+
+    def cost_of(budget: float, setting: float) -> float:
+        spent = controller.cost * len(doubts) + controller.charge * int((doubts > setting).sum())
+        return (float(run.sum(torch.tensor(spent, dtype=torch.float64, device=run.device))) + whole) / windows.numel()
 
     return cost_of
 
