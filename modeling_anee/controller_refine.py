@@ -1,8 +1,8 @@
 """The `refine` controller: a full cheap plan first; where its prediction is unsure, the last layers again in a dearer plan.
 
 Progressive refinement, as of anytime prediction (Grubb and Bagnell, 2012) and of cascades (FrugalGPT, arXiv:2305.05176), within
-one token of one model: keys and values of the layers that run again are replaced by the dearer ones. The dial is the doubt
-from which on a token runs again. Where the mean of a text drifts from its budget, that follows what it has over- or underspent.
+one token of one model: keys and values of the layers that run again are replaced by the dearer ones. The dial is a threshold
+of doubt. Where the mean of a text drifts from its budget, that follows what it has over- or underspent.
 
 `refine_runner.py` says how the tokens of one forward run so.
 """
