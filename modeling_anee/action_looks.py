@@ -7,7 +7,7 @@ from typing import NamedTuple
 # For rows that say nothing of their own looks.
 COLOURS = ("#7a5195", "#4c9f70", "#d45087", "#b5a642", "#5f6caf", "#c98474", "#3f88c5", "#8c8c3a")
 SYMBOLS = "▓▒░◆◇●○◐"
-LETTERS = "ABCDGHIJKLMNOQRTUVWXYZ"
+LETTERS = "ABCDGHIJKLMNOQRTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class Looks(NamedTuple):
@@ -32,6 +32,12 @@ OF_PRECISIONS = {
     "EXIT_INT8": Looks("X", "'", "#e6eee9", "#555555"),
     "EXIT_INT4": Looks("Y", "`", "#f0f3e3", "#555555"),
 }
+
+
+def paler(colour: str, share: float) -> str:
+    """A share of the way from `#rrggbb` to white."""
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + share * (255 - part)):02x}" for part in parts)
 
 
 def brightness(colour: str) -> float:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .action_looks import COLOURS, LETTERS, OF_PRECISIONS, SYMBOLS, Looks, brightness, first_free
+from .action_looks import COLOURS, LETTERS, OF_PRECISIONS, SYMBOLS, Looks, brightness, first_free, paler
+from .narrow import NARROW, whole_of
 
 
 FULL, NONE = "full", "none"  # the base's own weights; left out
@@ -61,9 +62,14 @@ class Action:
         return {self.attention, self.feed_forward, self.keys_values} - {NONE}
 
     @property
-    def is_whole(self) -> bool:
+    def runs_both(self) -> bool:
         """Whether attention and feed-forward run, in whatever variant."""
         return self.attention != NONE and self.feed_forward != NONE
+
+    @property
+    def is_whole(self) -> bool:
+        """The same with all of their heads and neurons."""
+        return self.runs_both and self.variants.isdisjoint(NARROW)
 
 
 DEFAULT_ROWS = (
@@ -72,6 +78,7 @@ DEFAULT_ROWS = (
     Action("EXIT", NONE, NONE, True, FULL, "E", " ", "#e5e5e5", "#555555", "the token had left already"),
     Action("SKIP_FFN", FULL, NONE, False, FULL, "F", "▄", "#8ab6d6", "#0e2a3d", "only the attention ran"),
 )
+_COLOURS_OF = {FULL: DEFAULT_ROWS[0].colour} | {name.lower(): OF_PRECISIONS[name].colour for name in ("INT8", "INT4")}
 PROCESS, SKIP, EXIT, SKIP_FFN = range(len(DEFAULT_ROWS))  # their places, which traces store
 
 
@@ -92,6 +99,20 @@ def precision_rows(precisions: Sequence[str]) -> list[Action]:
     for dear, cheap in pairwise(precisions):
         rows += [Action(f"{dear}_{cheap}".upper(), dear, cheap), Action(f"{cheap}_{dear}".upper(), cheap, dear)]
     return [replace(row, **OF_PRECISIONS.get(row.name, Looks())._asdict()) for row in rows]
+
+
+def narrow_rows(narrow: Sequence[str]) -> list[Action]:
+    """Rows that run a layer, or its feed-forward or attention alone, in narrow variants; the paler the less is run."""
+    rows = []
+    for variant in narrow:
+        name, (whole, parts) = variant.upper(), NARROW[variant]
+        colour, left_out = _COLOURS_OF[whole], 1.0 - 1.0 / parts
+        rows += [
+            Action(name, variant, variant, colour=paler(colour, left_out), ink="#222222"),
+            Action(f"{name}_FFN", whole, variant, colour=paler(colour, 0.7 * left_out), ink="#222222"),
+            Action(f"{name}_ATTENTION", variant, whole, colour=paler(colour, 0.3 * left_out), ink="#222222"),
+        ]
+    return rows
 
 
 class ActionTable(Sequence[Action]):
@@ -231,12 +252,12 @@ class ActionTable(Sequence[Action]):
     @property
     def heads(self) -> list[str]:
         """Variants that the head may run in, by the place that traces store: the full one first."""
-        return [FULL, *sorted(self.variants - {FULL})]
+        return [FULL, *sorted({whole_of(variant) for variant in self.variants} - {FULL})]
 
-    def with_precisions(self, precisions: Sequence[str]) -> "ActionTable":
+    def with_precisions(self, precisions: Sequence[str], narrow: Sequence[str] = ()) -> "ActionTable":
         """The table with rows for such variants; it keeps its own of the same names, and their letters."""
         letters = {row.letter for row in self.rows}
-        new = [row for row in precision_rows(precisions) if row.name not in self._place]
+        new = [row for row in (*precision_rows(precisions), *narrow_rows(narrow)) if row.name not in self._place]
         return ActionTable([*self.rows, *(replace(row, letter="") if row.letter in letters else row for row in new)])
 
     def darkest_first(self, actions: Tensor) -> list[int]:
@@ -258,6 +279,11 @@ class ActionTable(Sequence[Action]):
         """Which actions leave nothing out, bool [actions], on the CPU."""
         return self.where([row.is_whole for row in self.rows])
 
+    @cached_property
+    def gaps(self) -> Tensor:
+        """Which actions leave out what a bridge may stand for, bool [actions], on the CPU."""
+        return self.where([not (row.runs_both or row.leaves) for row in self.rows])
+
     def needing(self, variants: Collection[str]) -> Tensor:
         """Which actions run anything in one of these variants, bool [actions], on the CPU."""
         return self.where([not row.variants.isdisjoint(variants) for row in self.rows])
@@ -271,7 +297,8 @@ class ActionTable(Sequence[Action]):
         return torch.tensor([self._whole(row) for row in self.rows], dtype=torch.uint8, device="cpu")
 
     def _whole(self, row: Action) -> int:
-        attention, feed_forward = (row.keys_values if own == NONE else own for own in (row.attention, row.feed_forward))
+        own = (row.keys_values if variant == NONE else variant for variant in (row.attention, row.feed_forward))
+        attention, feed_forward = map(whole_of, own)
         return self.find(attention, feed_forward) or PROCESS
 
     @staticmethod
@@ -368,7 +395,7 @@ def _with_looks(rows: list[Action]) -> list[Action]:
 def _meaning(row: Action) -> str:
     """What a row does, in a few words."""
     attention, feed_forward = row.attention, row.feed_forward
-    if row.is_whole:
+    if row.runs_both:
         apart = f"attention ran as {attention}, feed-forward as {feed_forward}"
         return f"attention and feed-forward ran as {attention}" if attention == feed_forward else apart
     if row.runs:

@@ -9,16 +9,17 @@ from transformers import PreTrainedModel
 from .base_dropped import Drop
 from .base_model import BaseStack
 from .corrections import Corrections
+from .narrow import Orders
 
 
-def take_apart(base: PreTrainedModel, drop: Drop | None, corrections: Corrections) -> BaseStack:
+def take_apart(base: PreTrainedModel, drop: Drop | None, corrections: Corrections, orders: Orders) -> BaseStack:
     """A base in its parts, frozen and in eval mode, its full weights dropped if asked for; one that is refused is as it was."""
     # By name, since what is held here could not be dropped.
     trained, path = [name for name, weight in base.named_parameters() if weight.requires_grad], base.config._name_or_path
     base.requires_grad_(False)
     base.config._name_or_path = ""  # a local path would be written into our config.json
     try:
-        stack = BaseStack(base, drop, corrections)
+        stack = BaseStack(base, drop, corrections, orders)
     except ValueError:
         base.config._name_or_path = path
         for name in trained:

@@ -18,11 +18,13 @@ from transformers import PreTrainedConfig
 from .actions import FULL
 from .base_attention import attention_function
 from .base_families import Family
-from .base_linear import GroupedLinear, JointLinear, is_plain, out_features
+from .base_linear import GroupedLinear, JointLinear, is_plain, out_features, readable_weight
 from .base_packed import is_packed
 from .base_rotary import Rotation, rotate_function, rotate_in_place
 from .base_variants import VARIANTS, Variant
 from .base_watch import is_untouched
+from .corrections import PART
+from .narrow import HEADS, NEURONS, Orders, places_of, projected_places
 
 
 # Norms that are torch's `rms_norm`, in float32, with `variance_epsilon`.
@@ -54,6 +56,8 @@ class PlainParts:
 class Block:
     """Queries, keys, values, attention and feed-forward of one decoder layer, in one variant.
 
+    In a narrow one `heads` are those whose queries are computed; keys and values are those of all groups in every variant.
+
     Raises:
         ValueError: the layer can't be run in the variant.
     """
@@ -66,8 +70,10 @@ class Block:
         index: int,
         variant: Variant = VARIANTS[FULL],
         directions: Mapping[str, Tensor] | None = None,
+        orders: Orders | None = None,
     ) -> None:
         along = (directions or {}).get
+        important = partial((orders or Orders()).most_important, layer=index, parts=variant.parts)
         self.siblings: dict[str, Block] = {variant.name: self}  # this layer in every variant that has been made
         attention = layer.get_submodule(family.attention)
         layer_types = getattr(config, "layer_types", None)
@@ -83,21 +89,36 @@ class Block:
         projections = [attention.get_submodule(name) for name in family.qkv]
         self.kv_heads = (sum(map(out_features, projections)) // self.head_size - self.heads) // 2
         self.grouped = family.qkv_layout == "grouped"
-        if self.grouped:
-            self.qkv: JointLinear = GroupedLinear(projections[0], self.kv_heads, variant, along(QKV))
-        else:
-            self.qkv = JointLinear(projections, variant, along(QKV))
-        # Outputs of `qkv` (of each group of them, when grouped) that are queries.
-        self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
-        self._interleaved, self._rotate = family.rotary_interleaved, rotate_function(family.rotary_interleaved)
-
         attention_norm = _find(layer, family.attention_norm)
         query_norm, key_norm = _find(attention, family.query_norm), _find(attention, family.key_norm)
         output, output_norm = attention.get_submodule(family.output), _find(layer, family.attention_output_norm)
+        self.groups: Tensor | None = None  # that attend, int64, ascending; None: all
+        self._attending: Tensor | None = None  # heads among those whose queries are computed; None: all
+        if variant.parts > 1:
+            weight = readable_weight(output, variant)
+            self.groups = important(HEADS, output=weight.unflatten(1, (self.kv_heads, -1)))
+            attending = places_of(self.groups, self.heads // self.kv_heads)
+            outputs = None
+            if query_norm is None or (family.head_norm_input == "heads" and _is_shared(query_norm, self.head_size)):
+                outputs = projected_places(attending, self.heads, self.kv_heads, self.head_size, self.grouped)
+                self.heads, self.grouped = len(attending), False
+            else:
+                self._attending = attending
+            inputs = places_of(attending, self.head_size)
+        else:
+            outputs = inputs = None
+        if self.grouped:
+            self.qkv: JointLinear = GroupedLinear(projections[0], self.kv_heads, variant, along(QKV))
+        else:
+            self.qkv = JointLinear(projections, variant, along(QKV), outputs)
+        # Outputs of `qkv` (of each group of them, when grouped) that are queries.
+        self._end_of_queries = self.heads * self.head_size // (self.kv_heads if self.grouped else 1)
+        self._interleaved, self._rotate = family.rotary_interleaved, rotate_function(family.rotary_interleaved)
         mlp = feed_forward_module(layer, family)
         mlp_norm, mlp_output_norm = _find(layer, family.feed_forward_norm), _find(layer, family.feed_forward_output_norm)
         # What costs, beside `qkv`: output and feed-forward; norms of attention, of keys and values alone, of the feed-forward.
-        self.output, self.mlp = JointLinear([output], variant, along(OUTPUT)), mlp
+        part = PART if variant.parts > 1 else ""  # of the inputs of the output maps
+        self.output, self.mlp = JointLinear([output], variant, along(part + OUTPUT), inputs=inputs), mlp
         self.attention_norms = _present(attention_norm, query_norm, key_norm, output_norm)
         self.key_norms = _present(None if after else attention_norm, key_norm)
         self.mlp_norms = _present(mlp_norm, mlp_output_norm)
@@ -122,12 +143,17 @@ class Block:
         self._output = branch_function(self.output, output_norm and run(output_norm), multiplier)
         feed_forward: Any = mlp
         self.mlp_maps: list[JointLinear] = []  # where they are not those that the module itself calls
+        self.neurons: Tensor | None = None  # that run, int64, ascending; None: all
+        if variant.parts > 1 and (plain := [one for one in (gated_parts or mlp.children()) if is_plain(one)]):
+            self.neurons = important(NEURONS, output=readable_weight(plain[-1], variant).unsqueeze(2))
+        neurons = self.neurons
         if gated_parts:
-            joined = gated_parts[:2], gated_parts[2:3]
-            self.mlp_maps = [JointLinear(parts, variant, along(mlp_map(n))) for n, parts in enumerate(joined)]
+            both = None if neurons is None else torch.cat((neurons, neurons + out_features(gated_parts[0])))
+            gate_up = JointLinear(gated_parts[:2], variant, along(mlp_map(0)), both)
+            self.mlp_maps = [gate_up, JointLinear(gated_parts[2:3], variant, along(part + mlp_map(1)), inputs=neurons)]
             feed_forward = partial(gated, self.mlp_maps[0], self.mlp_maps[1], gated_parts[3])
         elif variant.name != FULL:
-            feed_forward, self.mlp_maps = in_variant(mlp, variant, along)
+            feed_forward, self.mlp_maps = in_variant(mlp, variant, along, neurons)
         if variant.name != FULL and not self.mlp_maps:
             raise ValueError(
                 f"variant {variant.name!r} is not possible for the feed-forward of a {config.model_type} base as it is here: "
@@ -165,7 +191,7 @@ class Block:
     def queries_keys_values(self, hidden: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Queries [B, H, T, E], keys and values together [B, 2 G, T, E] of hidden states [B, T, D]."""
         heads = self._rotated(self._project(hidden, True, True), self.heads, rotation).transpose(1, 2)
-        return heads[:, : self.heads], heads[:, self.heads :]
+        return self._of_groups(heads[:, : self.heads]), heads[:, self.heads :]
 
     def keys_values(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
         """Keys and values together [B, 2 G, T, E] of hidden states [B, T, D]; queries are not computed."""
@@ -176,13 +202,15 @@ class Block:
         queries = self._project(hidden, True, False)
         if self._normalise_queries is not None:
             queries = self._normalise_queries(queries)
-        return self._rotate(queries, rotation).transpose(1, 2)
+        return self._of_groups(self._rotate(queries, rotation).transpose(1, 2))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The attention branch [B, T, D], for keys and values [B, G, S, E] and a mask [B or 1, 1, T, S].
 
         Without a mask a single query sees every key, and several are the last of a causal sequence.
         """
+        if self.groups is not None:
+            keys, values = keys[:, self.groups], values[:, self.groups]
         return self._output(self._attend(queries, keys, values, mask).flatten(2))
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
@@ -196,6 +224,10 @@ class Block:
     def add_feed_forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The second half: hidden states that entered the layer, and attended, [..., D] -> [..., D]."""
         return self._after_feed_forward(attended + self.feed_forward(hidden if self.parallel else attended))
+
+    def _of_groups(self, queries: Tensor) -> Tensor:
+        """Those of the queries [B, H, T, E] that attend."""
+        return queries if self._attending is None else queries[:, self._attending]
 
     def _rotated(self, heads: Tensor, queries: int, rotation: Rotation | None) -> Tensor:
         """Heads [B, T, heads, E] of so many queries, keys and values; queries and keys normalised and rotated."""
@@ -230,6 +262,11 @@ def _find(parent: nn.Module, name: str | None) -> nn.Module | None:
 
 def _present(*modules: nn.Module | None) -> list[nn.Module]:
     return [module for module in modules if module is not None]
+
+
+def _is_shared(norm: nn.Module, head_size: int) -> bool:
+    """Whether a norm of heads has one weight for all of them."""
+    return all(weight.shape == (head_size,) for weight in norm.parameters())
 
 
 def norm_function(norm: nn.Module | None, exact: bool = False) -> Callable[[Tensor], Tensor]:
@@ -319,15 +356,28 @@ class _InVariant(nn.Module):
         self.forward = linear.__call__
 
 
-def in_variant(mlp: nn.Module, variant: Variant, along: Callable[[str], Tensor | None]) -> tuple[nn.Module, list[JointLinear]]:
-    """A feed-forward whose linear maps run in a variant, and these maps: a copy of the module that shares all else with it."""
+def in_variant(
+    mlp: nn.Module, variant: Variant, along: Callable[[str], Tensor | None], neurons: Tensor | None = None
+) -> tuple[nn.Module, list[JointLinear]]:
+    """A feed-forward whose linear maps run in a variant, and these maps: a copy of the module that shares all else with it.
+
+    `neurons`: places of those that are run, int64 [n]; None: all. The last map reads them, the others, or each half of one
+    that is two in one, write them.
+    """
     twin = copy.copy(mlp)
     maps: list[JointLinear] = []
     twin._modules = dict(mlp._modules)
-    for name, child in mlp.named_children():
-        if is_plain(child):
-            maps.append(JointLinear([child], variant, along(mlp_map(len(maps)))))
-            twin._modules[name] = _InVariant(maps[-1])
+    plain = {name: child for name, child in mlp.named_children() if is_plain(child)}
+    for number, (name, child) in enumerate(plain.items(), start=1):
+        outputs = inputs = None
+        part = ""
+        if neurons is not None and number == len(plain):
+            inputs, part = neurons, PART
+        elif neurons is not None:
+            total = readable_weight([*plain.values()][-1], variant).shape[1]
+            outputs = torch.cat([neurons + start for start in range(0, out_features(child), total)])
+        maps.append(JointLinear([child], variant, along(part + mlp_map(len(maps))), outputs, inputs))
+        twin._modules[name] = _InVariant(maps[-1])
     return twin, maps
 
 

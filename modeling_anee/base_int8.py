@@ -6,6 +6,7 @@ weight have lost. With bfloat16 activations (`torch._weight_int8pack_mm`) the lo
 token in a text differed by up to 0.27 on SmolLM2-135M (the largest is 35); so they differ by 0.02.
 """
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -100,6 +101,10 @@ class Int8Linear:
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weights as numbers, [out, in]."""
         return (self.weight * self.scale.unsqueeze(1)).to(dtype)
+
+    def parts(self) -> Iterator[Tensor]:
+        """The weights as numbers, float32 [out, in], at once."""
+        yield self.dequantised(torch.float32)
 
     def _several(self, x: Tensor) -> Tensor:
         """Rows [N, in] -> [N, out]."""

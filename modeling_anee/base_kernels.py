@@ -8,7 +8,7 @@ per machine, and kept in the cache folder, by CPU, torch and number of threads. 
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
@@ -56,6 +56,10 @@ class LinearKernel:
     def rows(self, start: int, stop: int | None) -> "LinearKernel":
         """The map to outputs `start:stop`, on a view of the weight."""
         return LinearKernel(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+    def parts(self) -> Iterator[Tensor]:
+        """The weights as numbers, float32 [out, in], at once."""
+        yield self.weight.float()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs [..., out] for inputs [..., in]."""

@@ -45,6 +45,17 @@ def out_features(module: Any) -> int:
     return width
 
 
+def readable_weight(module: Any, variant: Variant) -> torch.Tensor:
+    """The weight [out, in] of a linear map of which a variant needs a part.
+
+    Raises:
+        ValueError: it may not be read.
+    """
+    if not is_plain(module):
+        raise ValueError(f"variant {variant.name!r} is not possible: the weights of a {type(module).__name__} may not be read")
+    return module.weight.t() if isinstance(module, Conv1D) else module.weight
+
+
 class JointLinear:
     """Linear modules that share an input: [..., in] -> [..., sum of their outputs].
 
@@ -54,14 +65,30 @@ class JointLinear:
         modules: of the base.
         variant: what they run in.
         directions: of the inputs, [rank, in], along which what the variant loses is added again.
+        outputs: places of those that are computed, int64 [n]; None: all.
+        inputs: places of those that are given, int64 [n]; None: all.
+
+    Raises:
+        ValueError: a part is asked of modules whose weights may not be read.
     """
 
-    def __init__(self, modules: list[Any], variant: Variant = VARIANTS[FULL], directions: torch.Tensor | None = None) -> None:
-        self.modules, self.variant = modules, variant
+    def __init__(
+        self,
+        modules: list[Any],
+        variant: Variant = VARIANTS[FULL],
+        directions: torch.Tensor | None = None,
+        outputs: torch.Tensor | None = None,
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        self.modules, self.variant, self.inputs = modules, variant, inputs
         self._ends = list(accumulate(out_features(module) for module in modules))
         joined = self._join()
+        self._part_bytes: int | None = None  # of a part of the modules' own weights
+        self.kept = 1.0  # share of the weights
+        if joined is None and not (outputs is None and inputs is None):
+            raise ValueError(f"variant {variant.name!r} is not possible: weights of this base may not be read")
         # None: the modules run themselves.
-        self._whole: LinearMap | None = None if joined is None else variant.map_of(*joined, directions)
+        self._whole: LinearMap | None = None if joined is None else self._made(*joined, directions, outputs, inputs)
         self._parts: dict[tuple[int, int | None], LinearMap] = {}
         if short := getattr(self._whole, "row", None):
             self.row = short  # type: ignore[method-assign]
@@ -112,7 +139,10 @@ class JointLinear:
     @property
     def weight_bytes(self) -> int | None:
         """Bytes of weights that one call reads; None: those of the modules' own parameters."""
-        return None if self._whole is None else self._whole.weight_bytes
+        own = None if self._whole is None else self._whole.weight_bytes
+        if own is None and self._part_bytes is not None:
+            return self._part_bytes + getattr(self._whole, "extra_bytes", 0)
+        return own
 
     @property
     def extra_flops(self) -> float:
@@ -133,13 +163,35 @@ class JointLinear:
             begin = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _made(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        directions: torch.Tensor | None,
+        outputs: torch.Tensor | None,
+        inputs: torch.Tensor | None,
+    ) -> LinearMap:
+        """The map of a weight [out, in] and a bias [out], or of a part of them."""
+        if outputs is None and inputs is None:
+            return self.variant.map_of(weight, bias, directions)
+        size = weight.numel()
+        if outputs is not None:
+            weight, bias, self._ends = weight[outputs], None if bias is None else bias[outputs], [len(outputs)]
+        self.kept = weight.numel() / size if inputs is None else len(weight) * len(inputs) / size
+        self._part_bytes = weight.element_size() * round(self.kept * size) + (0 if bias is None else bias.nbytes)
+        if inputs is None:
+            return self.variant.map_of(weight, bias, directions)
+        return self.variant.map_of_part(weight, bias, inputs, directions)
+
     @torch.inference_mode(False)  # else joining in inference mode would make the base's parameters unfit for training
     @torch.no_grad()
     def _join(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weight [out, in] and bias [out] of all modules, None when they run themselves."""
         first = self.modules[0]
         if len(self.modules) == 1 and is_plain(first):
-            return first.weight.t() if isinstance(first, Conv1D) else first.weight, first.bias
+            return readable_weight(first, self.variant), first.bias
         if not self._can_join():
             return None
         weight = _share_storage([module.weight for module in self.modules])

@@ -30,6 +30,7 @@ from .compatibility import cache_argument
 from .corrections import Corrections
 from .costs import CostTable, map_work
 from .hardware import HARDWARE, Hardware
+from .narrow import Orders
 from .positions import Mask
 from .work import Work, work_of
 
@@ -46,13 +47,20 @@ class BaseStack:
         base: the causal LM.
         drop: what is made at once, whereupon the base's own weights are dropped; None: they stay.
         corrections: directions along which what variants lose is added again, if anything is.
+        orders: what narrow variants keep.
 
     Raises:
         ValueError: an unknown family, a variant or attention implementation that is not supported, or dropped weights.
     """
 
-    def __init__(self, base: PreTrainedModel, drop: Drop | None = None, corrections: Corrections | None = None) -> None:
-        self.base, self.drop, self.corrections = base, drop, corrections or Corrections()
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        drop: Drop | None = None,
+        corrections: Corrections | None = None,
+        orders: Orders | None = None,
+    ) -> None:
+        self.base, self.drop, self.corrections, self.orders = base, drop, corrections or Corrections(), orders or Orders()
         self.blocks: list[Block] = []
         self._variants: dict[str, list[Block]] = {}
         self._heads: dict[str, JointLinear] = {}
@@ -78,7 +86,7 @@ class BaseStack:
         if self.blocks and len(layers) != len(self.blocks):
             raise ValueError(f"the base has {len(layers)} layers, and had {len(self.blocks)} when it was wrapped: wrap it anew")
         self._layers, self._variants, self._heads = list(layers), {}, {}
-        self._corrected = self.corrections.versions()
+        self._found = self._versions()
         self.blocks = self.blocks_of(FULL) if self.drop is None else self._drop_layers(self.drop)
         self.embed_tokens, head = base.get_input_embeddings(), base.get_output_embeddings()
         self._head_modules = [decoder.get_submodule(name) for name in (family.final_norm, family.project_out) if name]
@@ -105,11 +113,16 @@ class BaseStack:
         if self._watch is None or self._watch.changed():
             return True
         rounded = len(self._variants) > 1 or len(self._heads) > 1
-        return rounded and (self._watch.written() or self._corrected != self.corrections.versions())
+        return rounded and (self._watch.written() or self._found != self._versions())
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """What is other when numbers are that variants are made with: which tensors they are, how often they were written."""
+        buffers = (*self.corrections.buffers(), *self.orders.buffers())
+        return [(id(own), 0 if own.is_inference() else own._version) for own in buffers]
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are taken apart anew from the copied base."""
-        return type(self), (self.base, self.drop, self.corrections)
+        return type(self), (self.base, self.drop, self.corrections, self.orders)
 
     def blocks_of(self, variant: str) -> list[Block]:
         """The layers in a variant; made when they are first asked for, and anew when the base is prepared again.
@@ -121,8 +134,9 @@ class BaseStack:
             row, config = variant_named(variant), self.base.config
             check_whole(self.base)
             layers = self._shown([variant])
-            along = self.corrections.of_layer
-            self._variants[variant] = [Block(layer, self.family, config, n, row, along(n)) for n, layer in enumerate(layers)]
+            along, orders = self.corrections.of_layer, self.orders
+            blocks = [Block(layer, self.family, config, n, row, along(n), orders) for n, layer in enumerate(layers)]
+            self._variants[variant] = blocks
             for full, block in zip(self._variants[FULL], self._variants[variant], strict=True):
                 full.siblings[variant] = block
         return self._variants[variant]
@@ -157,7 +171,7 @@ class BaseStack:
             weights = [one.weight.data for part in maps[index] for one in part]  # where they lay before they were joined
             along = self.corrections.of_layer(index)
             for row in rows:
-                block = Block(layer, self.family, self.base.config, index, row, along)
+                block = Block(layer, self.family, self.base.config, index, row, along, self.orders)
                 self._variants[row.name].append(block)
                 self._variants[FULL][index].siblings[row.name] = block
             blocks = [self._variants[row.name][index] for row in rows[1:]]

@@ -4,7 +4,7 @@ To add one, register it: costs, actions, plans, traces and pictures know it by i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from .actions import FULL, NONE
 from .compiled_choice import int4_linear, int8_linear
 from .compiled_float import full_linear
 from .corrections import CorrectedLinear
+from .narrow import NARROW
 
 
 class LinearMap(Protocol):
@@ -43,17 +44,24 @@ class Variant:
         make_small: the same for where memory counts more than time; None: no other.
         is_corrected: whether it loses so much that corrections, where there are any, are added; the map then has a
             `parts` and a `row`, see `corrections.Rounded`.
+        parts: of the heads and neurons of a sublayer, of which the most important one is run; 1: all of them.
     """
 
     name: str
     make: Callable[[Tensor, Tensor | None], LinearMap]
     make_small: Callable[[Tensor, Tensor | None], LinearMap] | None = None
     is_corrected: bool = False
+    parts: int = 1
 
     def map_of(self, weight: Tensor, bias: Tensor | None, directions: Tensor | None = None) -> LinearMap:
         """The map of a weight [out, in] and a bias [out], corrected along directions [rank, in] of its inputs, if any."""
         made: Any = self.make(weight, bias)
         return CorrectedLinear.of(made, weight, directions) if self.is_corrected and directions is not None else made
+
+    def map_of_part(self, weight: Tensor, bias: Tensor | None, inputs: Tensor, directions: Tensor | None) -> LinearMap:
+        """The same for some of the inputs, int64 [n], corrected for the others, too, whatever the variant."""
+        made: Any = self.make(weight[:, inputs].contiguous(), bias)
+        return made if directions is None else CorrectedLinear.of(made, weight, directions, inputs)
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -84,3 +92,5 @@ def variant_named(name: str) -> Variant:
 register_variant(Variant(FULL, full_linear))
 register_variant(Variant("int8", int8_linear))
 register_variant(Variant("int4", int4_linear, partial(int4_linear, small=True), is_corrected=True))
+for _name, _narrow in NARROW.items():
+    register_variant(replace(VARIANTS[_narrow.whole], name=_name, parts=_narrow.parts))

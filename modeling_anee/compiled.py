@@ -59,6 +59,7 @@ class Attention(ctypes.Structure):
         *((name, _number) for name in ("heads", "groups", "size")),
         ("epsilon", _float),
         ("scaling", _float),
+        ("group", _pointer),
     ]
 
 

@@ -32,6 +32,8 @@ class CompiledAttention:
 
     def __init__(self, block: Block, plain: PlainParts, maps: list[Map]) -> None:
         norm = plain.attention_norm
+        groups = torch.arange(block.kv_heads, device="cpu") if block.groups is None else block.groups
+        group = groups.repeat_interleave(block.heads // len(groups))  # of each head
         self._half = Attention(
             qkv=maps[0],
             output=maps[1],
@@ -41,10 +43,11 @@ class CompiledAttention:
             size=block.head_size,
             epsilon=norm.variance_epsilon,
             scaling=plain.scaling,
+            group=group.data_ptr(),
         )
         self._like = torch.empty(1, 2 * block.kv_heads, 1, block.head_size, device="cpu", dtype=torch.float32)
         self._kernel, self._address, self._width = kernels().anee_attend, ctypes.addressof(self._half), norm.weight.numel()
-        self._kept = maps, norm  # whose numbers the half points to
+        self._kept = maps, norm, group  # whose numbers the half points to
 
     def __call__(self, row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
         """Rows after attention; their keys and values go into the cache."""

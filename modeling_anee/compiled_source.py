@@ -52,6 +52,7 @@ typedef struct {
   const float *norm;
   int64_t heads, groups, size;
   float epsilon, scaling;
+  const int64_t *group; /* [heads], that each attends to */
 } Attention;
 
 typedef struct {
@@ -433,7 +434,7 @@ int anee_attend(const Attention *a, const float *x, const float *cosine, const f
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t job = 0; job < jobs; job++) {
     int64_t h = job / rows, r = job % rows, seen = length - rows + r + 1;
-    const float *keys = storage + h / (a->heads / a->groups) * capacity * n, *values = keys + a->groups * capacity * n;
+    const float *keys = storage + a->group[h] * capacity * n, *values = keys + a->groups * capacity * n;
     attend_head(a, heads + r * joint + h * n, keys, values, seen, scores + job * length, mixed + r * inner + h * n);
   }
   linear(&a->output, mixed, out, rows, memory, threads);

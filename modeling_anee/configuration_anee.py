@@ -30,6 +30,7 @@ from .configuration_gated import (
 )
 from .configuration_prices import check_prices
 from .configuration_refine import check_refinement
+from .narrow import HEADS, NARROW, NEURONS, check_narrow
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -101,6 +102,8 @@ class AneeConfig(PreTrainedConfig):
             `attention` and `feed_forward`, and whether the token `leaves`; default: PROCESS, SKIP, EXIT and SKIP_FFN.
         precisions (`list[str]`, *optional*): cheaper variants of the base's weights, dearest first, `["int8", "int4"]` for
             example: rows for them are added to `actions`, and `plan` and `budget` use them before they skip anything.
+        narrow (`list[str]`, *optional*): variants with the most important part of the heads and neurons of a sublayer,
+            `["int4_half", "int4_quarter"]` for example: rows for them are added to `actions`; see `narrow.py`.
         plans (`list`, *optional*): `plan` controller: one action per layer for each plan: a list of names, in short
             `"2*PROCESS, SKIP"`, or one letter a layer; with a head in a variant, `"30*INT8 / int8"`; see `actions.py`. A budget
             uses the two plans whose costs are nearest to it. Replaces `skip_order`.
@@ -146,6 +149,8 @@ class AneeConfig(PreTrainedConfig):
             if there is one only); without any, the cheapest of the `plans`, and everything in full.
         refine_from (`int`, *optional*): `refine` controller: the first layer that runs again, the number of layers for the head
             alone; default: half of them do.
+        orders (`dict[str, list[int]]`, *optional*): shapes of what narrow variants keep first, `[layers, neurons]` of
+            `"neurons"`, `[layers, groups]` of `"heads"`. The stage `importance` sets it.
         calibration (`dict`, *optional*): the measured dial: lists of numbers of equal length: `budgets` (ascending) and, for
             kinds that need one, `settings` (price of a `learned` controller, logarithm of that of a `routed` one, threshold
             of `confidence`, doubt in nats of `refine`, capacity of a `gated` one; monotone); for `gated` ones `thresholds`
@@ -192,6 +197,7 @@ class AneeConfig(PreTrainedConfig):
     skip_order: list[int] | None = None
     actions: list[dict] | None = None
     precisions: list[str] | None = None
+    narrow: list[str] | None = None
     plans: list[str] | None = None
     bridge_rank: int = 0
     bridge_layers: list[int] | None = None
@@ -212,6 +218,7 @@ class AneeConfig(PreTrainedConfig):
     refine_plans: list[str] | None = None
     refine_from: int | None = None
     corrections: dict[str, list[int]] | None = None
+    orders: dict[str, list[int]] | None = None
     calibration: dict | None = None
     drafts: dict | None = None
     budget_feedback: float = 0.0
@@ -248,8 +255,10 @@ class AneeConfig(PreTrainedConfig):
             self.confidence_metric = "margin" if self.controller == "refine" else "entropy"
         if self.confidence_threshold is None and self.classifier is None:
             self.confidence_threshold = CONFIDENCE_THRESHOLD
+        if self.narrow is None:
+            self.narrow = []
         self._check_precisions()
-        self.actions = self.table.with_precisions(self.precisions).stored()
+        self.actions = self.table.with_precisions(self.precisions, self.narrow).stored()
         if self.controller == "gated":
             self._prepare_gated()
         if self.controller_actions is None:
@@ -347,6 +356,7 @@ class AneeConfig(PreTrainedConfig):
         self._check_layers()
         self._check_precisions()
         self._check_corrections()
+        self._check_orders()
         if self.gated_variants is not None:
             check_variants(self.gated_variants, self.precisions or [])
         check_head(self.gated_head, self.precisions or [])
@@ -387,9 +397,10 @@ class AneeConfig(PreTrainedConfig):
     def _check_precisions(self) -> None:
         from .base_variants import VARIANTS  # with what runs them
 
-        names, known = self.precisions, [name for name in VARIANTS if name != FULL]
+        names, known = self.precisions, [name for name in VARIANTS if name != FULL and name not in NARROW]
         if not isinstance(names, list | tuple) or not all(name in known for name in names) or len(set(names)) != len(names):
             raise ValueError(f"precisions={names!r} is not allowed: it must be a list of different ones of {known}")
+        check_narrow(self.narrow, names)
 
     def _check_corrections(self) -> None:
         shapes = self.corrections
@@ -397,6 +408,18 @@ class AneeConfig(PreTrainedConfig):
             raise ValueError(
                 f"corrections={shapes!r} is not allowed: it must be a dict of lists, [{self.num_layers}, rank, inputs] by "
                 "linear map, and [rank, inputs] for 'head'"
+            )
+
+    def _check_orders(self) -> None:
+        shapes: Any = self.orders
+        known = isinstance(shapes, dict) and all(
+            name in (NEURONS, HEADS) and isinstance(shape, list | tuple) and len(shape) == 2 and shape[0] == self.num_layers
+            for name, shape in shapes.items()
+        )
+        if shapes is not None and not (known and all(is_whole(shape[1]) and shape[1] > 0 for shape in shapes.values())):
+            raise ValueError(
+                f"orders={shapes!r} is not allowed: it must be a dict of lists, [{self.num_layers}, how many] of "
+                f"{NEURONS!r} and {HEADS!r}"
             )
 
     def _is_shape(self, name: Any, shape: Any) -> bool:

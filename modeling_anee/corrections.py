@@ -2,7 +2,8 @@
 
 Inputs of a linear map lie mostly along a few directions (their mean is one), so that most of what rounded weights lose of the
 outputs is lost there. An artifact has the directions alone; what the base's weights lose along them follows from the weights
-when a variant is made. Low-rank error reconstruction, as in LQER (arXiv:2402.02446), with the left factor left out.
+when a variant is made. Low-rank error reconstruction, as in LQER (arXiv:2402.02446), with the left factor left out. Of a map
+that is given a part of its inputs, how far these lie along each direction tells what the others would have added.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-HEAD = "head"
+HEAD, PART = "head", "part_"  # before the name of a map: where it is given a part of its inputs
+SEEN = 0.1  # of what is seen of the clearest direction in a part of the inputs: of less nothing is concluded
 LEVELS = 127  # of what is lost, on both sides of zero
 
 
@@ -52,10 +54,6 @@ class Corrections(nn.Module):
         """Directions [rank, in] of the head, None without any."""
         return self._buffers.get(HEAD)
 
-    def versions(self) -> list[tuple[int, int]]:
-        """What is other when numbers are: which tensors they are, and how often they were written."""
-        return [(id(own), 0 if own.is_inference() else own._version) for own in self.buffers()]
-
 
 class Rounded(Protocol):
     """A linear map in rounded weights."""
@@ -84,17 +82,32 @@ class CorrectedLinear:
         self.rounded, self.directions, self.lost = rounded, directions, lost
 
     @classmethod
-    def of(cls, rounded: Rounded, weight: Tensor, directions: Tensor) -> "CorrectedLinear":
-        """Correct a map that was made of weights [out, in], along orthonormal rows [rank, in]."""
+    def of(cls, rounded: Rounded, weight: Tensor, directions: Tensor, inputs: Tensor | None = None) -> "CorrectedLinear":
+        """Correct a map.
+
+        Args:
+            rounded: the map.
+            weight: what it was made of, [out, in].
+            directions: orthonormal rows [rank, in].
+            inputs: places of those that the map is given, int64 [n]; None: all.
+        """
         directions = directions.to(weight.device, weight.dtype)
-        lost = lost_along(rounded, weight, directions).float()
+        seen = own = directions if inputs is None else directions[:, inputs]
+        if inputs is not None:
+            seen = torch.linalg.pinv(own.float().T, rtol=SEEN).to(weight.dtype)
+        lost = lost_along(rounded, weight, directions, own).float()
         steps = (lost.abs().amax(dim=0) / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)  # [rank]
-        return cls(rounded, directions * steps.unsqueeze(1).to(directions.dtype), (lost / steps).round().to(torch.int8).t())
+        return cls(rounded, seen * steps.unsqueeze(1).to(seen.dtype), (lost / steps).round().to(torch.int8).t())
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights that a row reads."""
-        return self.rounded.weight_bytes + self.directions.nbytes + self.lost.nbytes
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that a row reads; None: those of the base's own, and `extra_bytes`."""
+        return None if self.rounded.weight_bytes is None else self.rounded.weight_bytes + self.extra_bytes
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes of the correction."""
+        return self.directions.nbytes + self.lost.nbytes
 
     @property
     def extra_flops(self) -> float:
@@ -115,11 +128,11 @@ class CorrectedLinear:
 
 
 @torch.no_grad()
-def lost_along(rounded: Rounded, weight: Tensor, directions: Tensor) -> Tensor:
-    """What rounding takes from outputs [out] along directions [rank, in], [out, rank]."""
+def lost_along(rounded: Rounded, weight: Tensor, directions: Tensor, own: Tensor) -> Tensor:
+    """What a map takes from outputs [out] along directions [rank, in], in its own inputs [rank, n]; [out, rank]."""
     lost, start = weight.new_empty(len(weight), len(directions)), 0
     for part in rounded.parts():
         stop = start + len(part)
-        lost[start:stop] = (weight[start:stop].float() - part) @ directions.T.float()
+        lost[start:stop] = weight[start:stop].float() @ directions.T.float() - part @ own.T.float()
         start = stop
     return lost

@@ -152,7 +152,8 @@ def map_work(maps: Iterable[JointLinear]) -> Work:
         base = work_of(one.modules)
         read = base.weight_bytes if one.weight_bytes is None else one.weight_bytes
         launches = len(one.modules) if one.runs_modules else 3 if one.extra_flops else 1
-        total += replace(base, flops=base.flops + one.extra_flops, weight_bytes=read, launches=float(launches))
+        flops = base.flops * one.kept + one.extra_flops
+        total += replace(base, flops=flops, weight_bytes=read, launches=float(launches))
     return total
 
 

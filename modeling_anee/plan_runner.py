@@ -84,13 +84,15 @@ def attention_run(block: Block) -> Attended | None:
     if compiled := compiled_attention(block):
         return compiled
     norm, project, output = row_norm(block.plain.attention_norm), block.qkv.row, block.output.row
-    heads, groups, size, scaling = block.heads, block.kv_heads, block.head_size, block.plain.scaling
+    heads, groups, size, scaling, kept = block.heads, block.kv_heads, block.head_size, block.plain.scaling, block.groups
 
     def run(row: Tensor, rotation: Rotation | None, cache: AneeCacheLayer) -> Tensor:
         all_heads = project(norm(row)).view(1, 1, -1, size)
         rotate_in_place(all_heads[:, :, : heads + groups], rotation)
         keys, values = cache.append(all_heads[:, :, heads:].transpose(1, 2))
-        queries = all_heads[:, :, :heads].view(1, groups, -1, size)
+        if kept is not None:
+            keys, values = keys[:, kept], values[:, kept]
+        queries = all_heads[:, :, :heads].view(1, keys.shape[1], -1, size)
         return output(F.scaled_dot_product_attention(queries, keys, values, scale=scaling).view(-1)).add_(row)
 
     return run

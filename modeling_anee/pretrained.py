@@ -31,6 +31,7 @@ from .executor import Executor
 from .fingerprint import fingerprint, same_base
 from .generation_state import generation_of
 from .loading_arguments import BASE_KWARGS, HUB_KWARGS, refuse_unknown_kwargs
+from .narrow import Orders
 from .other_dtype import check_dial
 from .upgrade import upgrade
 from .weight_files import readable_weights
@@ -72,6 +73,7 @@ class AneePreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.bridges = Bridges(config)
         self.corrections = Corrections(config.corrections)
+        self.orders = Orders(config.orders)
         self.controller: Controller = build_controller(config)
         if next(self.controller.parameters(), None) is None:  # asked to run a trained artifact by its plans, say
             self._keys_to_ignore_on_load_unexpected = {r"^controller\."}
@@ -252,7 +254,8 @@ class AneePreTrainedModel(PreTrainedModel):
             if expected != found:
                 raise ValueError(f"the base has {name}={found}, but the configuration is for a base with {name}={expected}")
         drop = what_to_drop(self.config, self.controller) if drop_full else None
-        self.stack = take_apart(base, drop, self.corrections.to(running_device(base)))
+        device = running_device(base)
+        self.stack = take_apart(base, drop, self.corrections.to(device), self.orders.to(device))
         self.base = base
         for _, module in self._own():
             module.to(self.device)

@@ -58,7 +58,7 @@ class ExecutionTrace:
     @property
     def share_run_anyway(self) -> float:
         """Share of the (token, layer) pairs with something left out that were run anyway."""
-        skipped = int((~self.table.complete[self.actions[self.valid].long()]).sum())
+        skipped = int((self.table.gaps | self.table.leaving)[self.actions[self.valid].long()].sum())
         return 0.0 if self.ran_anyway is None else int(self.ran_anyway[self.valid].sum()) / max(skipped, 1)
 
     @property

@@ -129,7 +129,7 @@ def test_a_base_that_was_changed_is_prepared_anew():
 
 def test_what_nobody_registered_is_an_error():
     rows = [*DEFAULT_TABLE.stored(), {"name": "X", "attention": "int3", "feed_forward": "full"}]
-    with pytest.raises(ValueError, match="variant 'int3' is not allowed: it must be one of full, int8, int4, half, none"):
+    with pytest.raises(ValueError, match="variant 'int3' is not allowed: it must be one of full, int8, int4, .*, half, none"):
         wrap(tiny_base(), actions=rows)
     with pytest.raises(ValueError, match="variant name 'half' is not allowed"):
         register_variant(Variant("half", HalfLinear))

@@ -58,6 +58,7 @@ BAD = {
     "plans": (([], "P" * LAYERS, 3, ["P"], ["P" * (LAYERS + 1)], ["P" * LAYERS, 3], [["P"] * LAYERS]), "must be a"),
     "actions": ((3, "PROCESS", [3]), "list of dicts"),
     "precisions": (("int8", 8, ["int3"], ["full"], ["int8", "int8"]), "list of different ones of"),
+    "narrow": (("int8_half", 8, ["half"], ["int8_half"], ["full_half", "full_half"]), "list of different ones of ['full_half'"),
     "exit_layers": (BAD_LAYERS, LAYER_LIST),
     "confidence_metric": (("surprise", 3), ", ".join(map(repr, CONFIDENCE_METRICS))),
     "confidence_threshold": (BAD_BUDGETS, NUMBER),
@@ -86,6 +87,10 @@ BAD = {
     "gated_head": ((3, "none", "int8", True, ["full"]), "must be one of ['full']"),
     "corrections": (
         (3, [3], {"qkv": 3}, {"qkv": [LAYERS, 2]}, {"head": [1, 2, 3]}, {"qkv": [LAYERS + 1, 2, 3]}, {"head": [0, 2]}),
+        "must be a dict of lists",
+    ),
+    "orders": (
+        (3, ["heads"], {"layers": [LAYERS, 2]}, {"heads": 3}, {"heads": [LAYERS + 1, 2]}, {"neurons": [LAYERS, 0]}),
         "must be a dict of lists",
     ),
     "drafts": (
@@ -146,6 +151,7 @@ def good_fields(draw) -> dict:
         "skip_order": st.none() | layers,
         "actions": st.sampled_from([DEFAULT_TABLE.stored(), table_with_one_more()]),
         "precisions": st.sampled_from([[], ["int8"], ["int8", "int4"], ["int4", "int8"]]),
+        "narrow": st.sampled_from([[], ["full_half"], ["full_half", "full_quarter"]]),
         "plans": st.none() | st.lists(plan, min_size=1, max_size=3),
         "exit_layers": st.none() | layers,
         "budget_mode": st.sampled_from(BUDGET_MODES),
@@ -169,6 +175,7 @@ def good_fields(draw) -> dict:
         "corrections": st.none() | st.just({"qkv": [LAYERS, 2, 3], "head": [1, 2]}),
         "refine_plans": st.none() | st.lists(plan, min_size=2, max_size=2),
         "refine_from": st.none() | st.integers(0, LAYERS),
+        "orders": st.none() | st.just({"neurons": [LAYERS, 48], "heads": [LAYERS, 2]}),
         "drafts": st.none() | st.just({"plans": [f"{LAYERS}*SKIP"], "drafted": [[2.0] * 8], "kept": [[1] * 8]}),
         "format_version": st.just(FORMAT_VERSION),
     }
@@ -260,7 +267,7 @@ def test_a_newer_format_is_refused_when_loading(tmp_path):
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_good_fields_survive_dict_json_pickle_and_copies(fields):
     configuration = config(**fields)
-    table = ActionTable.of(fields["actions"]).with_precisions(fields["precisions"])
+    table = ActionTable.of(fields["actions"]).with_precisions(fields["precisions"], fields["narrow"])
     if fields["controller"] == "gated":
         fields["gated_variants"] = fields["gated_variants"] or default_variants(fields["precisions"])
         fields["exit_layers"] = strategic_layers(LAYERS) if fields["exit_layers"] is None else fields["exit_layers"]

@@ -45,7 +45,7 @@ def test_stages_are_planned_in_their_order_not_the_files(tmp_path):
     stages = recipe_fields(tmp_path)["stages"]
     backwards = dict(reversed(stages.items()))
     assert read_recipe(written(tmp_path, recipe_fields(tmp_path, stages=backwards))).planned == ["bridges", "supervised"]
-    assert STAGE_NAMES[0] == "corrections" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 15
+    assert STAGE_NAMES[0] == "corrections" and STAGE_NAMES[-1] == "calibration" and len(STAGE_NAMES) == 16
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
@@ -81,7 +81,7 @@ def test_the_digest_tells_recipes_apart(tmp_path):
         ("base.nam", "x", "the fields are name, revision"),
         ("anee", {"bridge_rnk": 2}, "the fields are strict_base, energy_budget"),
         ("anee", {"base_fingerprint": "x"}, "no field 'base_fingerprint' to set"),
-        ("stages.dance", {}, "the fields are corrections, closed_form, plans, refit, bridges"),
+        ("stages.dance", {}, "the fields are corrections, importance, closed_form, plans, refit, bridges"),
         ("stages.bridges.steps", 0, "greater than 0"),
         ("stages.bridges.steps", "7", "valid integer"),
         ("stages.bridges.learning_rate", float("nan"), "finite"),

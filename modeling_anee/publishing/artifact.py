@@ -15,7 +15,7 @@ from .plan import entries, not_text, unreadable
 from .secret_files import secrets
 
 
-OWN_WEIGHTS = ("bridges", "controller", "corrections", "heads")
+OWN_WEIGHTS = ("bridges", "controller", "corrections", "heads", "orders")
 LISTED = (
     {"config.json", "generation_config.json", "model.safetensors", "README.md", "LICENSE", "chat_template.jinja"}
     | {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}

@@ -152,6 +152,10 @@ def contents(artifact: Path, config: AneeConfig) -> str:
     if config.corrections:
         numbers = parameters(shapes, "corrections.")
         rows.append([f"corrections of {', '.join(config.corrections)}", str(len(config.corrections)), f"{numbers:,}"])
+    if config.orders:
+        names = ", ".join(f"`{name}`" for name in config.narrow or ())
+        what = f"orders of {' and '.join(config.orders)}, of which {names} keep the first"
+        rows.append([what, str(len(config.orders)), f"{parameters(shapes, 'orders.'):,}"])
     rows.append([f"`{config.controller}` controller", "1", f"{parameters(shapes, 'controller.'):,}"])
     if config.plans:
         rows.append(["plans", str(len(config.plans)), "-"])

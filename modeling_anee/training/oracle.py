@@ -51,7 +51,7 @@ def oracle(
     actions = whole.to(torch.uint8).expand(*ids.shape, -1).clone()
     hidden, step = begin(model, ids)
     for layer, action in enumerate(cheapest.tolist()):
-        if not table[action].is_whole:
+        if not table[action].runs_both:
             saving = float(costs[layer, whole[layer]] - costs[layer, action])
             loss = miss(model, layer, action, hidden, step) * float(damage[layer]) / saving
             leaves = (loss < threshold).cpu()

@@ -43,6 +43,13 @@ class Corrections(Section):
     head_rank: Count = Field(8, description="Directions of the head.")
 
 
+class Importance(Section):
+    """The order in which narrow variants keep neurons and heads."""
+
+    windows: Count = Field(description="Windows to measure on.")
+    rank: int = Field(4, ge=0, description="Directions of each output map along which what is left out is added; 0: none.")
+
+
 class Regression(Section):
     """A ridge regression."""
 
@@ -208,6 +215,7 @@ class Stages(Section):
     """The stages, in the order in which they run; one that is absent is not run."""
 
     corrections: Corrections | None = None
+    importance: Importance | None = None
     closed_form: ClosedForm | None = None
     plans: Plans | None = None
     refit: Refit | None = None

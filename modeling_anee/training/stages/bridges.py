@@ -71,8 +71,7 @@ def dearest_with_gaps(model: AneeForCausalLM, table: PlanTable) -> float:
 
 def with_gaps(model: AneeForCausalLM, table: PlanTable) -> Tensor:
     """Which plans leave anything out that bridges can stand for, bool [plans]."""
-    actions = model.config.table
-    return (~(actions.complete | actions.leaving))[table.actions.long()].any(dim=1)
+    return model.config.table.gaps[table.actions.long()].any(dim=1)
 
 
 def spread(budgets: Sequence[float], drawn: Tensor) -> Tensor:

@@ -57,14 +57,14 @@ def linear_maps(stack: Any) -> dict[str, list[JointLinear]]:
 
 
 @torch.no_grad()
-def inputs_of(run: Run, maps: dict[str, list[JointLinear]], windows: Tensor) -> dict[str, list[Tensor]]:
-    """Inputs [N, in] of every map for evenly spread tokens of windows int64 [W, T], as the base has them."""
+def inputs_of(run: Run, maps: dict[str, list[JointLinear]], windows: Tensor, first: int = 0) -> dict[str, list[Tensor]]:
+    """Inputs [N, in] of every map for evenly spread tokens of windows int64 [W, T] from the first on, as the base has them."""
     each = -(-TOKENS // len(windows))
     kept: dict[str, list[list[Tensor]]] = {name: [[] for _ in own] for name, own in maps.items()}
 
     def keep(name: str, layer: int) -> Any:
         def hook(module: Any, given: tuple[Tensor, ...]) -> None:
-            x = given[0].flatten(0, -2)
+            x = given[0].flatten(0, -2)[first:]
             kept[name][layer].append(x[torch.linspace(0, len(x) - 1, min(each, len(x))).long()].clone())
 
         return hook
