@@ -48,10 +48,12 @@ def run_stage(run: Run) -> dict:
         model.stack.orders = model.orders
         model.stack.prepare()  # narrow layers keep what is important now
         forms = [model.stack.blocks_of(variant) for variant in narrow]
-        for name, rows in inputs.items():
-            own = [[form[layer].linear[name] for form in forms] for layer in range(len(rows))]
-            pairs = zip(own, rows, strict=True)
-            found[PART + name] = torch.stack([directions(parts, x, settings.rank) for parts, x in pairs])
+        along: dict[str, list[Tensor]] = {name: [] for name in inputs}
+        for layer in run.track(len(blocks), "directions of inputs"):
+            for name, own in along.items():
+                parts = [form[layer].linear[name] for form in forms]
+                own.append(directions(parts, inputs[name][layer], settings.rank))
+        found |= {PART + name: torch.stack(own) for name, own in along.items()}
     model.corrections = Corrections.of(found)
     return {"orders": model.orders.shapes, "corrections": model.corrections.shapes or None}
 
