@@ -30,7 +30,7 @@ from .compatibility import cache_argument
 from .corrections import Corrections
 from .costs import CostTable, map_work
 from .hardware import HARDWARE, Hardware
-from .narrow import Orders
+from .narrow import Orders, whole_of
 from .positions import Mask
 from .work import Work, work_of
 
@@ -191,7 +191,7 @@ class BaseStack:
         if not is_plain(head):
             return
         weight, pages = head.weight.data, FilePages()
-        for variant in drop.variants:
+        for variant in dict.fromkeys(map(whole_of, drop.variants)):
             self._heads[variant] = JointLinear([head], _small(variant), self.corrections.of_head())
             if variant not in drop.heads:
                 self._heads[variant].forget()

@@ -89,6 +89,11 @@ def variant_named(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def precisions() -> list[str]:
+    """Names of the variants that a whole base may run in, beside the full one."""
+    return [name for name in VARIANTS if name != FULL and name not in NARROW]
+
+
 register_variant(Variant(FULL, full_linear))
 register_variant(Variant("int8", int8_linear))
 register_variant(Variant("int4", int4_linear, partial(int4_linear, small=True), is_corrected=True))

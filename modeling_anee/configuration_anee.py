@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
-from .actions import FULL, ActionTable
+from .actions import ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
 from .configuration_classifier import EXIT_RULES, check_rule, completed
@@ -30,7 +30,7 @@ from .configuration_gated import (
 )
 from .configuration_prices import check_prices
 from .configuration_refine import check_refinement
-from .narrow import HEADS, NARROW, NEURONS, check_narrow
+from .narrow import HEADS, NEURONS, check_narrow
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -395,9 +395,9 @@ class AneeConfig(PreTrainedConfig):
             one_of("base_dtype", self.base_dtype, BASE_DTYPES)
 
     def _check_precisions(self) -> None:
-        from .base_variants import VARIANTS  # with what runs them
+        from .base_variants import precisions  # with what runs them
 
-        names, known = self.precisions, [name for name in VARIANTS if name != FULL and name not in NARROW]
+        names, known = self.precisions, precisions()
         if not isinstance(names, list | tuple) or not all(name in known for name in names) or len(set(names)) != len(names):
             raise ValueError(f"precisions={names!r} is not allowed: it must be a list of different ones of {known}")
         check_narrow(self.narrow, names)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .actions import FULL
+from .narrow import whole_of
 from .work import Work
 
 
@@ -41,11 +42,12 @@ class Hardware:
     variants: Mapping[str, "Hardware"] = field(default_factory=dict)
 
     def of(self, variant: str) -> "Hardware":
-        """Prices of work in a variant.
+        """Prices of work in a variant; a narrow one has those of what it is a part of.
 
         Raises:
             ValueError: variants have prices of their own, and this one has none.
         """
+        variant = whole_of(variant)
         if variant == FULL or not self.variants:
             return self
         if variant not in self.variants:

@@ -340,3 +340,14 @@ def test_directions_that_do_not_help_are_zeros_and_zeros_change_nothing():
     weight = half.modules[0].weight
     plain, corrected = (half.variant.map_of_part(weight, None, half.inputs, own) for own in (None, torch.zeros(2, 48)))
     torch.testing.assert_close(corrected(noise[:, half.inputs]), plain(noise[:, half.inputs]))
+
+
+@torch.no_grad()
+def test_full_weights_may_go_and_narrow_ones_stay():
+    plans, ids = ["4*INT8", "INT8_HALF, INT8_HALF_FFN, 2*INT8_HALF_ATTENTION / int8"], token_ids()
+    fields = {"precisions": ["int8"], "narrow": ["int8_half"], "plans": plans}
+    expected = wrap(tiny_base(), "plan", **fields)(ids, energy_budget=0.0)
+    dropped = wrap(tiny_base(), "plan", drop_full=True, **fields)
+    found = dropped(ids, energy_budget=0.0)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.execution.cost, expected.execution.cost)
+    assert set(dropped.stack._heads) == {"full", "int8"}

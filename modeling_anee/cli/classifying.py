@@ -7,7 +7,7 @@ import typer
 from transformers.utils import logging
 
 from ..actions import FULL
-from ..base_variants import VARIANTS
+from ..base_variants import precisions
 from ..configuration_classifier import POOLINGS
 from ..data.progress import progress, waiting
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
@@ -129,8 +129,9 @@ def check_precision(name: str) -> None:
     Raises:
         ValueError: it is unknown.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"--precision {name} is not allowed: it must be one of {', '.join(VARIANTS)}")
+    known = [FULL, *precisions()]
+    if name not in known:
+        raise ValueError(f"--precision {name} is not allowed: it must be one of {', '.join(known)}")
 
 
 def load_classifier(name: str, precision: str | None = None) -> tuple[Any, Any]:

@@ -7,8 +7,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
-from ..actions import FULL
-from ..base_variants import VARIANTS
+from ..base_variants import precisions
 from ..configuration_anee import AneeConfig
 from ..data.progress import waiting
 from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
@@ -120,7 +119,7 @@ def parse_precisions(text: str) -> list[str]:
     Raises:
         ValueError: one that nobody knows.
     """
-    names, known = [part.strip() for part in text.split(",")], [name for name in VARIANTS if name != FULL]
+    names, known = [part.strip() for part in text.split(",")], precisions()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--precisions {text}: {unknown[0]!r} is not allowed: it must be one of {', '.join(known)}")
     return names
