@@ -178,7 +178,8 @@ def test_every_field_is_described():
 def test_recipes_that_come_with_the_project_are_recipes(file):
     recipe = read_recipe(file)
     kind = recipe.anee.get("controller") or AneeConfig.from_pretrained(recipe.located().start).controller
-    assert kind == next((kind for kind in ("learned", "gated", "refine") if kind in file.stem), "routed")
+    kinds = {"learned": "learned", "gated": "gated", "refine": "refine", "narrow": "plan"}
+    assert kind == next((kind for name, kind in kinds.items() if name in file.stem), "routed")
     assert set(recipe.planned) <= set(STAGE_NAMES)
     if not {"supervised", "routing", "routers"} & set(recipe.planned):  # of an artifact that has learned already
         assert recipe.planned[-1] == "calibration" and recipe.start
