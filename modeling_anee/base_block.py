@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Block:
         self._after_feed_forward = run(mlp_norm if after else None)
         self._normalise_queries = head_norm_function(query_norm and run(query_norm), family.head_norm_input)
         self._normalise_keys = head_norm_function(key_norm and run(key_norm), family.head_norm_input)
-        self._attend = attention_function(attention, config, getattr(attention, family.scaling), softcap, folds=not exact)
+        self._attend = attention_function(attention, config, _scaling(attention, family), softcap, folds=not exact)
         self._output = branch_function(self.output, output_norm and run(output_norm), multiplier)
         feed_forward: Any = mlp
         self.mlp_maps: list[JointLinear] = []  # where they are not those that the module itself calls
@@ -166,7 +167,7 @@ class Block:
         known = all(_is_rms_norm(norm) for norm in (attention_norm, mlp_norm)) and config._attn_implementation == "sdpa"
         self.plain: PlainParts | None = None  # where the layer is of the plain kind
         if usual and known and extras == (None,) * len(extras):
-            self.plain = PlainParts(attention_norm, mlp_norm, getattr(attention, family.scaling), gated_parts[3])
+            self.plain = PlainParts(attention_norm, mlp_norm, _scaling(attention, family), gated_parts[3])
 
     @property
     def linear(self) -> dict[str, JointLinear]:
@@ -258,6 +259,10 @@ class Block:
 
 def _find(parent: nn.Module, name: str | None) -> nn.Module | None:
     return None if name is None else parent.get_submodule(name)
+
+
+def _scaling(attention: nn.Module, family: Family) -> float:
+    return attrgetter(family.scaling)(attention)
 
 
 def _present(*modules: nn.Module | None) -> list[nn.Module]:

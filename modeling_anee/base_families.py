@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class Family:
-    """Names and flags of one decoder family; the defaults are llama's.
+    """Names and flags of one family of decoders, or of encoders; the defaults are llama's.
 
     Dotted names are paths from the causal LM (`decoder`), from the decoder (up to `position_embeddings`), from one layer
     or from its attention module. None: there is no such part. Fields that end in `_field` name a field of the config.
@@ -30,6 +30,10 @@ class Family:
     rotary_interleaved: bool = False  # pairs neighbouring channels, not the halves of a head
     rotary_switch: str | None = None  # attribute of an attention module: whether its layer rotates
     position_embeddings: str | None = None  # learned absolute positions
+    encoder: bool = False  # tokens see those after them, too: no language model, but classifiers can be made of it
+    embedding_norm: str | None = None
+    token_types: str | None = None  # learned embeddings of which text of a pair a token belongs to
+    first_position_field: str | None = None  # where learned positions begin, less 1
     positions_count_tokens: bool = False  # default positions count the real tokens of a row, padding left out
     embedding_multiplier_field: str | None = None
     logit_multiplier_field: str | None = None
@@ -66,6 +70,25 @@ _GEMMA2 = Family(
     feed_forward_output_norm="post_feedforward_layernorm",
     softcap_field="attn_logit_softcapping",
     logit_softcap_field="final_logit_softcapping",
+)
+_BERT = Family(
+    decoder="bert",
+    layers="encoder.layer",
+    final_norm=None,
+    rotary=None,
+    position_embeddings="embeddings.position_embeddings",
+    encoder=True,
+    embedding_norm="embeddings.LayerNorm",
+    token_types="embeddings.token_type_embeddings",
+    attention="attention",
+    attention_norm="attention.output.LayerNorm",
+    qkv=("self.query", "self.key", "self.value"),
+    scaling="self.scaling",
+    output="output.dense",
+    feed_forward=("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+    feed_forward_norm="output.LayerNorm",
+    gated=None,
+    norm_after_residual=True,
 )
 
 FAMILIES = {
@@ -149,6 +172,8 @@ FAMILIES = {
     ),
     "starcoder2": Family(gated=None),
     "stablelm": Family(query_norm="q_layernorm", key_norm="k_layernorm", head_norm_input="tokens"),
+    "bert": _BERT,
+    "roberta": replace(_BERT, decoder="roberta", first_position_field="pad_token_id"),
     "cohere": Family(
         rotary_interleaved=True,
         logit_multiplier_field="logit_scale",
@@ -165,6 +190,8 @@ ALLOWED: dict[str, dict[str, tuple]] = {
     "gemma2": {"use_bidirectional_attention": (False, None)},
     "gemma3_text": {"use_bidirectional_attention": (False, None)},
     "falcon": {"alibi": (False,)},
+    "bert": {"is_decoder": (False,), "add_cross_attention": (False,)},
+    "roberta": {"is_decoder": (False,), "add_cross_attention": (False,)},
 }
 
 

@@ -118,7 +118,7 @@ def base_to_wrap(base: str | os.PathLike | PreTrainedModel, kwargs: dict[str, An
         names = {"base_model_revision": kwargs.get("revision"), "base_gguf_file": kwargs.get("gguf_file")}
         loaded = _load_to_wrap(base, **kwargs)
         return loaded, names | {"base_model_name_or_path": absolute_name(base), "base_dtype": dtype_name(loaded)}
-    check_base(base)
+    check_base(base, takes_encoders=True)
     refuse_loading(kwargs)
     names = {"base_gguf_file": gguf_file_of(base), "base_model_name_or_path": absolute_name(base.name_or_path or "")}
     return base, names | {"base_dtype": dtype_name(base)}
@@ -152,7 +152,7 @@ def _load_to_wrap(base: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
         unknown &= set(unused)
     refuse_unknown_kwargs(unknown, " or of the base's config")
     model = _load(base, **kwargs)
-    check_base(model)
+    check_base(model, takes_encoders=True)
     return model
 
 

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .actions import DEFAULT_TABLE, FULL, ActionTable
 from .base_block import Block, readable_maps
 from .base_dropped import Drop, DroppedLinear, DroppedWeight, FilePages, check_whole, drop_weights, return_memory
+from .base_encoder import embedding_function, encoder_mask
 from .base_families import Family, family_of
 from .base_linear import JointLinear, is_plain
 from .base_rotary import Rotation, prepare_rotation
@@ -97,7 +98,8 @@ class BaseStack:
         self.head_of(FULL)  # made now, so that no call waits for it
         self._rotary: Any = decoder.get_submodule(family.rotary) if family.rotary else None
         self._rotary_kinds = [block.layer_type if family.rotary_by_layer_type else None for block in self.blocks]
-        self._positions = position_function(decoder, family)
+        self._positions = position_function(decoder, family, base.config)
+        self._finished = embedding_function(decoder, family)
         self._project_in = decoder.get_submodule(family.project_in) if family.project_in else None
         field = family.embedding_multiplier_field
         self._embedding_multiplier = getattr(base.config, field) if field else None
@@ -261,8 +263,10 @@ class BaseStack:
             return (mask.cumsum(dim=1) * mask - 1)[:, -tokens:]
         return torch.arange(past, past + tokens, device=device).unsqueeze(0)
 
-    def add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
+    def add_positions(self, embeddings: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Token embeddings [B, T, D] -> hidden states: scaled, projected, with learned positions, as the family has it."""
+        if token_type_ids is not None and self._finished is None and bool(token_type_ids.any()):
+            raise ValueError(f"token_type_ids are not allowed: a {self.config.model_type} base knows no pairs of texts")
         if self._embedding_multiplier is not None:
             embeddings = embeddings * self._embedding_multiplier
         if self._project_in is not None:
@@ -270,12 +274,13 @@ class BaseStack:
         if self._positions is None:
             return embeddings
         try:
-            return embeddings + self._positions(position_ids)
+            embeddings = embeddings + self._positions(position_ids)
         except IndexError as error:
             raise ValueError(
                 f"a token is at position {int(position_ids.max())}, but this {self.config.model_type} base has learned only "
                 f"{self.config.max_position_embeddings} positions (max_position_embeddings): shorten the text"
             ) from error
+        return embeddings if self._finished is None else self._finished(embeddings, token_type_ids)
 
     def rotation(self, hidden: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Rotation | None:
         """Rotary cos and sin of the positions [B or 1, T]; with a layer type where they differ by it."""
@@ -295,6 +300,8 @@ class BaseStack:
         if attention_mask is None and hidden.shape[1] == 1 and isinstance(cache, AneeCache):
             if cache.get_seq_length() < self.window:
                 return [None] * len(self.blocks)
+        if self.family.encoder:
+            return [encoder_mask(hidden, attention_mask)] * len(self.blocks)
         if isinstance(attention_mask, dict):
             return self._ready_masks(attention_mask)
         masks = create_masks_for_generate(
@@ -329,7 +336,8 @@ def _small(name: str) -> Variant:
 def called_modules(base: PreTrainedModel, family: Family) -> set[nn.Module]:
     """The modules that are run, themselves or by what stands in for them; what holds them is not."""
     decoder = base.get_submodule(family.decoder)
-    tops = (family.final_norm, family.project_in, family.project_out, family.rotary, family.position_embeddings)
+    tops = [family.final_norm, family.project_in, family.project_out, family.rotary, family.position_embeddings]
+    tops += [family.embedding_norm, family.token_types]
     called = {base.get_input_embeddings(), base.get_output_embeddings(), *_find_all(decoder, tops)}
     for layer in decoder.get_submodule(family.layers).children():
         called.update(_find_all(layer, _called_in_layer(family)))
@@ -368,13 +376,19 @@ def _in_turn(modules: list[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
-def position_function(decoder: nn.Module, family: Family) -> Callable[[Tensor], Tensor] | None:
+def position_function(decoder: nn.Module, family: Family, config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
     """Learned position embeddings, int64 [B or 1, T] -> [B or 1, T, D]."""
     if family.position_embeddings is None:
         return None
     module = decoder.get_submodule(family.position_embeddings)
+    if family.first_position_field is not None:
+        return partial(_shifted, module, getattr(config, family.first_position_field) + 1)
     # opt's module takes a mask and a past length first, and needs neither when it is given positions.
     return partial(module, None, 0) if family.positions_count_tokens else module
+
+
+def _shifted(module: nn.Module, by: int, position_ids: Tensor) -> Tensor:
+    return module(position_ids + by)
 
 
 def head_function(head: Callable[[Tensor], Tensor], config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor]:

@@ -1,5 +1,8 @@
 """Heads of an early-exit classifier: what they read of a frozen base's hidden states, and what they cost.
 
+A head's answer is mixed with that of the head before it, which has been mixed before, so that it knows all answers so far
+(connections of heads as in Zero Time Waste, arXiv:2106.05409): a deep head of a frozen language model alone need not be better.
+
 Shapes: B rows, T tokens, D hidden size, E heads, C classes, F = 2 D features.
 """
 
@@ -19,12 +22,13 @@ def pooled(hidden: Tensor, valid: Tensor, pooling: str) -> Tensor:
     """One vector for each row of hidden states [B, T, D] whose real tokens are in a mask [B, T]: float32 [B, D].
 
     Every token is divided by its root mean square, since a few have massive activations (arXiv:2402.17762); then `mean` is that
-    of all real tokens, `last` the last of them.
+    of all real tokens, `last` the last of them, `first` the first.
     """
     valid = valid.to(hidden.device)
-    if pooling == "last":
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        return normalised(hidden[torch.arange(len(hidden), device=hidden.device), (places * valid).argmax(dim=1)])
+    if pooling != "mean":
+        places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+        order = places if pooling == "last" else places.flip(0)
+        return normalised(hidden[torch.arange(len(hidden), device=hidden.device), (order * valid).argmax(dim=1)])
     shares = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("bt,btd->bd", shares.float(), normalised(hidden).masked_fill(~valid.unsqueeze(-1), 0.0))
 
@@ -38,13 +42,14 @@ def read(now: Tensor, total: Tensor, heads: int) -> Tensor:
 
 
 class ClassifierHeads(nn.Module):
-    """A small head at each of the chosen layers, and the temperature that calibrates it (Guo et al., arXiv:1706.04599).
+    """A small head at each of the chosen layers, its mixing, and the temperature that calibrates it (arXiv:1706.04599).
 
     Args:
         config: its `classifier` says which layers, and the inner width of a head; 0: one linear map.
     """
 
-    temperature: Tensor  # float32 [E], logits are divided by it
+    temperature: Tensor  # float32 [E], mixed logits are divided by it
+    mixing: Tensor  # float32 [E, 2], of a head's own logits, and of those of the head before, mixed
 
     def __init__(self, config: AneeConfig) -> None:
         super().__init__()
@@ -53,12 +58,30 @@ class ClassifierHeads(nn.Module):
         inner, count = config.classifier["hidden_size"], len(config.classifier["layers"])
         self.exits = nn.ModuleList(_head(width, inner, classes) for _ in range(count))
         self.register_buffer("temperature", torch.ones(count))
+        self.register_buffer("mixing", torch.tensor([1.0, 0.0]).repeat(count, 1))
 
-    def forward(self, place: int, features: Tensor) -> Tensor:
-        """Calibrated logits of one head, features [B, F] -> [B, C], float32."""
+    def forward(self, place: int, features: Tensor, before: Tensor | None = None) -> Tensor:
+        """Mixed logits of one head, not calibrated: features [B, F], those of the head before [B, C] -> float32 [B, C]."""
         head: Any = self.exits[place]
         weight = next(head.parameters())
-        return head(features.to(weight.dtype)).float() / self.temperature[place]
+        return mixed(self.mixing[place], head(features.to(weight.dtype)).float(), before)
+
+    def calibrated(self, place: int, logits: Tensor) -> Tensor:
+        """Logits of one head that can be taken literally."""
+        return logits / self.temperature[place]
+
+    def all(self, features: Tensor) -> Tensor:
+        """Calibrated logits of all heads, what they read [B, E, F] -> [B, E, C]."""
+        before, found = None, []
+        for place in range(features.shape[1]):
+            before = self(place, features[:, place], before)
+            found.append(self.calibrated(place, before))
+        return torch.stack(found, dim=1)
+
+
+def mixed(mixing: Tensor, own: Tensor, before: Tensor | None) -> Tensor:
+    """Logits of a head [B, C] with those of the head before it, by the two numbers of `mixing`."""
+    return mixing[0] * own if before is None else mixing[0] * own + mixing[1] * before
 
 
 def _head(width: int, inner: int, classes: int) -> nn.Module:
@@ -69,7 +92,7 @@ def _head(width: int, inner: int, classes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """What leaving at each head costs, as a share of all layers and the last head alone.
+    """What leaving at each head costs, as a share of all layers and heads.
 
     Args:
         layers: price of the layers up to each head, for one token, float64 [E].
@@ -86,10 +109,10 @@ class ExitCosts:
         sums = layer_prices.cumsum(dim=0)[torch.tensor(layers, device="cpu") - 1]
         return cls(sums, torch.tensor(prices, dtype=torch.float64, device="cpu"))
 
-    def of_rows(self, places: Tensor, tokens: Tensor, asked: Tensor) -> Tensor:
-        """Cost of rows, float64 [B], that left at heads int64 [B], had `tokens` [B], and asked the heads in bool [B, E]."""
-        spent = self.layers[places] * tokens + (asked * self.heads).sum(dim=1)
-        return spent / (self.layers[-1] * tokens + self.heads[-1])
+    def of_rows(self, places: Tensor, tokens: Tensor) -> Tensor:
+        """Cost of rows, float64 [B], that left at heads int64 [B], which had asked all heads before, and had `tokens` [B]."""
+        heads = self.heads.cumsum(dim=0)
+        return (self.layers[places] * tokens + heads[places]) / (self.layers[-1] * tokens + heads[-1])
 
     @property
     def reached(self) -> Tensor:

@@ -9,7 +9,7 @@ from .checks import check_budget, is_number, is_whole, one_of, plain, refuse_unk
 
 EXIT_RULES = ("confidence", "agreement", "patience", "fixed")
 COLUMNS = ("budgets", "settings")  # of a dial: costs, and for each of them a setting of every head but the last
-POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "last", "first")
 FIELDS = ("layers", "pooling", "hidden_size", "precision", "dials")
 DEFAULTS: dict[str, Any] = {"pooling": POOLINGS[0], "hidden_size": 0, "precision": FULL}
 HEADS = 15  # of a deep base, by default

@@ -14,7 +14,6 @@ from .configuration_classifier import COLUMNS, check_rule
 
 
 NEVER = torch.inf  # a setting that no score reaches
-ALL_HEADS = ("agreement", "patience")  # rules that compare heads, so that every head is asked
 
 
 def exit_scores(rule: str, probabilities: Tensor) -> Tensor:
@@ -48,14 +47,6 @@ class Exits:
 
     rule: str
     settings: Tensor
-
-    @property
-    def asks(self) -> Tensor:
-        """Which heads each row is asked at, as long as it has not left, bool [B, E]; the last in any case."""
-        open_heads = self.settings < NEVER
-        if self.rule in ALL_HEADS:
-            open_heads = open_heads.any(dim=1, keepdim=True).expand_as(open_heads)
-        return torch.cat((open_heads, torch.ones(len(open_heads), 1, dtype=torch.bool, device="cpu")), dim=1)
 
     def leave(self, place: int, probabilities: Tensor) -> Tensor:
         """Which rows leave at the head at a place, bool [B] on the CPU, from the probabilities of all so far, [B, n, C]."""

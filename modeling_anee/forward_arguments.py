@@ -14,7 +14,8 @@ PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "se
 NEUTRAL = {"is_causal": True, "output_router_logits": False, "return_legacy_cache": False, "head_mask": None}
 NAMED = (
     "input_ids attention_mask position_ids past_key_values cache inputs_embeds labels use_cache logits_to_keep energy_budget "
-    "capacity output_hidden_states output_attentions return_dict actions confidence_threshold patience exit_rule"
+    "capacity output_hidden_states output_attentions return_dict actions confidence_threshold patience exit_rule "
+    "token_type_ids"
 ).split()
 
 

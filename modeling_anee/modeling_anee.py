@@ -135,6 +135,7 @@ class AneeModel(AneePreTrainedModel):
         cache: Cache | None = None,
         energy_budget: float | Tensor | None = None,
         capacity: float | Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, Step]:
         """What enters the first layer [B, T, D], and the step to run it in; `forward` has the arguments."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -150,7 +151,7 @@ class AneeModel(AneePreTrainedModel):
         places = token_places(attention_mask, position_ids, past, rows, tokens, has_cache=cache is not None)
         if position_ids is None:
             position_ids = stack.positions(attention_mask, past, tokens, embeddings.device)
-        hidden = stack.add_positions(embeddings, position_ids)
+        hidden = stack.add_positions(embeddings, position_ids, token_type_ids)
         budget = self._budgets(energy_budget, rows, tokens, past, cache).clamp(max=self.controller.ceiling)
         return hidden, Step(
             budget=(budget if budget.dim() == 2 else budget.unsqueeze(1)).expand(rows, tokens),

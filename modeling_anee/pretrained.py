@@ -66,6 +66,7 @@ class AneePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = False
     config: AneeConfig
     base: Any  # the causal LM, whose attributes differ between families
+    takes_encoders = False  # as bases
     _supports_sdpa = True
 
     def __init__(self, config: AneeConfig) -> None:
@@ -247,7 +248,7 @@ class AneePreTrainedModel(PreTrainedModel):
             ValueError: an unknown family, a shape other than the configuration's, layers on several accelerators, or weights
                 that can't be dropped.
         """
-        check_base(base)
+        check_base(base, self.takes_encoders)
         check_device_map(base)
         for name in ("num_hidden_layers", "hidden_size"):
             expected, found = getattr(self.config.text_config, name), getattr(base.config, name)

@@ -44,20 +44,22 @@ class AneeClassifierOutput(SequenceClassifierOutput):
 
 
 class Answers(NamedTuple):
-    """Logits [B, C] of rows, the heads where they left int64 [B], and which they asked, bool [B, E]; the latter on the CPU."""
+    """Logits [B, C] of rows, and the heads where they left, int64 [B] on the CPU."""
 
     logits: Tensor
     places: Tensor
-    asked: Tensor
 
 
 class AneeForSequenceClassification(AneeModel):
-    """A frozen base causal LM with classifier heads at chosen layers: a row leaves at the first that is sure enough.
+    """A frozen base with classifier heads at chosen layers: a row leaves at the first that is sure enough.
+
+    The base is a causal LM, or an encoder that transformers has with a language model head (`bert`, `roberta`).
 
     Build it with `from_base`, load it with `from_pretrained`.
     """
 
     _auto_class = "AutoModelForSequenceClassification"
+    takes_encoders = True
     accepts_loss_kwargs = False  # the loss is a mean over the rows that were given
 
     @classmethod
@@ -78,7 +80,7 @@ class AneeForSequenceClassification(AneeModel):
             base: Hub name or folder, or a loaded causal LM, which is held as it is.
             labels: names of the classes, or their number.
             layers: numbers of layers after which a head stands; one after the last is added. Default: evenly spread.
-            pooling: what heads read of the tokens: their `"mean"`, or the `"last"`.
+            pooling: what heads read of the tokens: their `"mean"`, the `"last"`, or the `"first"` (of an encoder).
             hidden_size: inner width of a head; 0: one linear map.
             precision: variant that the layers run in: `"full"`, `"int8"` or `"int4"`.
             kwargs: as for `AneeForCausalLM.from_base`; costs are counted in FLOPs unless `cost_unit` says otherwise.
@@ -138,6 +140,7 @@ class AneeForSequenceClassification(AneeModel):
         confidence_threshold: float | None = None,
         patience: int | None = None,
         return_dict: bool | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Classify B rows of T tokens. In training mode all heads are run, and nobody leaves.
@@ -154,6 +157,7 @@ class AneeForSequenceClassification(AneeModel):
             confidence_threshold: instead of a budget: rows leave whose score is above it; from 1 on nobody does.
             patience: instead of a budget: heads before that must have said the same; rule `"patience"`.
             return_dict: return an output object (default) or a tuple.
+            token_type_ids: which text of a pair each token belongs to, int64 [B, T], for bases that know pairs.
             kwargs: what transformers passes to every model; see `forward_arguments.py`.
 
         Raises:
@@ -162,7 +166,7 @@ class AneeForSequenceClassification(AneeModel):
         """
         self.prepare()
         loss_keywords(kwargs, position_ids)
-        hidden, step = self._entered(input_ids, attention_mask, position_ids, inputs_embeds)
+        hidden, step = self._entered(input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids)
         loss = None
         if self.training:
             answers, loss = self._trained(hidden, step, labels)
@@ -186,12 +190,17 @@ class AneeForSequenceClassification(AneeModel):
         return torch.stack(self._features(hidden, step), dim=1)
 
     def _entered(
-        self, input_ids: Tensor | None, attention_mask: Mask, position_ids: Tensor | None = None, embeds: Tensor | None = None
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Mask,
+        position_ids: Tensor | None = None,
+        embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> tuple[Tensor, Step]:
         """What enters the first layer; positions count real tokens, so that padding on the left changes nothing."""
         if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return self.begin(input_ids, embeds, attention_mask, position_ids, None, 1.0)
+        return self.begin(input_ids, embeds, attention_mask, position_ids, None, 1.0, token_type_ids=token_type_ids)
 
     def _through(self, layers: range, hidden: Tensor, step: Step) -> Tensor:
         """Hidden states [B, T, D] through layers in the classifier's precision."""
@@ -212,10 +221,8 @@ class AneeForSequenceClassification(AneeModel):
 
     def _trained(self, hidden: Tensor, step: Step, labels: Tensor | None) -> tuple[Answers, Tensor | None]:
         """Answers of the last head, and the loss of all, weighted by the layers before them as in PABEE."""
-        logits = [self.heads(place, features) for place, features in enumerate(self._features(hidden, step))]
-        rows, last = len(hidden), len(logits) - 1
-        asked = torch.ones(rows, len(logits), dtype=torch.bool, device="cpu")
-        answers = Answers(logits[-1], torch.full((rows,), last, device="cpu"), asked)
+        logits = self.heads.all(torch.stack(self._features(hidden, step), dim=1)).unbind(dim=1)
+        answers = Answers(logits[-1], torch.full((len(hidden),), len(logits) - 1, device="cpu"))
         if labels is None:
             return answers, None
         weights, labels = self._settings["layers"], labels.to(logits[-1].device)
@@ -228,18 +235,15 @@ class AneeForSequenceClassification(AneeModel):
         rows = torch.arange(len(hidden), device="cpu")
         logits = torch.zeros(len(hidden), classes, device=device)
         places = torch.full((len(hidden),), heads - 1, device="cpu")
-        asked = torch.zeros(len(hidden), heads, dtype=torch.bool, device="cpu")
         seen, total = torch.zeros(len(hidden), 0, classes, device=device), torch.zeros((), device=device)
+        before: Tensor | None = None
         for place, layers in enumerate(self._segments):
             hidden = self._through(layers, hidden, step)
             now, last = pooled(hidden, step.valid, self._settings["pooling"]), place == heads - 1
             total = now if place == 0 else total + now
-            asks = exits.asks[:, place]
-            if not asks.any():
-                continue
-            found = self.heads(place, read(now, total, place + 1))
+            before = self.heads(place, read(now, total, place + 1), before)
+            found = self.heads.calibrated(place, before)
             logits = logits.index_copy(0, rows.to(device), found)
-            asked[rows, place] = asks
             if last:
                 break
             seen = torch.cat((seen, found.softmax(dim=-1).unsqueeze(1)), dim=1)
@@ -251,15 +255,15 @@ class AneeForSequenceClassification(AneeModel):
             if len(stay) < len(rows):
                 hidden, step = _part(hidden, step, stay)
                 rows, exits = rows[stay], exits.rows(stay)
-                seen, total = seen[stay.to(device)], total[stay.to(device)]
-        return Answers(logits, places, asked)
+                seen, total, before = (x[stay.to(device)] for x in (seen, total, before))
+        return Answers(logits, places)
 
     def _trace(self, answers: Answers, layers: Tensor, valid: Tensor) -> ExecutionTrace:
         """What was done with tokens [B, T] of rows that ran so many layers [B]."""
         table, count = self.config.table, self.config.num_layers
         ran = torch.arange(count, device="cpu") < layers.unsqueeze(1)  # [B, L]
         actions = torch.where(ran, self._action, table.exit).to(torch.uint8)
-        cost = self.exit_costs.of_rows(answers.places, valid.sum(dim=1), answers.asked)
+        cost = self.exit_costs.of_rows(answers.places, valid.sum(dim=1))
         return ExecutionTrace(
             actions=actions.unsqueeze(1).expand(*valid.shape, count),
             cost=(cost.unsqueeze(1) * valid).float(),

@@ -19,8 +19,8 @@ INSTEAD = {
 }
 
 
-def check_base(base: Any) -> None:
-    """Check that a base is a causal LM whose layers are what its config says.
+def check_base(base: Any, takes_encoders: bool = False) -> None:
+    """Check that a base is a causal LM, or an encoder where these are taken, whose layers are what its config says.
 
     Raises:
         ValueError: anything else, or an unknown family; the message says what to do.
@@ -36,6 +36,11 @@ def check_base(base: Any) -> None:
     if base.get_output_embeddings() is None:
         raise ValueError(f"a {kind} has no language model head: load the base with AutoModelForCausalLM")
     family = family_of(base)
+    if family.encoder and not takes_encoders:
+        raise ValueError(
+            f"a {base.config.model_type} base is an encoder, not a language model: make a classifier of it with "
+            "AneeForSequenceClassification.from_base, or with anee fit-classifier"
+        )
     layers: Any = base.get_submodule(family.decoder).get_submodule(family.layers)
     if len(layers) != base.config.num_hidden_layers:
         raise ValueError(

@@ -103,7 +103,7 @@ class Reference:
 
 
 def test_every_family_and_only_those_are_tested():
-    assert set(CONFIGS) == set(FAMILIES)
+    assert set(CONFIGS) == {name for name, family in FAMILIES.items() if not family.encoder}
     assert {name.split("-")[0] for name in VARIANTS} <= set(FAMILIES)
 
 

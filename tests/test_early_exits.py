@@ -52,12 +52,12 @@ def run(model, rows, **setting):
 @pytest.mark.parametrize("budget", [0.3, 0.55, 0.8, 1.0])
 def test_replayed_exits_are_those_of_the_model(calibrated, rule, budget):
     model, rows, said = calibrated
-    replayed = exits_at(model, rule, said, budget)
+    places = exits_at(model, rule, said, budget)
     exits, answers, cost = run(model, rows, exit_rule=rule, energy_budget=budget)
-    assert torch.equal(replayed.places + 1, exits)
-    expected = said.logits[torch.arange(len(rows)), replayed.places]
+    assert torch.equal(places + 1, exits)
+    expected = said.logits[torch.arange(len(rows)), places]
     torch.testing.assert_close(answers, expected, atol=1e-4, rtol=1e-4)
-    assert outcome(said, replayed, model.exit_costs).cost == pytest.approx(cost, abs=1e-5)
+    assert outcome(said, places, model.exit_costs).cost == pytest.approx(cost, abs=1e-5)
 
 
 @pytest.mark.parametrize("rule", EXIT_RULES)

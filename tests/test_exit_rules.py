@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_anee.configuration_classifier import DEFAULTS, completed
-from modeling_anee.exit_rules import NEVER, Exits, exit_scores, exits_of, leaves, settings_for
+from modeling_anee.exit_rules import NEVER, exit_scores, exits_of, leaves, settings_for
 
 from .tiny import LAYERS
 
@@ -48,13 +48,6 @@ def test_settings_are_the_dearest_that_a_budget_affords():
     assert settings_for("patience", budgets, DIALS, REACHED).tolist() == [[-1, -1], [0, 0], [1, 1], [1, 1], [1, 1], never]
     first, second = [-1, -1], [NEVER, -1]
     assert settings_for("fixed", budgets, {}, REACHED).tolist() == [first, first, second, second, second, never]
-
-
-def test_only_heads_that_matter_are_asked():
-    settings = torch.tensor([[NEVER, 0.5], [NEVER, NEVER], [0.3, NEVER]])
-    confidence, agreement = (Exits(rule, settings).asks.tolist() for rule in ("confidence", "agreement"))
-    assert confidence == [[False, True, True], [False, False, True], [True, False, True]]
-    assert agreement == [[True, True, True], [False, False, True], [True, True, True]]
 
 
 def test_arguments_come_before_the_configuration():

@@ -12,13 +12,15 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from modeling_anee import AneeForCausalLM
+from modeling_anee.classifier_heads import ExitCosts, mixed
 from modeling_anee.cli.main import app
 from modeling_anee.evaluation.classification import exits_at
-from modeling_anee.evaluation.early_exits import head_logits, mean_cost
+from modeling_anee.evaluation.early_exits import HeadLogits, head_logits, mean_cost
 from modeling_anee.publishing.artifact import problems
 from modeling_anee.publishing.classifier_card import write_classifier_card
 from modeling_anee.sequence_classification import AneeForSequenceClassification
-from modeling_anee.training.classifier_fit import fit_head
+from modeling_anee.training.classifier_check import BUDGETS, checked_as_text, crossed
+from modeling_anee.training.classifier_fit import fit_head, fit_mixing
 
 from .tiny import LAYERS, tiny_base
 from .workshop import make_workshop, tiny_tokenizer
@@ -175,11 +177,38 @@ def test_a_linear_head_is_a_logistic_regression_of_standardised_features():
     generator = torch.Generator().manual_seed(0)
     features = 5 + 3 * torch.randn(500, 6, generator=generator)
     labels = (features[:, 0] > features[:, 1]).long()
-    head = torch.nn.Linear(6, 2)
-    loss = fit_head(head, features[:400], labels[:400], (features[400:], labels[400:]), generator)
-    said = head(features).detach()
-    assert (said.argmax(dim=1) == labels).float().mean() > 0.97
-    assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(said[400:], labels[400:])), abs=1e-4)
+    head, folds = torch.nn.Linear(6, 2), torch.arange(500) % 5
+    outside = fit_head(head, features, labels, folds, generator)
+    for said in (head(features).detach(), outside):
+        assert (said.argmax(dim=1) == labels).float().mean() > 0.97
+    labels[folds == 2] = 1 - labels[folds == 2]  # what a row says of itself is not in its answer
+    assert (fit_head(head, features, labels, folds, generator).argmax(dim=1) == labels)[folds == 2].float().mean() < 0.1
+
+
+def test_mixing_trusts_the_heads_that_are_right():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (2000,), generator=generator)
+    answer = torch.stack((1.0 - labels, labels), dim=1)
+    noise = torch.randn(2000, 3, 2, generator=generator)
+    own = torch.stack((answer, torch.zeros_like(answer), answer), dim=1) + noise  # the second knows nothing
+    mixing = fit_mixing(own, labels)
+    assert mixing[0].tolist() == [1.0, 0.0] and abs(float(mixing[1, 0])) < 0.1 < float(mixing[1, 1])
+    before = mixed(mixing[1], own[:, 1], own[:, 0])
+    both = mixed(mixing[2], own[:, 2], before)
+    right = [float((logits.argmax(dim=1) == labels).float().mean()) for logits in (own[:, 0], own[:, 2], both)]
+    assert right[2] > max(right[:2]) + 0.03
+
+
+def test_the_check_of_a_fit_is_by_rows_that_nothing_was_fitted_on():
+    """Answers that have nothing to do with labels look no better than chance, whatever thresholds are tried."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (400,), generator=generator)
+    rows = HeadLogits(torch.randn(400, 4, 2, generator=generator), labels, torch.full((400,), 5))
+    costs = ExitCosts(torch.arange(1, 5).double(), torch.full((4,), 0.01).double())
+    figures = crossed("confidence", rows, costs)
+    assert [row["budget"] for row in figures] == [*BUDGETS, *BUDGETS] and figures[0]["cost"] == 1.0
+    assert all(abs(row["accuracy"] - 0.5) < 0.08 for row in figures)
+    assert "| fixed | 0.5 |" in checked_as_text(figures, 400, 5)
 
 
 def test_a_classifier_may_be_evaluated_in_another_precision(fitted, tmp_path):

@@ -42,6 +42,7 @@ def classifier(family="llama", **fields):
     with torch.no_grad():
         for parameter in model.heads.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.heads.mixing.copy_(torch.tensor([[1.0, 0.0], [0.8, 0.3], [1.1, -0.1], [0.7, 0.4]]))
     model.config.classifier = model.config.classifier | {"dials": DIALS}
     return model
 
@@ -93,8 +94,9 @@ def test_heads_read_what_the_base_computes(pooling):
     pools = []
     for layer in states[1:3]:  # what leaves the first two
         tokens = rms_norm(layer, layer.shape[-1:], eps=1e-6)
-        rows = [tokens[row, :n].mean(dim=0) if pooling == "mean" else tokens[row, n - 1] for row, n in enumerate(LENGTHS)]
-        pools.append(torch.stack(rows))
+        means = torch.stack([tokens[row, :n].mean(dim=0) for row, n in enumerate(LENGTHS)])
+        places = torch.tensor(LENGTHS) - 1 if pooling == "last" else torch.zeros(len(LENGTHS), dtype=torch.long)
+        pools.append(means if pooling == "mean" else tokens[torch.arange(len(LENGTHS)), places])
     expected = torch.cat((pools[1], (pools[0] + pools[1]) / 2), dim=1)
     torch.testing.assert_close(model.features(ids, mask)[:, 1], expected, atol=1e-5, rtol=1e-5)
 
@@ -102,7 +104,7 @@ def test_heads_read_what_the_base_computes(pooling):
 def test_a_budget_or_threshold_of_one_is_the_last_head_alone():
     model = classifier()
     ids, mask = padded()
-    expected = model.heads(LAYERS - 1, model.features(ids, mask)[:, -1])
+    expected = model.heads.all(model.features(ids, mask))[:, -1]
     for setting in ({}, {"energy_budget": 1.0}, {"confidence_threshold": 1.0}, {"confidence_threshold": 7.0}):
         output = model(ids, mask, **setting)
         torch.testing.assert_close(output.logits, expected)
@@ -113,9 +115,17 @@ def test_a_budget_or_threshold_of_one_is_the_last_head_alone():
 def test_the_answer_is_that_of_the_head_where_a_row_left():
     model = classifier()
     ids, mask = padded()
-    features, output = model.features(ids, mask), model(ids, mask, confidence_threshold=0.6)
+    logits, output = model.heads.all(model.features(ids, mask)), model(ids, mask, confidence_threshold=0.6)
     for row, layers in enumerate(output.exits.tolist()):
-        torch.testing.assert_close(output.logits[row], model.heads(layers - 1, features[row : row + 1, layers - 1])[0])
+        torch.testing.assert_close(output.logits[row], logits[row, layers - 1])
+
+
+def test_a_head_is_mixed_with_the_head_before_and_then_calibrated():
+    model = classifier()
+    model.heads.temperature.copy_(torch.tensor([1.0, 2.0, 0.5, 1.5]))
+    features = model.features(*padded())
+    first, second = (torch.nn.functional.linear(features[:, head], *model.heads.exits[head].parameters()) for head in (0, 1))
+    torch.testing.assert_close(model.heads.all(features)[:, 1], (0.8 * second + 0.3 * first) / 2.0)
 
 
 def test_layers_are_not_run_for_rows_that_have_left(monkeypatch):
@@ -156,7 +166,7 @@ def test_what_is_spent_is_what_the_trace_says():
     assert torch.equal(trace.depth[:, 0], output.exits) and torch.equal(trace.valid, mask.bool())
     layer, head = 1 / LAYERS, model.exit_costs.heads[0] / model.exit_costs.layers[-1]
     for row, (length, layers) in enumerate(zip(LENGTHS, output.exits.tolist(), strict=True)):
-        expected = (layers * layer * length + layers * head) / (length + head)
+        expected = (layers * layer * length + layers * head) / (length + LAYERS * head)
         assert float(trace.row_cost[row]) == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -190,8 +200,8 @@ def test_training_asks_all_heads_and_teaches_nothing_else():
     ids, mask = padded()
     labels = torch.tensor([0, 1, 2, 0, 1])
     output = model(ids, mask, labels=labels, energy_budget=0.25)
-    features = model.features(ids, mask)
-    losses = [cross_entropy(model.heads(head, features[:, head]), labels) for head in range(LAYERS)]
+    logits = model.heads.all(model.features(ids, mask))
+    losses = [cross_entropy(logits[:, head], labels) for head in range(LAYERS)]
     expected = sum((head + 1) * loss for head, loss in enumerate(losses)) / sum(range(1, LAYERS + 1))
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
@@ -233,7 +243,7 @@ def test_an_artifact_has_heads_and_nothing_of_the_base(artifact):
     with safe_open(artifact[1] / "model.safetensors", framework="pt") as weights:
         names = set(weights.keys())
     heads = {f"heads.exits.{head}.{part}" for head in range(LAYERS) for part in ("weight", "bias")}
-    assert names == heads | {"heads.temperature", "controller.format_version"}
+    assert names == heads | {"heads.temperature", "heads.mixing", "controller.format_version"}
 
 
 LOAD = """

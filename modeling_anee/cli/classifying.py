@@ -29,7 +29,7 @@ def fit_classifier(
     layers: Annotated[
         str | None, typer.Option(help="Numbers of layers after which a head stands, as in 4,8,12. Default: evenly spread.")
     ] = None,
-    pooling: Annotated[str, typer.Option(help="What a head reads of the tokens: their mean, or the last.")] = "mean",
+    pooling: Annotated[str, typer.Option(help="What a head reads of the tokens: their mean, the last, or the first.")] = "mean",
     hidden_size: Annotated[int, typer.Option(min=0, help="Inner width of a head; 0: one linear map.")] = 0,
     precision: Annotated[str, typer.Option(help="What the layers run in: full, int8 or int4.")] = FULL,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a text that are read.")] = MAX_LENGTH,

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..configuration_classifier import EXIT_RULES
 from ..exit_rules import settings_for
-from .early_exits import HeadLogits, Replayed, calibration_bins, expected_calibration_error, outcome, replay
+from .early_exits import HeadLogits, calibration_bins, expected_calibration_error, outcome, replay
 from .report import plus_minus
 
 
@@ -17,8 +18,8 @@ def rules_of(config: Any) -> list[str]:
     return [rule for rule in EXIT_RULES if rule == "fixed" or rule in config.classifier["dials"]]
 
 
-def exits_at(model: Any, rule: str, rows: HeadLogits, budget: float) -> Replayed:
-    """What a rule does at a budget."""
+def exits_at(model: Any, rule: str, rows: HeadLogits, budget: float) -> Tensor:
+    """The heads, int64 [N], where rows leave by a rule at a budget."""
     budgets = torch.full((1,), budget, dtype=torch.float64)
     settings = settings_for(rule, budgets, model.config.classifier["dials"], model.exit_costs.reached)
     return replay(rule, rows.scores(rule), settings[0])

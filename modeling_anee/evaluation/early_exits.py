@@ -7,12 +7,12 @@ Shapes: N rows, E heads, C classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..exit_rules import Exits, exit_scores, leaves
+from ..exit_rules import exit_scores, leaves
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def head_logits(
     logits = torch.zeros(len(rows), len(model.exit_costs.layers), model.config.num_labels)
     for places, ids, mask in batches(rows, batch_size):
         features = model.features(ids.to(model.device), mask.to(model.device))
-        logits[places] = torch.stack([model.heads(head, features[:, head]) for head in range(logits.shape[1])], dim=1).cpu()
+        logits[places] = model.heads.all(features).cpu()
         if done is not None:
             done(len(places))
     return HeadLogits(logits, torch.tensor(labels), torch.tensor([len(row) for row in rows]))
@@ -81,20 +81,10 @@ def batches(rows: Sequence[Sequence[int]], batch_size: int) -> Any:
         yield torch.tensor(places), ids, mask
 
 
-class Replayed(NamedTuple):
-    """The heads where rows left int64 [N], and which they had asked, bool [N, E]."""
-
-    places: Tensor
-    asked: Tensor
-
-
-def replay(rule: str, scores: Tensor, settings: Tensor) -> Replayed:
-    """What a rule with settings float64 [E - 1] does with rows whose scores are float64 [N, E]."""
-    rows, heads = scores.shape
-    exits = Exits(rule, settings.expand(rows, heads - 1))
-    leave = torch.cat((leaves(rule, scores[:, :-1], exits.settings), torch.ones(rows, 1, dtype=torch.bool)), dim=1)
-    places = leave.long().argmax(dim=1)
-    return Replayed(places, exits.asks & (torch.arange(heads) <= places.unsqueeze(1)))
+def replay(rule: str, scores: Tensor, settings: Tensor) -> Tensor:
+    """The heads, int64 [N], where rows whose scores are float64 [N, E] leave by a rule with settings float64 [E - 1]."""
+    leave = torch.cat((leaves(rule, scores[:, :-1], settings), torch.ones(len(scores), 1, dtype=torch.bool)), dim=1)
+    return leave.long().argmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ class Outcome:
     """What leaving at certain heads gives.
 
     Args:
-        cost: mean over all tokens, as a share of all layers and the last head.
+        cost: mean over all tokens, as a share of all layers and heads.
         accuracy: share of the rows that are right.
         standard_error: of the accuracy.
         gap: accuracy minus that of the last head.
@@ -120,18 +110,18 @@ class Outcome:
     shuffled: float
 
 
-def mean_cost(costs: Any, replayed: Replayed, tokens: Tensor) -> float:
-    """Mean cost of a token; `costs`: an `ExitCosts`."""
-    return float((costs.of_rows(replayed.places, tokens, replayed.asked) * tokens).sum() / tokens.sum())
+def mean_cost(costs: Any, places: Tensor, tokens: Tensor) -> float:
+    """Mean cost of a token of rows that left at heads int64 [N]; `costs`: an `ExitCosts`."""
+    return float((costs.of_rows(places, tokens) * tokens).sum() / tokens.sum())
 
 
-def outcome(rows: HeadLogits, replayed: Replayed, costs: Any) -> Outcome:
-    """What rows that left at heads cost and how right they are; `costs`: an `ExitCosts`."""
-    right, places = rows.right.double(), replayed.places
+def outcome(rows: HeadLogits, places: Tensor, costs: Any) -> Outcome:
+    """What rows that left at heads int64 [N] cost and how right they are; `costs`: an `ExitCosts`."""
+    right = rows.right.double()
     own, last = right.gather(1, places.unsqueeze(1)).squeeze(1), right[:, -1]
     used = torch.bincount(places, minlength=right.shape[1]) / len(places)
     error, gap_error = (float(x.std() / len(x) ** 0.5) if len(x) > 1 else 0.0 for x in (own, own - last))
-    cost = mean_cost(costs, replayed, rows.tokens)
+    cost = mean_cost(costs, places, rows.tokens)
     shuffled = float(used.double() @ right.mean(dim=0))
     return Outcome(cost, float(own.mean()), error, float((own - last).mean()), gap_error, used.tolist(), shuffled)
 

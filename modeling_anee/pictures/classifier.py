@@ -68,7 +68,7 @@ def _draw_times(axes: Axes, figures: dict[str, Any]) -> None:
         axes.plot(times, right, label=name, **style)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"milliseconds a text, batches of {plain['batch_size']}")
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=1.0, loc="lower right")
 
 
 def draw_reliability(figures: dict[str, Any], path: str | os.PathLike) -> None:

@@ -54,8 +54,8 @@ class ClassifierRung:
         output = self.model(inputs["input_ids"], inputs["attention_mask"], energy_budget=self.energy_budget, **rule)
         chance, place = output.logits[0].float().softmax(dim=-1).max(dim=-1)
         tokens = inputs["input_ids"].shape[1]
-        costs = self.model.exit_costs  # whose shares are of all layers and the last head
-        price = float(costs.layers[-1] + costs.heads[-1] / tokens)
+        costs = self.model.exit_costs  # whose shares are of all layers and heads
+        price = float(costs.layers[-1] + costs.heads.sum() / tokens)
         work = float(output.execution.cost.double().sum()) * price
         names: Any = self.model.config.id2label
         return Answer(names[int(place)], output.execution, work, tokens, float(chance))

@@ -38,13 +38,18 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     return 2 / (low + high)
 
 
+def temperatures(rows: HeadLogits) -> Tensor:
+    """The temperature of every head, float32 [E]."""
+    return torch.tensor([temperature(rows.logits[:, head], rows.labels) for head in range(rows.logits.shape[1])])
+
+
 @torch.no_grad()
 def calibrate(model: Any, rows: HeadLogits) -> None:
     """Give a classifier the temperatures and the dials of held-out rows; `rows`: what `head_logits` says of them."""
-    raw = rows.logits * model.heads.temperature.cpu().view(1, -1, 1)
-    found = torch.tensor([temperature(raw[:, head], rows.labels) for head in range(raw.shape[1])])
+    raw = replace(rows, logits=rows.logits * model.heads.temperature.cpu().view(1, -1, 1))
+    found = temperatures(raw)
     model.heads.temperature.copy_(found)
-    calibrated = replace(rows, logits=raw / found.view(1, -1, 1))
+    calibrated = replace(raw, logits=raw.logits / found.view(1, -1, 1))
     model.config.classifier = model.config.classifier | {"dials": dials(calibrated, model.exit_costs)}
     model.config.check()
 
@@ -59,8 +64,8 @@ def dial(rule: str, rows: HeadLogits, costs: Any) -> dict[str, list]:
     scores, right = rows.scores(rule), rows.right.double()
 
     def measured(settings: Tensor) -> tuple[float, float]:
-        replayed = replay(rule, scores, without_end(rule, settings))
-        return mean_cost(costs, replayed, rows.tokens), float(right.gather(1, replayed.places.unsqueeze(1)).mean())
+        places = replay(rule, scores, without_end(rule, settings))
+        return mean_cost(costs, places, rows.tokens), float(right.gather(1, places.unsqueeze(1)).mean())
 
     if rule == "patience":
         candidates = list(torch.arange(scores.shape[1]).double().unsqueeze(1).expand(-1, scores.shape[1] - 1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..actions import FULL
+from ..classifier_heads import mixed
 from ..data.bases import Base, load_base_of
 from ..data.files import whole_folder
 from ..data.labelled import Labelled, read_labelled
@@ -18,8 +19,9 @@ from ..data.progress import progress, waiting
 from ..evaluation.early_exits import HeadLogits
 from ..sequence_classification import AneeForSequenceClassification
 from .classifier_calibration import calibrate
+from .classifier_check import checked_as_text, crossed
 from .classifier_features import Features
-from .classifier_fit import fit_head
+from .classifier_fit import fit_head, fit_mixing
 from .fit import compact
 from .lock import only_run_in
 
@@ -37,12 +39,12 @@ class ClassifierRequest:
         rows: take so many of its rows, drawn at random; None for all.
         names: of the classes, in the order of the labels in the file; None: the labels themselves.
         layers: numbers of layers after which a head stands; None: evenly spread.
-        pooling: what heads read of the tokens: their `"mean"`, or the `"last"`.
+        pooling: what heads read of the tokens: their `"mean"`, the `"last"` or the `"first"`.
         hidden_size: inner width of a head; 0: one linear map.
         precision: variant that the layers run in.
         max_length: tokens of a text that are read.
-        held: share of the rows that the heads are not fitted on: they choose the weight decay, temperatures and dials.
-        seed: of the split.
+        folds: each is answered by heads fitted on the others, for all that is chosen on rows that heads were not fitted on.
+        seed: of the order of the rows.
     """
 
     base: str
@@ -54,7 +56,7 @@ class ClassifierRequest:
     hidden_size: int = 0
     precision: str = FULL
     max_length: int = 256
-    held: float = 0.2
+    folds: int = 5
     seed: int = 0
 
 
@@ -79,12 +81,11 @@ def fit_classifier(request: ClassifierRequest, folder: Path, say: Callable[[str]
         ids = encoded(tokenizer, [data.texts[row] for row in rows], request.max_length)
         features = Features(folder / "features", about(request, model, ids), ids)
         features.compute(model)
-        targets = torch.tensor(labels)[rows]
-        first = len(rows) - max(round(len(rows) * request.held), MIN_ROWS // 2)
-        held = fit_heads(model, features, targets, first, request.seed)
+        said = fit_heads(model, features, torch.tensor(labels)[rows], request)
         with waiting("calibrating"):
-            calibrate(model, held)
-        say(f"fitted on {first} rows; of {len(rows) - first} held-out ones the last head has {last_right(held):.1%} right")
+            calibrate(model, said)
+            checked = crossed(model.config.exit_rule, said, model.exit_costs)
+        say(checked_as_text(checked, len(rows), request.folds))
         return export(model, tokenizer, folder / "artifact")
 
 
@@ -158,24 +159,20 @@ def about(request: ClassifierRequest, model: Any, rows: Sequence[Sequence[int]])
     }
 
 
-def fit_heads(model: Any, features: Features, labels: Tensor, first: int, seed: int) -> HeadLogits:
-    """Fit every head on the first rows; returns what all say of the others."""
-    heads, generator = len(model.heads.exits), torch.Generator().manual_seed(seed)
-    logits = torch.zeros(len(labels) - first, heads, model.config.num_labels)
+def fit_heads(model: Any, features: Features, labels: Tensor, request: ClassifierRequest) -> HeadLogits:
+    """Fit every head and the mixing; returns what heads that were fitted on other folds say of all rows."""
+    heads, generator = len(model.heads.exits), torch.Generator().manual_seed(request.seed)
+    own = torch.zeros(len(labels), heads, model.config.num_labels)
+    folds = torch.arange(len(labels)) % request.folds  # the rows are in a random order
     with progress("heads", heads) as done:
         for head in range(heads):
-            read = features.of_head(head)
-            held = read[first:], labels[first:]
-            fit_head(model.heads.exits[head], read[:first], labels[:first], held, generator)
-            with torch.no_grad():
-                logits[:, head] = model.heads(head, held[0])
+            own[:, head] = fit_head(model.heads.exits[head], features.of_head(head), labels, folds, generator)
             done(1)
-    return HeadLogits(logits, labels[first:], torch.tensor([len(row) for row in features.rows[first:]]))
-
-
-def last_right(rows: HeadLogits) -> float:
-    """Accuracy of the last head."""
-    return float(rows.right[:, -1].double().mean())
+    model.heads.mixing.copy_(fit_mixing(own, labels))
+    before: Tensor | None = None
+    for head in range(heads):
+        own[:, head] = before = mixed(model.heads.mixing[head], own[:, head].clone(), before)
+    return HeadLogits(own, labels, torch.tensor([len(row) for row in features.rows]))
 
 
 def export(model: Any, tokenizer: Any, artifact: Path) -> Path:
