@@ -84,7 +84,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel, built):
     names = files_of(built / "site")
     package = {name for name in names if ".dist-info/" not in name}
     assert package == {f"modeling_anee/{name}" for name in files_of(built / "source" / "modeling_anee")}
-    assert {"modeling_anee/py.typed", "modeling_anee/training/fit.py", "modeling_anee/cli/main.py"} <= package
+    needed = "py.typed", "training/fit.py", "cli/main.py", "machines/descriptions/h100.json"
+    assert {f"modeling_anee/{name}" for name in needed} <= package
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 

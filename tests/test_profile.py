@@ -12,10 +12,11 @@ from modeling_anee import timing
 from modeling_anee.base_linear import JointLinear
 from modeling_anee.machines import measuring
 from modeling_anee.machines.choice import candidates, choose
-from modeling_anee.machines.measuring import LEFT_OUT, VARIANTS, Effort, Plans, cost_of, effort_for, measure
+from modeling_anee.machines.measuring import LEFT_OUT, VARIANTS, Effort, Plans, effort_for, measure
 from modeling_anee.machines.prediction import PARTS, Predicted
 from modeling_anee.machines.prices import fitted_line, prices_of
 from modeling_anee.machines.profile import Profile, interpolated
+from modeling_anee.machines.strict import cost_of
 from modeling_anee.machines.workload import Counter
 
 from .profiles import BYTES, LAUNCH, map_ms, profile_of
@@ -85,7 +86,7 @@ def test_linear_maps_are_told_from_what_is_around_them():
 
 
 def test_plans_that_are_measured_are_what_they_say():
-    plans = Plans.over(tiny_base())
+    plans = Plans.over(wrap(tiny_base()))
     table = plans.model.controller.table
     for name, budget in plans.budgets.items():
         place = int(table.within(torch.tensor([budget], dtype=torch.float64)))

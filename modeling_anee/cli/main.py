@@ -20,6 +20,7 @@ from .measuring import analyze, bench, compare, perplexity, samples
 from .picturing import curve, depth
 from .pool import pool
 from .profiling import plan, profile
+from .simulating import simulate
 
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ def anee(
 
 
 VERBS = analyze, bench, card, compare, curve, deadline, demo, depth, drafts, evaluate_classifier, export, fit
-for verb in (*VERBS, fit_classifier, generate, perplexity, plan, profile, samples):
+for verb in (*VERBS, fit_classifier, generate, perplexity, plan, profile, samples, simulate):
     app.command()(guarded(verb))
 app.add_typer(pool, name="pool")
 

@@ -22,6 +22,7 @@ from ..base_model import BaseStack
 from ..modeling_anee import AneeForCausalLM
 from ..timing import decode_seconds, interleave, seconds_of
 from .profile import FORMAT, DecodeTimes, MapTimes, Profile, PromptTimes
+from .strict import cost_of, strict_plans
 from .workload import Counter, Kernel, attention_kernels, feed_forward_kernels
 
 
@@ -68,7 +69,12 @@ class Effort:
 
 def effort_for(model: AneeForCausalLM, effort: Effort = Effort()) -> Effort:
     """How much can be measured of a model."""
-    return effort.within(getattr(model.config.text_config, "max_position_embeddings", None) or sys.maxsize)
+    return effort.within(positions_of(model))
+
+
+def positions_of(model: AneeForCausalLM) -> int:
+    """How many tokens a base can tell the places of."""
+    return getattr(model.config.text_config, "max_position_embeddings", None) or sys.maxsize
 
 
 def measure(model: AneeForCausalLM, advance: Callable[[int], Any], effort: Effort) -> Profile:
@@ -79,7 +85,7 @@ def measure(model: AneeForCausalLM, advance: Callable[[int], Any], effort: Effor
         advance: is told of every step.
         effort: how much is measured, within the positions that the base knows.
     """
-    plans = Plans.over(model.base)
+    plans = Plans.over(model)
     begin = time.monotonic()
     with torch.random.fork_rng([] if model.device.type != "cuda" else [model.device]), torch.inference_mode():
         bandwidth, launch, gathering = _bandwidth(model.device), _launch(model.device), _gathering(model)
@@ -131,22 +137,14 @@ class Plans:
     budgets: dict[str, float]
 
     @classmethod
-    def over(cls, base: Any) -> "Plans":
-        """Those of a base, whose weights are made in 8 and in 4 bits beside it."""
-        layers = base.config.num_hidden_layers
+    def over(cls, model: AneeForCausalLM) -> "Plans":
+        """Those of a model's base, whose weights are made in 8 and in 4 bits beside it."""
+        layers = model.config.num_layers
         texts = {"int8": f"{layers}*INT8 / int8", "int4": f"{layers}*INT4 / int8", LEFT_OUT: f"{layers}*SKIP_INT8 / int8"}
-        fields: dict[str, Any] = {"precisions": list(VARIANTS[1:]), "budget_mode": "strict", "keep_first_tokens": 0}
-        model = AneeForCausalLM.from_base(base, controller="plan", plans=list(texts.values()), **fields)
+        made = strict_plans(model, list(texts.values()))
         for variant in VARIANTS[1:]:
-            model.stack.head_of(variant)
-        return cls(model, {"full": 1.0} | {name: cost_of(model, text) for name, text in texts.items()})
-
-
-def cost_of(model: AneeForCausalLM, plan: str) -> float:
-    """What a token costs in a plan, as a share of the whole model."""
-    table, layers = model.config.table, model.config.num_layers
-    actions = torch.tensor(table.plan(plan, layers), dtype=torch.uint8)
-    return float(model.costs.of_plans(actions, torch.tensor(table.head_of(plan))))
+            made.stack.head_of(variant)
+        return cls(made, {"full": 1.0} | {name: cost_of(made, text) for name, text in texts.items()})
 
 
 def time_maps(stack: BaseStack, variant: str, effort: Effort, advance: Callable[[int], Any]) -> list[MapTimes]:
