@@ -104,7 +104,7 @@ def measure(model: AneeForCausalLM, advance: Callable[[int], Any], effort: Effor
         kv_bytes=float(plans.model.stack.blocks[0].kv_bytes),
         made=datetime.now(UTC).date().isoformat(),
         seconds=round(time.monotonic() - begin, 1),
-        bandwidth=bandwidth,
+        bandwidth=max([bandwidth, *(one.weight_bytes / one.ms[0] for one in maps)]),
         launch_ms=launch,
         gathering_ms=gathering,
         maps=maps,

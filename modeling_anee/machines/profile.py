@@ -105,7 +105,7 @@ class Profile:
         kv_bytes: of keys and values of a token in one layer.
         made: the day.
         seconds: that measuring took.
-        bandwidth: bytes of memory read in a millisecond.
+        bandwidth: bytes of memory read in a millisecond, the most that a plain sum or a linear map of one row reached.
         launch_ms: of a linear map of next to nothing.
         gathering_ms: of gathering some of 64 tokens and putting them back, which a layer does at most three times.
         maps: linear maps.
