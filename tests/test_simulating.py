@@ -233,3 +233,20 @@ def test_what_is_no_description_is_refused(change, message, tmp_path):
 def test_an_unknown_machine_is_told_with_those_that_are_known():
     with pytest.raises(ValueError, match="hardware 'h1000' is not allowed: it must be a JSON file or one of a100, h100"):
         Description.find("h1000")
+
+
+def test_what_is_narrow_is_a_part_of_what_was_measured():
+    model = wrap(tiny_base(), precisions=["int8", "int4"], narrow=["int4_half"])
+    profile, counter = profile_of(model), Counter.of(model)
+    names = [name for name in model.config.table.names if "HALF" in name]
+    (narrow, whole) = (counter.workload(f"{plan}, 3*INT4 / int8").layers[0] for plan in (names[0], "INT4"))
+    machine = Machine.profiled(profile, Description.find("raspberry-pi-5"))
+    for level in LEVELS:
+        parts = [machine.levels[level].decode(counter.workload(f"4*{plan} / int8"), 1, 1) for plan in (names[0], "INT4")]
+        assert parts[0].total < parts[1].total
+    less = [a.weight_bytes < b.weight_bytes for a, b in zip(narrow.kernels, whole.kernels, strict=True)]
+    assert any(less) and all(
+        profile.ms_of(one, 1) < profile.ms_of(two, 1)
+        for one, two, is_less in zip(narrow.kernels, whole.kernels, less, strict=True)
+        if is_less
+    )

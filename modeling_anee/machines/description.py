@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..actions import FULL
+from ..narrow import whole_of
 from .schema import read_json
 
 
@@ -95,6 +96,7 @@ class Description:
 
     def precision_of(self, variant: str, dtype: str) -> str:
         """What linear maps of a variant compute in: the narrowest arithmetic that is there and not narrower than they are."""
+        variant = whole_of(variant)
         own = dtype if variant == FULL else variant
         wanted = PRECISIONS[PRECISIONS.index(own) if own in PRECISIONS else len(PRECISIONS) - 1 :]
         return next(precision for precision in wanted if precision in self.peak_gops)

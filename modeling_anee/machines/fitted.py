@@ -4,6 +4,7 @@ The roofline of the machine is what was measured of it: its bandwidth, and for e
 map reached. Shapes that were not measured are predicted, too.
 """
 
+from ..narrow import whole_of
 from .analytic import Analytic
 from .description import FLOAT32, PRECISIONS, Description, Sourced
 from .prediction import Predicted
@@ -51,7 +52,8 @@ def fitted(profile: Profile, machine: Description) -> Predicted:
     shares = {(variant, head): _shares(profile, roof, variant, head) for variant in profile.variants for head in (False, True)}
 
     def map_ms(kernel: Kernel, rows: float) -> float:
-        variant = kernel.variant if (kernel.variant, False) in shares else profile.variants[0]
+        variant = whole_of(kernel.variant)
+        variant = variant if (variant, False) in shares else profile.variants[0]
         launch, table = shares[variant, kernel.name == HEAD]
         reached = interpolated(list(table), list(table.values()), rows)
         return launch + roof_ms(roof, kernel, rows) / max(reached, 1e-6)

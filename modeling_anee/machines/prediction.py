@@ -40,12 +40,7 @@ class Predicted:
     @classmethod
     def measured(cls, profile: Profile) -> "Predicted":
         """Linear maps as they were measured."""
-
-        def map_ms(kernel: Kernel, rows: float) -> float:
-            known = profile.map_of(kernel)
-            return profile.launch_ms + kernel.weight_bytes / profile.bandwidth if known is None else known.at(rows)
-
-        return cls(profile, map_ms)
+        return cls(profile, profile.ms_of)
 
     def decode(self, load: Workload, batch: int, context: int) -> Times:
         """One token of every row.

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.files import write_file
+from ..narrow import whole_of
 from .schema import read_json
 from .workload import Kernel
 
@@ -168,6 +169,17 @@ class Profile:
         """What was measured of a kernel's shape in its variant; None: nothing."""
         return self._maps.get((kernel.name == HEAD, kernel.variant, kernel.outputs, kernel.inputs))
 
+    def ms_of(self, kernel: Kernel, rows: float) -> float:
+        """Of a linear map as its shape was measured; of another, by its share of the bytes of the one that it is a part of."""
+        known = self.map_of(kernel)
+        if known is not None:
+            return known.at(rows)
+        whole = next((one for one in self.maps if (one.name, one.variant) == (kernel.name, whole_of(kernel.variant))), None)
+        if whole is None:
+            return self.launch_ms + kernel.weight_bytes / self.bandwidth
+        share = kernel.weight_bytes / whole.weight_bytes
+        return self.launch_ms + share * max(whole.at(rows) - self.launch_ms, 0.0)
+
     def token_ms(self, batch: float) -> float:
         """Of a step that decodes, whatever runs."""
         return interpolated([one.batch for one in self.decode], [one.token_ms for one in self.decode], batch)
@@ -197,6 +209,7 @@ class Profile:
 
 
 def _of(times: dict[str, float], variant: str) -> float:
+    variant = whole_of(variant)
     return times[variant] if variant in times else sum(times.values()) / max(len(times), 1)
 
 

@@ -9,11 +9,11 @@ from ..modeling_anee import AneeForCausalLM
 
 
 PRECISIONS = ("int8", "int4")
-CARRIED = ("bridge_rank", "bridge_layers", "ffn_bridge_rank", "ffn_bridge_layers", "corrections")
+CARRIED = ("bridge_rank", "bridge_layers", "ffn_bridge_rank", "ffn_bridge_layers", "corrections", "narrow", "orders")
 
 
 def strict_plans(model: AneeForCausalLM, plans: Sequence[str]) -> AneeForCausalLM:
-    """A `plan` wrapper of the same base with a model's bridges and corrections, at whose budgets all tokens take one plan.
+    """A `plan` wrapper of a base with all that stands in or corrects in a model, at whose budgets all tokens take one plan.
 
     The variants that the plans need are made once more beside those of the model.
     """
@@ -27,6 +27,7 @@ def strict_plans(model: AneeForCausalLM, plans: Sequence[str]) -> AneeForCausalL
     kept = {name: value for name, value in model.bridges.state_dict().items() if not name.startswith("exit.")}
     wrapper.bridges.load_state_dict(kept)
     wrapper.corrections.load_state_dict(model.corrections.state_dict())
+    wrapper.orders.load_state_dict(model.orders.state_dict())
     wrapper.prepare()
     return wrapper
 
