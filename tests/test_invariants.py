@@ -20,6 +20,7 @@ from .tiny import BRIDGES, CONFIGS, CONTROLLERS, LAYERS, calibration_of_gates, t
 
 BUDGETS = (0.0, 0.4, 0.6, 0.85, 1.0)
 PLANS = ["PSFE", "PEEE", "PFSP", "FSPF", "PSPE", "PFPS", "SPFP"]
+NARROW = {"narrow": ["full_half"], "plans": [*PLANS, "PABP", "CAFP"]}  # A, B, C: layers, and parts of one, by half
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 ALL_FAMILIES = sorted(CONFIGS)
 FAMILIES = ("gemma3_text", "gpt2", "gpt_neox", "llama")  # four anatomies; `test_base_families` has them all
@@ -34,9 +35,9 @@ def model_of(family: str, controller: str, mode: str = "average") -> AneeForCaus
         "confidence": {"confidence_threshold": 0.93, "exit_layers": [1, 2]},
         "gated": {"exit_layers": [2, 3]},
         "learned": {"decision_interval": 2},
-        "plan": {"plans": PLANS},
+        "plan": NARROW,
         "refine": {"plans": PLANS, "refine_from": 1},
-        "routed": {"plans": PLANS},
+        "routed": NARROW,
     }
     return wrap(tiny_base(family), controller, budget_mode=mode, **fields[controller], **BRIDGES)
 
@@ -210,7 +211,7 @@ def test_6_translators_are_charged_once_where_they_run(family):
 @pytest.mark.parametrize("steps, bridges", [(1, {}), (12, BRIDGES)])
 def test_6_skipped_work_is_not_run(family, steps, bridges):
     """The FLOPs of linear maps that run are those that the trace claims: nothing is computed and thrown away."""
-    model = wrap(tiny_base(family), "plan", cost_unit="flops", plans=PLANS, **bridges)
+    model = wrap(tiny_base(family), "plan", cost_unit="flops", **NARROW, **bridges)
     ids = token_ids(1)
     for budget in (0.35, 0.45, 0.6, 1.0):
         linear = 0

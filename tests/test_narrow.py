@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from modeling_anee import AneeForCausalLM
+from modeling_anee.action_looks import brightness
 from modeling_anee.actions import DEFAULT_TABLE, ActionTable
 from modeling_anee.base_families import family_of
 from modeling_anee.base_int4 import Int4Linear
@@ -18,6 +19,9 @@ from modeling_anee.base_model import BaseStack
 from modeling_anee.corrections import CorrectedLinear
 from modeling_anee.costs import CostTable
 from modeling_anee.narrow import HEADS, NARROW, NEURONS, Orders, places_of, projected_places
+from modeling_anee.pictures.depth import draw_depth
+from modeling_anee.pictures.heatmap import draw_heatmap
+from modeling_anee.pictures.page import page
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 from modeling_anee.training.stages.corrections import leading
@@ -351,3 +355,17 @@ def test_full_weights_may_go_and_narrow_ones_stay():
     found = dropped(ids, energy_budget=0.0)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.execution.cost, expected.execution.cost)
     assert set(dropped.stack._heads) == {"full", "int8"}
+
+
+def test_traces_and_pictures_know_them(tmp_path):
+    model = narrow_model("llama", "FULL_HALF, FULL_QUARTER_FFN, FULL_HALF_ATTENTION, PROCESS")
+    trace = model.generate(token_ids(1), energy_budget=0.0, max_new_tokens=4, return_dict_in_generate=True).execution
+    taken = [trace.table.names[place] for place in trace.actions.unique().tolist()]
+    assert len(taken) == 4 and all(name in trace.render() for name in taken)
+    tokens = ["x"] * trace.cost.shape[1]
+    draw_heatmap(trace, tmp_path / "map.png", tokens)
+    draw_depth(trace, tmp_path / "depth.png", tokens)
+    assert 'data-name="FULL_HALF"' in page(trace, tokens, 3)
+    table = model.config.table
+    found = [brightness(table[table.place(name)].colour) for name in ("INT8", "INT8_HALF", "INT8_QUARTER")]
+    assert found == sorted(found)
