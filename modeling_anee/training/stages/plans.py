@@ -193,11 +193,13 @@ def plan_cost(model: AneeForCausalLM, plan: list[int]) -> float:
 
 
 def write_map(run: Run, search: Search) -> None:
-    """Keep what was measured beside the other results of the run."""
+    """Keep what was measured beside the other results of the run: what each step loses alone, the cost that it saves, plans."""
     if run.accelerator.is_main_process:
         table, layers = run.model.config.table, run.model.config.num_layers
+        start = [*[PROCESS] * layers, 0]
         alone = [
-            {"layer": place, "action": table.names[what], "kl": kl} if place < layers else {"head": table.heads[what], "kl": kl}
+            ({"layer": place, "action": table.names[what]} if place < layers else {"head": table.heads[what]})
+            | {"kl": kl, "saved": saving(run.model, start, place, what)}
             for place, what, kl in search.first
         ]
         write_file(run.folder / "plans.json", json.dumps({"alone": alone, "plans": search.plans}, indent=1) + "\n")
