@@ -20,9 +20,9 @@ class Processors:
 
     def busy(self) -> float:
         """How many are busy with others, between 0 and all; the first reading tells since it was made."""
-        counted = self._counted()
-        seconds, others = (new - old for new, old in zip(counted, self._last, strict=True))
-        if seconds > self._every:
+        if now() - self._last[0] > self._every:
+            counted = self._counted()
+            seconds, others = (new - old for new, old in zip(counted, self._last, strict=True))
             self._busy, self._last = min(max(others / seconds, 0.0), self.count), counted
         return self._busy
 

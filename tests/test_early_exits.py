@@ -148,7 +148,7 @@ def test_times_have_every_way_to_leave_once_and_the_plain_base(calibrated, tmp_p
     assert {row["rule"] for row in found[2:]} == {"confidence", "fixed"} and len(counted) == 2 * len(found)
     fixed = [row["budget"] for row in found if row["rule"] == "fixed"]
     layers = [model(token_ids(1, 4), exit_rule="fixed", energy_budget=budget).exits.item() for budget in fixed]
-    assert layers == sorted(set(layers), reverse=True) and len(fixed) < len(budgets)
+    assert layers == sorted(set(layers), reverse=True) and len(fixed) < len(budgets) and fixed[-1] == 0.25
     assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in found)
     figures = report(model, said, budgets) | {"seconds": found}
     text = times_as_text(found, figures["rows"], figures["last"])

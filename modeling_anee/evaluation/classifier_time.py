@@ -58,14 +58,16 @@ def measure(
 
 
 def cases(model: Any, budgets: Sequence[float]) -> list[Case]:
-    """What is measured: the plain base, and one of all budgets at which rows leave alike."""
+    """What is measured: the plain base, the last head alone, and the lowest of all budgets at which rows leave alike."""
     dials = model.config.classifier["dials"]
     known: dict[tuple[str | float, ...], Case] = {}
     rules = dict.fromkeys(rule for rule in (model.config.exit_rule, "fixed") if rule == "fixed" or rule in dials)
     for rule, budget in product(rules, sorted({*budgets, 1.0}, reverse=True)):
         settings = settings_for(rule, torch.full((1,), budget, dtype=torch.float64), dials, model.exit_costs.reached)
-        stays = bool((settings == NEVER).all())  # to the last head, whatever the rule
-        known.setdefault(("" if stays else rule, *settings[0].tolist()), (rule, budget))
+        if not (settings == NEVER).all():
+            known[rule, *settings[0].tolist()] = (rule, budget)
+        elif budget == 1.0:  # to the last head, whatever the rule
+            known.setdefault((), (rule, budget))
     return [(PLAIN, 1.0), *known.values()]
 
 
