@@ -7,7 +7,7 @@ the machine.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -178,7 +178,7 @@ class Joules(BudgetSource):
         total: joules.
         read: joules that something has counted so far; default: the counters of the CPU's packages and of the model's GPUs.
         full: joules of a token that is run in full. With it nothing is counted: a token is taken to use this, times its cost,
-            and the prompt nothing.
+            and the prompt nothing. Default, where nothing can be counted: what a model's `cost_unit="joules"` says.
 
     Raises:
         ValueError: not above 0, or both `read` and `full`.
@@ -198,12 +198,19 @@ class Joules(BudgetSource):
                 raise ValueError(f"read and full={self.full} are two ways to tell joules: only one of them is allowed")
 
     def begin(self, model: Any) -> Ask:
-        """Count from now on.
+        """Count from now on; where nothing can be counted, costs that are in joules say what tokens use.
 
         Raises:
-            ValueError: the machine has no counters that can be read.
+            ValueError: the machine has no counters that can be read, and the model's costs are in something else.
         """
-        return self if self.full is not None else Metered(self, self.read or self._counted(model))
+        if self.full is not None:
+            return self
+        try:
+            return Metered(self, self.read or self._counted(model))
+        except ValueError:
+            if model.costs.unit != "joules":
+                raise
+            return replace(self, full=model.costs.total)
 
     def __call__(self, progress: Progress) -> float:
         """The budget at which the tokens that are left use the joules that are left, as modelled by `full`."""
@@ -215,7 +222,8 @@ class Joules(BudgetSource):
         if problems or not counters:
             raise ValueError(
                 f"Joules(total={self.total:g}) is not possible on this machine: {'; '.join(problems) or 'it has no counters'}. "
-                "Give read, a counter of your own, or full, the joules of a token that is run in full"
+                "Give read, a counter of your own, or full, the joules of a token that is run in full; or load the model with "
+                "cost_unit='joules'"
             )
         return Meter(counters)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_anee.evaluation.benchmark import benchmark, cases_of, decode_rows, prefill_rows
+from modeling_anee.evaluation.benchmark import Meters, benchmark, cases_of, decode_rows, prefill_rows
 from modeling_anee.evaluation.benchmark_rows import as_text, weights_read
 from modeling_anee.evaluation.energy import EnergyMeter
 
@@ -52,8 +52,8 @@ def test_cases_fit_the_model_and_the_base_in_one_precision_is_beside_them(tmp_pa
     assert [case.name for case in cases] == budgets + UNIFORM
     half = [] if precisions else ["half the layers"]
     with EnergyMeter([torch.device("cpu")], tmp_path) as meter:
-        tables = [decode_rows(cases, tokenizer, batch, 3, 1, meter) for batch in (1, 2)]
-        tables.append(prefill_rows(cases, 20, 1, meter))
+        tables = [decode_rows(cases, tokenizer, batch, 3, 1, Meters(meter)) for batch in (1, 2)]
+        tables.append(prefill_rows(cases, 20, 1, Meters(meter)))
     for rows, more in zip(tables, (half, half, []), strict=True):
         assert [row.case for row in rows] == ["plain", *budgets, *UNIFORM, *more]
         costs = {row.case: row.mean_cost for row in rows}
@@ -74,7 +74,7 @@ def test_capacities_are_timed_instead_of_budgets_and_told(tmp_path):
     assert [case.name for case in cases] == ["budget 1.0", "capacity 1", "capacity 0.8", "capacity 0.4", *UNIFORM]
     assert cases[1].budget == model.controller.top < 1.0
     with EnergyMeter([torch.device("cpu")], tmp_path) as meter:
-        rows = {row.case: row.capacity for row in decode_rows(cases, tiny_tokenizer(), 1, 6, 1, meter)}
+        rows = {row.case: row.capacity for row in decode_rows(cases, tiny_tokenizer(), 1, 6, 1, Meters(meter))}
     assert rows["plain"] is None and rows["budget 1.0"] == rows["capacity 1"] == 1.0 and rows["capacity 0.4"] < 1.0
     assert [case.name for case in cases_of(wrap(model.base, "gated", **BRIDGES), [0.4])][:2] == ["budget 1.0", "capacity 0.4"]
     with pytest.raises(ValueError, match="capacity=1.0 is not possible with controller='plan'"):

@@ -62,7 +62,18 @@ def test_measure_prints_the_table_and_writes_figures_and_a_picture(made, tmp_pat
 
 def test_generate_says_which_rung_served_and_why(made):
     done = anee(
-        "pool", "generate", made / "pool", "--prompt", "w3 w4 w5", "--max-new-tokens", 3, "--policy", "complexity", "--explain"
+        "pool",
+        "generate",
+        made / "pool",
+        "--prompt",
+        "w3 w4 w5",
+        "--max-new-tokens",
+        3,
+        "--policy",
+        "complexity",
+        "--explain",
+        "--energy-of",
+        "made-up-accelerator",
     )
     assert done.exit_code == 0, done.output
     assert (
@@ -71,7 +82,7 @@ def test_generate_says_which_rung_served_and_why(made):
         and "IF (" in done.stderr
         and "perplexity" in done.stderr
     )
-    assert done.stdout.strip()
+    assert "J per new token" in done.stderr and done.stdout.strip()
 
 
 def test_rules_are_drawn_and_printed(made, tmp_path):

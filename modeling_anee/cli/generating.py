@@ -20,8 +20,17 @@ from ..speed_search import Point, TargetNotReached
 from ..target_speedup import check_target
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
 from .generation import Generated, encode, read_prompt, run
-from .model import load, named_model
-from .options import ControllerOption, DtypeOption, GgufOption, ModelArgument, ModelOption, PrecisionsOption, TrustOption
+from .model import energy_model, load, named_model
+from .options import (
+    ControllerOption,
+    DtypeOption,
+    EnergyOption,
+    GgufOption,
+    ModelArgument,
+    ModelOption,
+    PrecisionsOption,
+    TrustOption,
+)
 
 
 def generate(
@@ -56,6 +65,7 @@ def generate(
     sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for --sample.")] = 0,
     dtype: DtypeOption = "auto",
+    energy_of: EnergyOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed, cost and floor; draw the execution as text.")] = False,
     heatmap: Annotated[Path | None, typer.Option(help="Write the execution heatmap to this PNG.")] = None,
     depth: Annotated[Path | None, typer.Option(help="Write the depth of every token along the text to this PNG.")] = None,
@@ -87,6 +97,7 @@ def generate(
     others = {"--energy-budget": energy_budget, "--capacity": capacity, "--target-speedup": target_speedup}
     source = followed({option_of(name): value for name, value in times.items()}, lowest_budget, others)
     text = read_prompt(prompt)
+    energy = energy_model(energy_of)
     named = named_model(name, model)
     loaded, tokenizer = load(
         named,
@@ -103,7 +114,7 @@ def generate(
     set_seed(seed)
     options = {"do_sample": sample, "capacity": capacity, "lossless": lossless or None}
     asked = budgets if source is None else budgets | {"energy_budget": source}
-    done = run(loaded, tokenizer, inputs, max_new_tokens, **options, **asked)
+    done = run(loaded, tokenizer, inputs, max_new_tokens, energy, **options, **asked)
     try:  # files first: the standard output may be closed
         facts = describe(loaded, budgets | {"capacity": capacity}) | {"speed": f"{done.speed:.1f} tokens/s"}
         if source is not None:

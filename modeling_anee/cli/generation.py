@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..data.text import STDIN, read_text
 from ..energy_counters import devices_of
 from ..evaluation.energy import EnergyMeter
 from ..evaluation.tokens import token_texts
+from ..machines.energy import EnergyModel
 from ..modeling_anee import AneeForCausalLM
 from ..trace import ExecutionTrace
 
@@ -75,9 +77,14 @@ class Generated:
 
 
 def run(
-    model: AneeForCausalLM, tokenizer: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int, **kwargs: Any
+    model: AneeForCausalLM,
+    tokenizer: Any,
+    inputs: dict[str, torch.Tensor],
+    max_new_tokens: int,
+    energy: EnergyModel | None = None,
+    **kwargs: Any,
 ) -> Generated:
-    """Generate, and show how far it is."""
+    """Generate, and show how far it is; `energy` models joules where the machine can't tell."""
     kwargs = {"do_sample": False} | {name: value for name, value in kwargs.items() if value is not None}
     meter = EnergyMeter(devices_of(model.base))
     with progress("generating", max_new_tokens) as advance, meter:
@@ -89,7 +96,11 @@ def run(
     ids, prompt_length = output.sequences[0], inputs["input_ids"].shape[1]
     text, new = tokenizer.decode(ids[prompt_length:], skip_special_tokens=True), len(ids) - prompt_length
     tokens = token_texts(tokenizer, ids.tolist())
-    return Generated(text, tokens, prompt_length, output.execution, seconds, meter.describe(new))
+    told = meter.describe(new)
+    if energy is not None:
+        modelled = partial(energy.of_trace, model, output.execution, prompt_length, seconds)
+        told = meter.describe(new, modelled, energy.machine.name)
+    return Generated(text, tokens, prompt_length, output.execution, seconds, told)
 
 
 class TokenCounter(BaseStreamer):

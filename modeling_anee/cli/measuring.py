@@ -9,11 +9,12 @@ import typer
 from ..capacity import LOWEST, check_capacity
 from ..data.progress import progress, waiting
 from .console import Output, check_file, check_picture, deliver, extra_libraries
-from .model import load, named_model
+from .model import energy_model, load, named_model
 from .options import (
     ControllerOption,
     DeviceOption,
     DtypeOption,
+    EnergyOption,
     FiguresOption,
     GgufOption,
     LengthOption,
@@ -46,6 +47,7 @@ def bench(
         Path | None, typer.Option(help="Of --lossless: a file of Spec-Bench or MT-bench. Default: eight questions of our own.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Of --lossless: so many questions, over the categories.")] = None,
+    energy_of: EnergyOption = None,
     controller: ControllerOption = None,
     precisions: PrecisionsOption = None,
     dtype: DtypeOption = "float32",
@@ -67,7 +69,7 @@ def bench(
         raise ValueError(f"{'--questions' if questions is not None else '--limit'} is for --lossless")
     asked = over_categories(OWN if questions is None else read_questions(questions), limit)
     listed = [] if capacities is None else parse_capacities(capacities)
-    named = named_model(name, model)
+    energy, named = energy_model(energy_of), named_model(name, model)
     loaded, tokenizer = load(named, controller, dtype, device, gguf_file, trust_remote_code, precisions)
     if lossless:
         with progress("answering questions", len(asked)) as advance:
@@ -75,7 +77,7 @@ def bench(
         deliver(benchmark_as_text(report), Output("figures", output, partial(write_report, report)))
         return
     with waiting("measuring"):
-        report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill, listed)
+        report = benchmark(loaded, tokenizer, new_tokens, repeats, batch, prefill, listed, energy)
     deliver(as_text(report), Output("figures", output, partial(write_report, report)))
 
 

@@ -11,6 +11,7 @@ from ..base_variants import precisions
 from ..configuration_anee import AneeConfig
 from ..data.progress import waiting
 from ..data.smollm2 import BASE_FIELDS, shipped_artifact, smollm2_folder
+from ..machines.energy import EnergyModel
 from ..modeling_anee import AneeForCausalLM
 from ..weight_files import readable_weights
 
@@ -138,3 +139,12 @@ def default_model(untrained: bool) -> tuple[str, dict[str, Any]]:
             file=sys.stderr,
         )
     return base, dict(BASE_FIELDS)
+
+
+def energy_model(name: str | None) -> EnergyModel | None:
+    """What models joules as those of a machine; None for none.
+
+    Raises:
+        ValueError: an unknown machine; the message has those that are known.
+    """
+    return None if name is None else EnergyModel.named(name)

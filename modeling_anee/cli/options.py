@@ -32,3 +32,10 @@ TextOption = Annotated[Path, typer.Option(help="Text to score: a UTF-8 file, pla
 LengthOption = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Score so many windows, evenly spread. Default: all.")]
 FiguresOption = Annotated[Path | None, typer.Option("--output", help="Write the figures to this JSON file.")]
+EnergyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--energy-of",
+        help="Where no counter tells joules, model them as those of this machine: a name or a file, as of `anee simulate`.",
+    ),
+]

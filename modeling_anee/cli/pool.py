@@ -1,20 +1,25 @@
 """Verbs over several models: `anee pool make`, `measure`, `generate` and `rules`."""
 
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from transformers.utils import logging
 
 from ..checks import check_budget
 from ..data.progress import progress, waiting
+from ..evaluation.energy import EnergyMeter
+from ..machines.energy import EnergyModel
+from ..timing import now
 from .console import Output, check_file, check_picture, deliver, extra_libraries, say
 from .generation import read_prompt
 from .guard import guarded
-from .model import check_device, check_dtype
-from .options import DeviceOption, DtypeOption, FiguresOption
+from .model import check_device, check_dtype, energy_model
+from .options import DeviceOption, DtypeOption, EnergyOption, FiguresOption
 from .texts import check_text_option
 
 
@@ -131,6 +136,7 @@ def generate(
         bool, typer.Option(help="Put the prompt into the chat template of the rung; without one it does not serve.")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print all that the policy saw.")] = False,
+    energy_of: EnergyOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Let a policy choose a rung for each prompt, and say on stderr which one served, and why."""
@@ -139,15 +145,18 @@ def generate(
     if energy_budget is not None:
         check_budget(energy_budget, "--energy-budget")
     check_device(device)
-    texts = [read_prompt(one) for one in prompt]
+    energy, texts = energy_model(energy_of), [read_prompt(one) for one in prompt]
     logging.disable_progress_bar()
     loaded = AneePool.from_pretrained(place, device)
     requests: list[Any] = [[{"role": "user", "content": text}] for text in texts] if chat else list(texts)
     for request in requests:
-        with waiting("generating"):
+        with waiting("generating"), EnergyMeter([torch.device(device)]) as meter:
+            begin = now()
             output = loaded.generate([request], energy_budget, policy, price, max_new_tokens=max_new_tokens, do_sample=False)
+            seconds = now() - begin
         say(output.texts[0])
         tell(output.decisions[0], explain)
+        tell_joules(loaded, output, meter, energy, seconds)
 
 
 def rules(
@@ -208,6 +217,15 @@ def tell(decision: Any, explain: bool) -> None:
             if isinstance(value, dict):
                 for key, number in lines:
                     console.print(f"  {number:.3f}  {key}")
+
+
+def tell_joules(loaded: Any, output: Any, meter: EnergyMeter, energy: EnergyModel | None, seconds: float) -> None:
+    """Say on stderr how many joules a request took, where that is known; modelled ones are of the rung that served."""
+    trace, prompt, model = output.executions[0], output.prompts[0], loaded.rung(output.decisions[0].rung).model
+    modelled = None if energy is None else partial(energy.of_trace, model, trace, prompt, seconds)
+    if modelled is not None or not meter.reason:
+        told = meter.describe(trace.actions.shape[1] - prompt + 1, modelled, "" if energy is None else energy.machine.name)
+        print(told, file=sys.stderr)
 
 
 for verb in (make, measure, generate, rules):

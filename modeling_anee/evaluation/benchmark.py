@@ -19,6 +19,7 @@ from ..base_loading import find_base
 from ..budget import TOLERANCE
 from ..capacity import budgets_of
 from ..energy_counters import devices_of
+from ..machines.energy import EnergyModel
 from ..modeling_anee import AneeForCausalLM
 from ..timing import greedy, interleave, ratios, seconds_of
 from ..trace import ExecutionTrace
@@ -87,7 +88,14 @@ def _metered(case: Callable[[], Any], meter: EnergyMeter) -> Run:
     return Run(seconds, None if before is None or after is None else after - before)
 
 
-def decode_rows(cases: list[Case], tokenizer: Any, batch: int, new_tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
+class Meters(NamedTuple):
+    """What tells joules: counters, and what models them where there are none."""
+
+    counted: EnergyMeter
+    modelled: EnergyModel | None = None
+
+
+def decode_rows(cases: list[Case], tokenizer: Any, batch: int, new_tokens: int, repeats: int, meters: Meters) -> list[Row]:
     """Greedy decoding: plain `generate` beside ours; the first case is the model in full."""
     model = cases[0].model
     inputs = _chat(tokenizer, PROMPTS[:batch]).to(model.device)
@@ -99,12 +107,13 @@ def decode_rows(cases: list[Case], tokenizer: Any, batch: int, new_tokens: int, 
 
     if not model.config.table.variants - {FULL}:
         cases = [*cases, Case("half the layers", model, _budget_of_half_the_layers(model))]
-    runs, done = _timed(cases, lambda: model.base.generate(**inputs, **length), ours, repeats, meter)
-    return rows_of(runs, done, batch * new_tokens, with_ceiling=batch == 1)
+    prompt = inputs["input_ids"].shape[1]
+    runs, done = _timed(cases, lambda: model.base.generate(**inputs, **length), ours, repeats, meters.counted, prompt)
+    return rows_of(runs, done, batch * new_tokens, with_ceiling=batch == 1, energy=meters.modelled)
 
 
 @torch.no_grad()
-def prefill_rows(cases: list[Case], tokens: int, repeats: int, meter: EnergyMeter) -> list[Row]:
+def prefill_rows(cases: list[Case], tokens: int, repeats: int, meters: Meters) -> list[Row]:
     """One forward over a prompt, cache and last logits included: the base's beside ours; the first case is the model."""
     model = cases[0].model
     limit = min(tokens, getattr(model.config.text_config, "max_position_embeddings", tokens))
@@ -114,19 +123,25 @@ def prefill_rows(cases: list[Case], tokens: int, repeats: int, meter: EnergyMete
     def ours(case: Case) -> ExecutionTrace:
         return case.model(ids, energy_budget=case.budget, use_cache=True, logits_to_keep=1).execution
 
-    runs, done = _timed(cases, lambda: model.base(ids, use_cache=True, logits_to_keep=1), ours, repeats, meter)
-    return rows_of(runs, done, limit, with_ceiling=False)
+    plain = partial(model.base, ids, use_cache=True, logits_to_keep=1)
+    runs, done = _timed(cases, plain, ours, repeats, meters.counted, limit)
+    return rows_of(runs, done, limit, with_ceiling=False, energy=meters.modelled)
 
 
 def _timed(
-    cases: list[Case], plain: Callable[[], Any], ours: Callable[[Case], ExecutionTrace], repeats: int, meter: EnergyMeter
+    cases: list[Case],
+    plain: Callable[[], Any],
+    ours: Callable[[Case], ExecutionTrace],
+    repeats: int,
+    meter: EnergyMeter,
+    prompt: int,
 ) -> tuple[dict[str, list[Run]], dict[str, Done]]:
     """Runs of plain transformers and of every case, and what the cases did."""
     done: dict[str, Done] = {}
 
     def call(case: Case) -> None:
         trace = ours(case)
-        done[case.name] = Done(case.model, trace, trace.mean_cost if case.cost is None else case.cost)
+        done[case.name] = Done(case.model, trace, trace.mean_cost if case.cost is None else case.cost, prompt)
 
     calls: dict[str, Callable[[], Any]] = {"plain": plain} | {case.name: partial(call, case) for case in cases}
     return metered_runs(calls, repeats, meter), done
@@ -186,15 +201,17 @@ def benchmark(
     batch: int,
     prefill: int,
     capacities: Sequence[float] = (),
+    energy: EnergyModel | None = None,
 ) -> dict[str, Any]:
-    """All tables, ready for JSON."""
+    """All tables, ready for JSON; `energy` models joules where the machine can't tell."""
     cases = cases_of(model, capacities)
     with EnergyMeter(devices_of(model.base)) as meter:
+        meters = Meters(meter, energy)
         tables = {
-            f"decode, batch 1, {new_tokens} new tokens": decode_rows(cases, tokenizer, 1, new_tokens, repeats, meter),
-            f"decode, batch {batch}, {new_tokens} new tokens": decode_rows(cases, tokenizer, batch, new_tokens, repeats, meter),
-            f"prefill, {prefill} tokens": prefill_rows(cases, prefill, repeats, meter),
+            f"decode, batch {rows}, {new_tokens} new tokens": decode_rows(cases, tokenizer, rows, new_tokens, repeats, meters)
+            for rows in (1, batch)
         }
+        tables[f"prefill, {prefill} tokens"] = prefill_rows(cases, prefill, repeats, meters)
         overhead = controller_overheads(model, tokenizer, new_tokens, meter)
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -203,7 +220,7 @@ def benchmark(
         "rounds": repeats,
         "controller": model.config.controller,
         "tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()},
-        "energy": {"counted": meter.counted, "reason": meter.reason},
+        "energy": {"counted": meter.counted, "reason": meter.reason, "modelled": "" if energy is None else energy.machine.name},
         "controller_overhead": overhead,
         "head_share": model.costs.head,
         "memory": memories(model, rounded=any(case.name == INT8 for case in cases)),

@@ -1,12 +1,14 @@
 """What a benchmark found: one row a case, and all of it as text."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from ..actions import NONE
+from ..machines.energy import EnergyModel
 from ..modeling_anee import AneeForCausalLM
 from ..timing import ratios
 from ..trace import ExecutionTrace
@@ -28,7 +30,7 @@ class Row:
         mean_cost: share of the whole model, as the trace has it.
         weights_read: share of the whole model's weight bytes that decoding still reads (what was run, and the head).
         of_ceiling: speed-up over our own dense run / the speed-up that reading so many fewer bytes could give.
-        joules_per_token: mean over the rounds, the prompt's joules included; None where the machine can't tell.
+        joules_per_token: the prompt's joules included; the mean of the rounds, or modelled; None where neither can be.
         capacity: share of the feed-forwards that ran, of a `gated` controller.
     """
 
@@ -52,14 +54,17 @@ class Run(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What one of our own cases did: the model that ran, its trace, and the mean cost of a token."""
+    """What one of our own cases did: the model that ran, its trace, the mean cost of a token, and the prompt's tokens."""
 
     model: AneeForCausalLM
     trace: ExecutionTrace
     cost: float
+    prompt: int
 
 
-def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with_ceiling: bool) -> list[Row]:
+def rows_of(
+    runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with_ceiling: bool, energy: EnergyModel | None = None
+) -> list[Row]:
     """A row for each case.
 
     Args:
@@ -67,13 +72,13 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
         done: what our own cases did.
         tokens: how many of them a run has, in all rows of its batch.
         with_ceiling: whether the bytes that were read say how fast it could be.
+        energy: models the joules that were not measured; None: they are not known.
     """
     rows = []
     seconds = {name: [run.seconds for run in own] for name, own in runs.items()}
     dense = statistics.median(seconds["budget 1.0"])
     for name, own in runs.items():
         faster, median = ratios(seconds["plain"], seconds[name]), statistics.median(seconds[name])
-        joules = [run.joules for run in own if run.joules is not None]
         trace = done[name].trace if name in done else None
         read = weights_read(done[name].model, done[name].trace) if with_ceiling and name in done else None
         rows.append(
@@ -86,11 +91,21 @@ def rows_of(runs: dict[str, list[Run]], done: dict[str, Done], tokens: int, with
                 mean_cost=done[name].cost if name in done else 1.0,
                 weights_read=read,
                 of_ceiling=None if read is None else dense / median * read,
-                joules_per_token=statistics.mean(joules) / tokens if len(joules) == len(own) else None,
+                joules_per_token=joules_per_token(own, done.get(name, done["budget 1.0"]), tokens, energy),
                 capacity=None if trace is None or trace.fed is None else trace.capacity,
             )
         )
     return rows
+
+
+def joules_per_token(runs: Sequence[Run], done: Done, tokens: int, energy: EnergyModel | None) -> float | None:
+    """Of some runs of a case, measured or else modelled; plain transformers run what the whole model does."""
+    measured = [run.joules for run in runs if run.joules is not None]
+    if len(measured) == len(runs):
+        return statistics.mean(measured) / tokens
+    if energy is None:
+        return None
+    return energy.of_trace(done.model, done.trace, done.prompt, statistics.median(run.seconds for run in runs)) / tokens
 
 
 def weights_read(model: AneeForCausalLM, trace: ExecutionTrace) -> float:
@@ -131,11 +146,19 @@ def as_text(report: dict[str, Any]) -> str:
     overheads = ", ".join(f"{kind} {share:+.1%}" for kind, share in report["controller_overhead"].items())
     question = f"{report['head_share']:+.0%} for each question of confidence (the head, by its share of the work)"
     lines += ["", f"what deciding adds to a decoding step: {overheads}; {question}"]
-    energy = report["energy"]
-    lines.append(f"energy not known: {energy['reason']}" if energy["reason"] else f"energy: of {energy['counted']}")
+    lines.append(energy_line(report["energy"]))
     if report["memory"]:
         lines += ["", f"{'memory of a process, MiB':{WIDTH + 15}s}{'at most':>10s}{'at the end':>12s}{'of it model':>13s}"]
     for name, sizes in report["memory"].items():
         peak, end, model = (sizes[kind] / 2**20 for kind in ("peak", "end", "model"))
         lines.append(f"{name:{WIDTH + 15}s}{peak:10.0f}{end:12.0f}{model:13.0f}")
     return "\n".join(lines)
+
+
+def energy_line(energy: dict[str, str]) -> str:
+    """What joules are of."""
+    if not energy["reason"]:
+        return f"energy: of {energy['counted']}"
+    if energy["modelled"]:
+        return f"energy: modelled as {energy['modelled']} (not measured: {energy['reason']})"
+    return f"energy not known: {energy['reason']}"

@@ -1,10 +1,10 @@
-"""Joules of a stretch of work where the machine can tell, and why not where it can't. Nothing is estimated.
+"""Joules of a stretch of work where the machine can tell, and why not where it can't; or, where asked for, as modelled.
 
-What is read, and how well it resolves, is in `energy_counters.py`.
+What is read, and how well it resolves, is in `energy_counters.py`; what is modelled in `machines/energy.py`.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -74,12 +74,20 @@ class EnergyMeter:
         left_out = f"; without the CPU: {self.left_out}" if self.left_out else ""
         return f"{', '.join(self.sources)}, whatever else ran there included{left_out}"
 
-    def describe(self, tokens: int) -> str:
-        """One line: joules per token and what was counted, or why nothing was."""
+    def describe(self, tokens: int, modelled: Callable[[], float] | None = None, machine: str = "") -> str:
+        """One line: joules per token and what was counted, or why nothing was.
+
+        Args:
+            tokens: new ones.
+            modelled: tells the joules where no counter does.
+            machine: as whose these are modelled.
+        """
         joules = self.joules
-        if joules is None:
+        if joules is not None:
+            return f"{joules / max(tokens, 1):.3g} J per new token ({self.counted})"
+        if modelled is None:
             return f"energy not known: {self.reason}"
-        return f"{joules / max(tokens, 1):.3g} J per new token ({self.counted})"
+        return f"{modelled() / max(tokens, 1):.3g} J per new token, modelled as {machine} (not measured: {self.reason})"
 
     def _update(self) -> None:
         """Read the counters and add what they have grown by; one that fails in between ends the counting."""

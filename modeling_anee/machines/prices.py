@@ -1,4 +1,4 @@
-"""Prices of work in milliseconds, from a profile: what `cost_unit="ms"` counts with.
+"""Prices of work in milliseconds, from a profile, and in joules: what `cost_unit="ms"` and `"joules"` count with.
 
 A linear map of a variant is taken to cost so much for being called and so much for each byte of its weights, fitted to what one
 row of each map was measured to take, with a share of what layers take besides. Costs of decoding at batch 1 after some tokens.
@@ -8,11 +8,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..actions import FULL
+from .energy import EnergyModel
 from .profile import MapTimes, Profile
 
 
 GATHERS = 3  # times that a layer gathers and scatters, at most: for its attention, feed-forward and bridge
 GATHERED_ROWS = 16  # at which the arithmetic of a gathered layer is done
+
+
+def joule_prices(profile: Profile, energy: EnergyModel, context: int = 256) -> dict[str, Any]:
+    """The field `prices` of a configuration in joules, as modelled: those of the time, and of bytes and operations.
+
+    Args:
+        profile: of the machine.
+        energy: what models its joules.
+        context: tokens before the one that is priced.
+    """
+    prices, watts = prices_of(profile, context), energy.machine.idle_watts.value / 1e3  # joules in a millisecond
+    read = {"weight_byte": energy.byte, "context_byte": context * energy.byte}
+    variants = {
+        variant: {name: watts * ms + read.get(name, 0.0) for name, ms in own.items()} | {"flop": energy.operation(variant)}
+        for variant, own in prices["variants"].items()
+    }
+    about = {"unit": "joules", "machine": f"{profile.machine}, energy of {energy.machine.name}"}
+    return prices | about | {"token": watts * prices["token"], "variants": variants}
 
 
 def prices_of(profile: Profile, context: int = 256) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class ClassifierRung:
         price = float(costs.layers[-1] + costs.heads.sum() / tokens)
         work = float(output.execution.cost.double().sum()) * price
         names: Any = self.model.config.id2label
-        return Answer(names[int(place)], output.execution, work, tokens, float(chance))
+        return Answer(names[int(place)], output.execution, work, tokens, float(chance), tokens)
 
     def glance(self, text: str) -> Glance:
         """A look at a text: its doubt stands for perplexity."""

@@ -64,11 +64,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class PoolOutput:
-    """Of each request the new text, which rung served and why, and what it ran."""
+    """Of each request the new text, which rung served and why, what it ran, and how many tokens its prompt had."""
 
     texts: list[str]
     decisions: list[Decision]
     executions: list[ExecutionTrace]
+    prompts: list[int]
 
 
 class AneePool:
@@ -154,6 +155,7 @@ class AneePool:
             [answer.text for answer, _ in served],
             [decision for _, decision in served],
             [answer.trace for answer, _ in served],
+            [answer.prompt for answer, _ in served],
         )
 
     def __call__(self, requests: Request | Sequence[Request], **kwargs: Any) -> list[dict[str, Any]]:

@@ -77,6 +77,7 @@ class Answer:
         work: bytes of weights that were read.
         tokens: how many tokens were run, those of the prompt included.
         confidence: mean probability of the likeliest token, over the new ones; None if it was not asked for.
+        prompt: tokens of the prompt, the first of those.
     """
 
     text: str
@@ -84,6 +85,7 @@ class Answer:
     work: float
     tokens: int
     confidence: float | None = None
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Rung:
         text = self.tokenizer.decode(output.sequences[0, length:], skip_special_tokens=True)
         sure = [float(logits[0].float().softmax(dim=-1).max()) for logits in output.logits] if with_confidence else []
         work = float(trace.cost.double().sum()) * self.model.costs.total
-        return Answer(text, trace, work, int(trace.valid.sum()), sum(sure) / len(sure) if sure else None)
+        return Answer(text, trace, work, int(trace.valid.sum()), sum(sure) / len(sure) if sure else None, length)
 
     @torch.inference_mode()
     def read(self, text: str) -> Reading:
