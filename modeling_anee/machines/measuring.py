@@ -64,7 +64,7 @@ class Effort:
     @property
     def steps(self) -> int:
         """How often `advance` is called."""
-        return len(VARIANTS) * len(self.rows) + len(self.batches) + len(self.prompts) + 2
+        return len(VARIANTS) * len(self.rows) + len(self.batches) + len(self.prompts) + 1
 
 
 def effort_for(model: AneeForCausalLM, effort: Effort = Effort()) -> Effort:
@@ -93,9 +93,7 @@ def measure(model: AneeForCausalLM, advance: Callable[[int], Any], effort: Effor
         maps = [one for variant in VARIANTS for one in time_maps(plans.model.stack, variant, effort, advance)]
         rest = Rest(plans, maps, effort)
         prompts = [_told(advance, rest.prompt, tokens) for tokens in effort.prompts]
-        loop = rest.loop_ms()
-        advance(1)
-        decode = [_told(advance, rest.decode, batch, loop) for batch in effort.batches]
+        decode = [_told(advance, rest.decode, batch) for batch in effort.batches]
     config = model.config.text_config
     return Profile(
         format=FORMAT,
@@ -227,7 +225,7 @@ class Rest:
         layers = {name: self._of_layer(ms[name] - left_out, name, tokens, 1) - attention for name in VARIANTS}
         return PromptTimes(tokens, left_out, attention, layers)
 
-    def decode(self, batch: int, loop_ms: float) -> DecodeTimes:
+    def decode(self, batch: int) -> DecodeTimes:
         """One token of every row, after few and after many others."""
         few, many = self._effort.contexts
         near = self._step_ms(batch, few, tuple(self._plans.budgets))
@@ -235,16 +233,16 @@ class Rest:
         context = max((far - near["int8"]) / self._layers / (many - few), 0.0)
         left_out = near[LEFT_OUT] - self._map_ms("head", "int8", batch)
         layers = {name: self._of_layer(near[name] - left_out, name, batch, batch) - few * context for name in VARIANTS}
-        return DecodeTimes(batch, left_out + loop_ms, context, layers)
+        return DecodeTimes(batch, left_out + self._loop_ms(batch), context, layers)
 
-    def loop_ms(self) -> float:
-        """What the loop of `generate` takes of a token, beside the forward that it calls."""
+    def _loop_ms(self, batch: int) -> float:
+        """What the loop of `generate` takes of a step, beside the forward that it calls."""
         model, budget, few = self._plans.model, self._plans.budgets["int8"], self._effort.contexts[0]
-        ids = self._ids[:1, :few]
+        ids = self._ids[:batch, :few]
         inputs, tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, max(self._effort.tokens, 2)
 
         def step() -> float:
-            return self._step_ms(1, few, ("int8",), rounds=1)["int8"]
+            return self._step_ms(batch, few, ("int8",), rounds=1)["int8"]
 
         def generate() -> float:
             return decode_seconds(model, inputs, tokens, energy_budget=budget) * 1e3

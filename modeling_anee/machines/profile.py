@@ -197,11 +197,9 @@ class Profile:
         return interpolated([one.tokens for one in self.prompts], [one.forward_ms for one in self.prompts], tokens)
 
     def prompt_attention_ms(self, tokens: float) -> float:
-        """Of a layer that attends to a prompt."""
-        last = self.prompts[-1]
-        if tokens > last.tokens:  # pairs of tokens
-            return last.attention_ms * (tokens / last.tokens) ** 2
-        return interpolated([one.tokens for one in self.prompts], [one.attention_ms for one in self.prompts], tokens)
+        """Of a layer that attends to a prompt: of each token it grows with their number."""
+        each = [one.attention_ms / one.tokens for one in self.prompts]
+        return tokens * interpolated([one.tokens for one in self.prompts], each, tokens)
 
     def prompt_layer_ms(self, variant: str, tokens: float) -> float:
         """Of a layer in a variant, besides its maps and its attention."""
