@@ -8,13 +8,15 @@ import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
+from modeling_anee import AneeConfig
 from modeling_anee.cli.main import app
 from modeling_anee.data import smollm2
 from modeling_anee.evaluation.report import write_report
-from modeling_anee.publishing.card import PNG, quality, write_card
+from modeling_anee.publishing.card import PNG, quality, unit_of, write_card
 from modeling_anee.publishing.card_figures import Measured
 from modeling_anee.publishing.card_metadata import About
 
+from .test_configuration_prices import PRICES
 from .tiny import tiny_base, wrap
 from .workshop import make_workshop, recipe_fields, tiny_tokenizer, words
 
@@ -226,3 +228,12 @@ def test_the_code_on_it_runs_beside_the_artifact(workshop, chat, forks):
     done = forks.run(code, folder=workshop)
     assert done.returncode == 0, done.stderr
     assert "mean cost" in done.stdout and words(10)[:1] in done.stdout
+
+
+def test_it_says_what_costs_count():
+    config = AneeConfig(text_config={"model_type": "llama"})
+    assert unit_of(config) == "bytes of weights read"
+    config.cost_unit = "flops"
+    assert unit_of(config) == "FLOPs"
+    config.cost_unit, config.prices = "ms", PRICES
+    assert unit_of(config) == "ms, as priced for a machine"

@@ -126,3 +126,12 @@ def test_a_machine_that_was_measured_says_when_gathering_pays():
 def test_tokens_before_have_a_price():
     hardware = Hardware("ms", context_byte=2.0)
     assert hardware.price(Work(context_bytes=3.0)) == 6.0 and hardware.of("int8") is hardware
+
+
+@pytest.mark.parametrize(("least", "anyway"), [(0.0, False), (1e30, True)])
+def test_tokens_are_gathered_where_it_pays_on_the_machine_that_was_measured(least, anyway):
+    prices = PRICES | {"gathering_flops": least}
+    model = priced(prices=prices, precisions=[], plans=["PSSP", "PPSP"], keep_first_tokens=0)
+    budget = float(model.controller.table.costs[:2].mean())
+    trace = model(token_ids(1, 20), energy_budget=budget).execution
+    assert trace.depth.unique().numel() > 1 and (trace.share_run_anyway > 0) == anyway

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..configuration_anee import AneeConfig
+from ..configuration_prices import PRICED
 from ..data.files import write_file
 from ..data.sources import name_of
 from ..evaluation import comparison, samples
@@ -196,12 +197,18 @@ def as_written(recipe: Path) -> str:
     return details(recipe.name, f"```yaml\n{recipe.read_text(encoding='utf-8').strip()}\n```")
 
 
+def unit_of(config: AneeConfig) -> str:
+    """What costs count, in words."""
+    if config.prices is None or config.cost_unit not in PRICED:
+        return "FLOPs" if config.cost_unit == "flops" else "bytes of weights read"
+    return f"{config.cost_unit}, as priced for {config.prices['machine']}"
+
+
 def results(config: AneeConfig, measured: Measured, about: About) -> list[str]:
     """Every table of figures and every picture, with what it is of."""
     parts = [
-        "A cost is a share of the whole model's work "
-        f"({'bytes of weights read' if config.cost_unit == 'bytes' else 'FLOPs'}), a ratio one of perplexities: ours over the "
-        "base's, with its standard error."
+        f"A cost is a share of the whole model's work ({unit_of(config)}), a ratio one of perplexities: ours over the base's, "
+        "with its standard error."
     ]
     if config.calibration is not None:
         parts.append(f"On the held-out text that it was calibrated on:\n\n{markdown(curve(config.calibration))}")
