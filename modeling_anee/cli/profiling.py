@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..budget_sources import check_above_zero
-from ..data.progress import progress, waiting
+from ..data.progress import progress
 from .console import Output, check_file, deliver
 from .model import load, named_model
 from .options import (
@@ -47,8 +47,6 @@ def profile(
     named = named_model(name, model)
     loaded, _ = load(named, None, dtype, device, gguf_file, trust_remote_code)
     effort = effort_for(loaded)
-    with waiting("making the base's weights in 8 and in 4 bits"):
-        loaded.prepare()
     with progress("measuring", effort.steps) as advance:
         measured = measure(loaded, advance, effort)
     deliver(profile_as_text(measured), Output("profile", output, measured.save))

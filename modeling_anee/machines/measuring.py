@@ -64,7 +64,7 @@ class Effort:
     @property
     def steps(self) -> int:
         """How often `advance` is called."""
-        return len(VARIANTS) * len(self.rows) + len(self.batches) + len(self.prompts) + 1
+        return len(VARIANTS) * len(self.rows) + len(self.batches) + len(self.prompts) + 2
 
 
 def effort_for(model: AneeForCausalLM, effort: Effort = Effort()) -> Effort:
@@ -86,6 +86,7 @@ def measure(model: AneeForCausalLM, advance: Callable[[int], Any], effort: Effor
         effort: how much is measured, within the positions that the base knows.
     """
     plans = Plans.over(model)
+    advance(1)
     begin = time.monotonic()
     with torch.random.fork_rng([] if model.device.type != "cuda" else [model.device]), torch.inference_mode():
         bandwidth, launch, gathering = _bandwidth(model.device), _launch(model.device), _gathering(model)
