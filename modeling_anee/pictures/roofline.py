@@ -39,10 +39,11 @@ def draw_rooflines(machines: list[dict[str, Any]], path: str | os.PathLike) -> N
 def _draw(axes: Axes, machine: dict[str, Any]) -> None:
     intensities = [point["operations_per_byte"] for point in machine["points"]]
     low, high = min(intensities) / SPAN, max(intensities) * SPAN
-    for precision, peak in machine["peaks"].items():
+    for number, (precision, peak) in enumerate(sorted(machine["peaks"].items(), key=lambda one: one[1])):
         knee = peak / machine["bandwidth"]
         axes.plot([low, knee, max(high, knee)], [low * machine["bandwidth"], peak, peak], color=INK, linewidth=0.9)
-        axes.annotate(precision, (max(high, knee), peak), fontsize=7, color=INK, ha="right", va="bottom")
+        place = max(high, knee) / (1.0, 4.0)[number % 2]  # roofs may lie close to each other
+        axes.annotate(precision, (place, peak), fontsize=7, color=INK, ha="right", va="bottom")
     known = dict.fromkeys((point["variant"], point["level"]) for point in machine["points"])
     for variant, level in known:
         own = [point for point in machine["points"] if (point["variant"], point["level"]) == (variant, level)]
