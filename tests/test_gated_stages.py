@@ -276,7 +276,7 @@ def test_translators_begin_in_closed_form(fitted, tmp_path):
 def test_gates_say_what_leaving_loses(run):
     """In the mean over the text, and with some relation to each token."""
     with torch.no_grad():
-        gates.solve_gates(run, run.windows("train"))
+        gates.solve_gates(run, run.windows("train"), torch.zeros(2))
         seen = gates.exits_of(run.model, run.windows("train")[:20], 0.7, 1.0, torch.Generator().manual_seed(0))
     for exit in range(2):
         said, lost = seen.scores[:, exit], seen.loss[:, exit]

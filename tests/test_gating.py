@@ -128,3 +128,22 @@ def test_a_threshold_keeps_the_asked_share(scores, capacity):
     scores = torch.tensor(scores, dtype=torch.float32)
     share = float((scores > gating.threshold(scores, capacity)).float().mean())
     assert abs(share - capacity) <= 0.5 / len(scores) + 1e-6
+
+
+@pytest.mark.parametrize("scale, shift", [(0.3, -1.0), (1.0, 0.0), (2.0, 3.0)])
+def test_what_is_said_becomes_the_expected_loss(scale, shift):
+    said = torch.randn(20000, generator=torch.Generator().manual_seed(0)) - 1.5
+    lost = (scale * said + shift).exp() * -torch.rand(20000, generator=torch.Generator().manual_seed(1)).log()
+    found = gating.expectation(said, lost)
+    assert abs(found[0] - scale) < 0.03 and abs(found[1] - shift) < 0.06
+    predicted = found[0] * said + found[1]
+    lowest = said < said.quantile(0.1)
+    assert abs(float(lost[lowest].mean() / predicted[lowest].exp().mean()) - 1.0) < 0.1
+
+
+def test_nothing_is_expected_of_what_says_nothing():
+    """Whatever is said, or always the same, the mean loss is expected."""
+    lost = torch.rand(5000, generator=torch.Generator().manual_seed(0))
+    for said in (torch.full((5000,), 10.0), torch.randn(5000, generator=torch.Generator().manual_seed(1))):
+        scale, shift = gating.expectation(said, lost)
+        assert abs(float((scale * said + shift).exp().mean()) - 0.5) < 0.03

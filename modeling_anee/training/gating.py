@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 
-SMALLEST = 1e-6  # of uniform random numbers
+SMALLEST = 1e-6  # of uniform random numbers, losses and spreads
+NEWTON_STEPS = 30
 
 
 # Samples
@@ -88,6 +89,27 @@ def misfit(predicted: Tensor, loss: Tensor) -> Tensor:
     The negative log-likelihood of an exponential distribution: losses vary in proportion to their size.
     """
     return (loss.detach() * (-predicted).exp() + predicted).mean()
+
+
+def expectation(predicted: Tensor, loss: Tensor) -> tuple[float, float]:
+    """Scale and shift of predicted logarithms [N] after which their exponentials are the expected losses [N]: the least misfit.
+
+    What is predicted of tokens that a regression has not seen is too far from the mean: those that seem to lose least lose more.
+    By Newton's method; the misfit is convex in both.
+    """
+    x, y = predicted.double(), loss.double().clamp(min=SMALLEST)
+    mean, spread = x.mean(), x.std().clamp(min=SMALLEST)
+    x = (x - mean) / spread
+    basis = torch.stack((x, torch.ones_like(x)))
+    solution = torch.stack((torch.zeros_like(mean), y.mean().log()))
+    for _ in range(NEWTON_STEPS):
+        weight = y * (-(solution @ basis)).exp()
+        gradient = (basis * (1.0 - weight)).mean(dim=1)
+        curvature = (basis * weight) @ basis.T / len(x)
+        step = torch.linalg.solve(curvature + SMALLEST * torch.eye(2).to(curvature), gradient)
+        solution -= step * (1.0 / step.abs().max()).clamp(max=1.0)
+    scale = solution[0] / spread
+    return float(scale), float(solution[1] - scale * mean)
 
 
 # Exits

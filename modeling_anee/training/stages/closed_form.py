@@ -27,9 +27,9 @@ class Moments:
         self.inputs = torch.zeros(size + 1, size + 1, dtype=torch.float64, device=device)
         self.outputs = torch.zeros(size + 1, size, dtype=torch.float64, device=device)
 
-    def add(self, hidden: Tensor, delta: Tensor) -> None:
-        """Count N tokens: hidden states [N, D] that enter, and what is to be added to them [N, D]."""
-        weight = torch.rsqrt(hidden.float().square().mean(dim=-1, keepdim=True) + EPSILON)
+    def add(self, hidden: Tensor, delta: Tensor, counts: Tensor | float = 1.0) -> None:
+        """Count N tokens: hidden states [N, D] that enter, what is to be added to them [N, D], as how many each counts [N, 1]."""
+        weight = torch.rsqrt(hidden.float().square().mean(dim=-1, keepdim=True) + EPSILON) * counts**0.5
         x = torch.cat((normalised(hidden), torch.ones_like(weight)), dim=-1) * weight
         self.inputs += (x.T @ x).double()
         self.outputs += (x.T @ (delta.float() * weight)).double()

@@ -1,24 +1,27 @@
 """Phase 2 of a `gated` controller: its exit gates, and the exit translators that tokens leave through; the routers stay.
 
 Hidden states come from the stack as the routers run it at random capacities. At first, by supervision, translators that begin
-in closed form learn to lose little (KL to the base); then the logarithm of what each still loses is regressed on what its gate
-reads. From there on gates are sampled: a token that leaves is charged what it loses there and paid a price for the layers that
-it saves, and translators learn from those that leave through them. The log has what both lose at some shares of leaving
-tokens, before gates are sampled and at the end.
+in closed form learn to lose little (KL to the base) on the tokens that are likeliest to leave; then the logarithm of what each
+still loses, and of what the tokens that stay lose by its leaving, is regressed on what its gate reads. From there on gates are
+sampled: a token that leaves is charged what is lost and paid a price for the layers that it saves, and translators learn from
+those that leave through them. The log has what is lost at some shares of leaving tokens, before gates are sampled and at the
+end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...bridges import normalised
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
-from ..gating import annealed, gumbel_sigmoid, logistic_noise, misfit, shares_of_exits, threshold
+from ..gating import annealed, expectation, gumbel_sigmoid, logistic_noise, misfit, shares_of_exits, threshold
 from ..losses import kl_divergence
 from ..mixing import controller_of, run_routed
 from ..optimise import batch_of, train
+from ..leaving import missed_by_others
 from ..recipe import Gates
 from ..run import Run
 from .closed_form import BATCH_WINDOWS, Moments, fill
@@ -31,10 +34,12 @@ WEIGHT = 0.05  # of what gates predict: it has gradients of its own, but the nor
 LEAVING = (0.05, 0.6)  # share of the tokens that would leave at the price of a step
 MEASURED = (0.1, 0.2, 0.4)  # shares of leaving tokens whose loss the log has
 WINDOWS = 4  # that it is measured on
-SOLVED_WINDOWS = 64  # by which translators begin in closed form
+SOLVED_WINDOWS = 160  # by which translators begin in closed form
 RIDGE = 0.001
-GATE_WINDOWS = 32  # by which gates are solved for
-GATE_SHARE = 0.5  # of their tokens
+LIKELY = 2.0  # tokens count in the translators as the predicted loss to the power of minus this
+MOST = 50.0  # tokens, that one counts as
+GATE_WINDOWS = 48  # by which gates are solved for
+CHECKED_WINDOWS = 16  # others, on which what they say is made the expected loss
 GATE_RIDGE = 0.3  # relative to the variance of what they read
 
 
@@ -44,7 +49,7 @@ class Exits:
 
     Args:
         read: what enters each exit's layer, [N, E, D].
-        loss: KL to the base of leaving at each exit, and of staying, float32 [N, E + 1].
+        loss: KL to the base of leaving at each exit, what that makes others lose included, and of staying, float32 [N, E + 1].
         scores: predicted logarithms of those of leaving, float32 [N, E].
         saved: cost that leaving at each exit saves, float32 [E].
     """
@@ -53,6 +58,10 @@ class Exits:
     loss: Tensor
     scores: Tensor
     saved: Tensor
+
+    def charged_with(self, others: Tensor) -> "Exits":
+        """The same, charged with what others lose by each token that leaves at each exit, float32 [E]."""
+        return replace(self, loss=self.loss + F.pad(others.to(self.loss), (0, 1)))
 
     def price(self, share: float) -> float:
         """Logarithm of the price of cost at which so many tokens would leave, by what is said of them."""
@@ -84,33 +93,48 @@ def run_stage(run: Run) -> dict:
     trained = ("bridges.exit.", "controller.gates.")
     parameters = {name: p for name, p in run.own_parameters().items() if name.startswith(trained)}
     windows = run.windows("train")
-    if run.load(NAME) is None and run.recipe.stages.exits is None and not controller.gates.weight.any():
-        start_translators(run, windows[:SOLVED_WINDOWS].to(run.device))
+    others = missed_by_others(run, windows[:WINDOWS].to(run.device))
+    start(run, windows, others)
     supervised = round(settings.supervised * settings.steps)
 
     def loss_of_step(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         numbers = {}
         if step == supervised:
-            solve_gates(run, windows)
-            numbers = measured(run)
+            solve_gates(run, windows, others)
+            numbers = measured(run, others)
         low, high = settings.capacities
         capacity = low + (high - low) * float(torch.rand(1, generator=generator))
-        seen = exits_of(model, batch_of(windows, settings, step, run), capacity, SHARE_OF_TOKENS, generator)
+        seen = exits_of(model, batch_of(windows, settings, step, run), capacity, SHARE_OF_TOKENS, generator).charged_with(others)
         loss, parts = taught(seen) if step < supervised else sampled(seen, settings, step - supervised, generator)
         each = zip(controller.exit_layers, seen.loss.detach().mean(dim=0), strict=False)
         return loss, parts | {f"kl_{layer}": kl for layer, kl in each} | numbers
 
     train(run, NAME, parameters, loss_of_step)
     if supervised == settings.steps:
-        solve_gates(run, windows)
-    run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run).items()})
+        solve_gates(run, windows, others)
+    run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run, others).items()})
     return {}
+
+
+def start(run: Run, windows: Tensor, others: Tensor) -> None:
+    """Solve for translators and gates that nothing has trained: the tokens that those gates let go count more in the next."""
+    controller = controller_of(run.model)
+    if run.load(NAME) is not None or controller.gates.weight.any():
+        return
+    if run.recipe.stages.exits is None:
+        start_translators(run, windows[:SOLVED_WINDOWS].to(run.device))
+    solve_gates(run, windows, others)
+    if run.recipe.stages.exits is None:
+        start_translators(run, windows[:SOLVED_WINDOWS].to(run.device))
 
 
 @torch.no_grad()
 def start_translators(run: Run, windows: Tensor) -> None:
-    """Solve for the translators: from the base's hidden states there to its last, on windows int64 [W, T]."""
-    model, kept = run.model, run.model.config.keep_first_tokens
+    """Solve for the translators: from the base's hidden states there to its last, on windows int64 [W, T].
+
+    Tokens of which little loss is predicted count more, if the gates predict anything.
+    """
+    model, kept, controller = run.model, run.model.config.keep_first_tokens, controller_of(run.model)
     sums = {layer: Moments(model.config.text_config.hidden_size, run.device) for layer in model.bridges.exit}
     own = run.share(windows)
     for ids in own.split(BATCH_WINDOWS) if len(own) else ():
@@ -118,23 +142,26 @@ def start_translators(run: Run, windows: Tensor) -> None:
         final = run_tokens(model, ids, keep=entering)[:, kept:].flatten(0, 1)
         for layer, moments in sums.items():
             hidden = entering[int(layer)][:, kept:].flatten(0, 1)
-            moments.add(hidden, final - hidden)
+            said = controller.exit_scores(int(layer), hidden)
+            counts = (LIKELY * (said.mean() - said)).exp().clamp(max=MOST)
+            moments.add(hidden, final - hidden, counts.unsqueeze(-1))
     for layer, moments in sums.items():
         moments.inputs, moments.outputs = run.sum(moments.inputs), run.sum(moments.outputs)
         fill(model.bridges.exit[layer], moments, RIDGE)
 
 
 @torch.no_grad()
-def solve_gates(run: Run, windows: Tensor) -> None:
-    """Set the gates to the regression of what leaving loses on what they read, on some of the windows int64 [W, T]."""
-    settings, model = run.settings(NAME), run.model
+def solve_gates(run: Run, windows: Tensor, others: Tensor) -> None:
+    """Set the gates to the regression of what leaving loses on what they read, on some of the windows int64 [W, T].
+
+    In the stack with nothing left out: elsewhere, what routers lose would hide what exits do. On some further windows what is
+    said is made the expected loss, with `others`, what others lose by each token that leaves, float32 [E].
+    """
+    model = run.model
     gates = controller_of(model).gates
     sums = Regressions.of(len(gates.bias), gates.weight.shape[1], 2, run.device)
-    low, high = settings.capacities
     for number in run.share(torch.arange(min(GATE_WINDOWS, len(windows)))).tolist():
-        generator = run.generator(f"{NAME}/solved", number)
-        capacity = low + (high - low) * float(torch.rand(1, generator=generator))
-        seen = exits_of(model, windows[number].unsqueeze(0).to(run.device), capacity, GATE_SHARE, generator)
+        seen = exits_of(model, windows[number].unsqueeze(0).to(run.device), 1.0, 1.0, run.generator(f"{NAME}/solved", number))
         for exit in range(len(gates.bias)):
             sums.add(exit, normalised(seen.read[:, exit]), seen.loss[:, exit])
             sums.add_flips(exit, seen.loss[None, :, exit])
@@ -144,6 +171,19 @@ def solve_gates(run: Run, windows: Tensor) -> None:
         weight, bias = sums.solve(exit, GATE_RIDGE)
         gates.weight[exit].copy_(weight)
         gates.bias[exit].copy_(bias)
+    expect(run, windows[GATE_WINDOWS:][:CHECKED_WINDOWS] if len(windows) > GATE_WINDOWS else windows, others)
+
+
+@torch.no_grad()
+def expect(run: Run, windows: Tensor, others: Tensor) -> None:
+    """Make what gates say the expected loss on windows int64 [W, T], which every process looks at."""
+    gates, generator = controller_of(run.model).gates, run.generator(f"{NAME}/expected", 0)
+    seen = [exits_of(run.model, ids.to(run.device), 1.0, 1.0, generator).charged_with(others) for ids in windows.split(1)]
+    for exit in range(len(gates.bias)):
+        said, lost = (torch.cat([getattr(one, name)[:, exit] for one in seen]) for name in ("scores", "loss"))
+        scale, shift = expectation(said, lost)
+        gates.weight[exit] *= scale
+        gates.bias[exit] = gates.bias[exit] * scale + shift
 
 
 def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float, generator: torch.Generator) -> Exits:
@@ -153,7 +193,10 @@ def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float,
     routed: list[Tensor] = []
     with torch.no_grad():
         final = run_tokens(model, ids, keep=entering)
-        staying, _, _ = run_routed(model, ids, capacity, entering, routed)
+        if capacity < 1.0:
+            staying, _, _ = run_routed(model, ids, capacity, entering, routed)
+        else:
+            staying, routed = final, entering
     places = torch.randperm(final[:, kept:, 0].numel(), generator=generator)
     places = places[: max(1, round(share * len(places)))].to(final.device)
 
@@ -184,8 +227,9 @@ def saved_of(model: AneeForCausalLM) -> Tensor:
 
 
 def taught(seen: Exits) -> tuple[Tensor, dict[str, Tensor]]:
-    """Supervision of the translators: what every exit loses."""
-    return seen.loss[:, :-1].mean(dim=0).sum(), {}
+    """Supervision of the translators: what every exit loses, of all the more weight the likelier a token is to leave there."""
+    weight = (-seen.scores.detach()).softmax(dim=0)
+    return (weight * seen.loss[:, :-1]).sum(), {}
 
 
 def sampled(seen: Exits, settings: Gates, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -202,7 +246,7 @@ def sampled(seen: Exits, settings: Gates, step: int, generator: torch.Generator)
 
 
 @torch.no_grad()
-def measured(run: Run) -> dict[str, Tensor]:
+def measured(run: Run, others: Tensor) -> dict[str, Tensor]:
     """Mean loss and cost saved at some shares of leaving tokens, all feed-forwards run, on windows of the text to choose on.
 
     Processes share the windows. Returns `kl_leaving_0.1`, `saved_leaving_0.1` and so on.
@@ -210,7 +254,7 @@ def measured(run: Run) -> dict[str, Tensor]:
     own = run.share(run.windows("choose")[:WINDOWS].to(run.device))
     sums = torch.zeros(2 * len(MEASURED) + 1, dtype=torch.float64, device=run.device)
     for number, ids in enumerate(own.split(1) if len(own) else ()):
-        seen = exits_of(run.model, ids, 1.0, 1.0, run.generator(NAME, -1 - number))
+        seen = exits_of(run.model, ids, 1.0, 1.0, run.generator(NAME, -1 - number)).charged_with(others)
         for place, share in enumerate(MEASURED):
             outcome = seen.outcome((seen.logits(seen.price(share)) > 0).float())
             sums[2 * place : 2 * place + 2] += torch.stack(outcome).double()
