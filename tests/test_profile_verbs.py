@@ -9,8 +9,10 @@ from modeling_anee.cli.main import app
 from modeling_anee.cli.profiles import calibrated_ratio
 from modeling_anee.machines import measuring
 from modeling_anee.machines.profile import Profile
+from modeling_anee.training.recipe import check_anee_fields
 
 from .test_profile import LITTLE
+from .tiny import tiny_base, wrap
 from .workshop import make_workshop
 
 
@@ -21,7 +23,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "READ", 1 << 16)
         patch.setattr(measuring, "effort_for", lambda model: LITTLE)
-        done = anee("profile", made / "base", "--output", made / "anee_profile.json")
+        files = "--output", made / "anee_profile.json", "--prices", made / "prices.json"
+        done = anee("profile", made / "base", *files, "--context", 20)
     assert done.exit_code == 0, done.output
     (made / "said.txt").write_text(done.output)
     return made
@@ -39,6 +42,13 @@ def test_a_profile_is_written_and_told(folder):
     profile, said = Profile.load(folder / "anee_profile.json"), (folder / "said.txt").read_text()
     assert profile.machine in said and "GB/s" in said and f"profile: {folder / 'anee_profile.json'}" in said.replace("\n", "")
     assert all(f"{one.variant} {one.name} {one.outputs}x{one.inputs}" in said for one in profile.maps)
+
+
+def test_prices_are_fields_of_a_recipe(folder):
+    fields = json.loads((folder / "prices.json").read_text())
+    assert check_anee_fields(fields) == fields and fields["prices"]["context"] == 20
+    model = wrap(tiny_base(), precisions=["int8", "int4"], **fields)
+    assert model.costs.unit == "ms" and model.costs.total > 0
 
 
 def test_the_plan_for_a_speed_says_what_is_predicted_and_by_what(folder):

@@ -34,22 +34,31 @@ def profile(
     name: ModelArgument = None,
     model: ModelOption = None,
     output: Annotated[Path, typer.Option(help="JSON file for the profile.")] = PROFILE,
+    prices: Annotated[
+        Path | None, typer.Option(help="JSON file for what the anee section of a recipe needs to count in milliseconds.")
+    ] = None,
+    context: ContextOption = 256,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
     gguf_file: GgufOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure this machine for a base: linear maps in every precision at 1 to 512 rows, and everything around them."""
+    from ..evaluation.report import write_report
     from ..machines.measuring import effort_for, measure
+    from ..machines.prices import prices_of
     from .profiles import profile_as_text
 
     check_file("--output", output)
+    check_file("--prices", prices)
     named = named_model(name, model)
     loaded, _ = load(named, None, dtype, device, gguf_file, trust_remote_code)
     effort = effort_for(loaded)
     with progress("measuring", effort.steps) as advance:
         measured = measure(loaded, advance, effort)
-    deliver(profile_as_text(measured), Output("profile", output, measured.save))
+    fields = {"cost_unit": "ms", "prices": prices_of(measured, context)}
+    priced = Output("prices", prices, partial(write_report, fields))
+    deliver(profile_as_text(measured), Output("profile", output, measured.save), priced)
 
 
 def plan(
