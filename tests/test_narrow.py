@@ -16,12 +16,14 @@ from modeling_anee.base_int4 import Int4Linear
 from modeling_anee.base_int8 import Int8Linear
 from modeling_anee.base_kernels import KERNELS_VARIABLE, LinearKernel
 from modeling_anee.base_model import BaseStack
+from modeling_anee.compiled_layer import CompiledAttention, CompiledFeedForward
 from modeling_anee.corrections import CorrectedLinear
 from modeling_anee.costs import CostTable
 from modeling_anee.narrow import HEADS, NARROW, NEURONS, Orders, places_of, projected_places
 from modeling_anee.pictures.depth import draw_depth
 from modeling_anee.pictures.heatmap import draw_heatmap
 from modeling_anee.pictures.page import page
+from modeling_anee.plan_runner import attention_run, feed_forward_run
 from modeling_anee.training.fit import fit
 from modeling_anee.training.recipe import Recipe
 from modeling_anee.training.stages.corrections import leading
@@ -186,6 +188,8 @@ def test_compiled_kernels_do_the_same(family, monkeypatch):
         output = model(part, cache=cache, use_cache=True, energy_budget=0.0)
         cache, parts = output.cache, [*parts, output.logits]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=0.01, rtol=0.01)
+    block = model.stack.blocks_of("int8_half")[1]
+    assert isinstance(attention_run(block), CompiledAttention) and isinstance(feed_forward_run(block), CompiledFeedForward)
 
 
 def test_rows_of_narrow_variants():
