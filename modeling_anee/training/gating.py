@@ -94,7 +94,7 @@ def misfit(predicted: Tensor, loss: Tensor) -> Tensor:
 def expectation(predicted: Tensor, loss: Tensor) -> tuple[float, float]:
     """Scale and shift of predicted logarithms [N] after which their exponentials are the expected losses [N]: the least misfit.
 
-    What is predicted of tokens that a regression has not seen is too far from the mean: those that seem to lose least lose more.
+    What a regression predicts of tokens that it has not seen is too far from the mean: those said to lose least lose more.
     By Newton's method; the misfit is convex in both.
     """
     x, y = predicted.double(), loss.double().clamp(min=SMALLEST)

@@ -30,7 +30,8 @@ def lost_by_others(model: AneeForCausalLM, ids: Tensor) -> Tensor:
     """What those that stay lose at every exit, and how many leave, on token ids int64 [B, T]: float64 [2, E]."""
     controller, kept = controller_of(model), model.config.keep_first_tokens
     hidden, step = begin(model, ids)
-    everything, entering = processed(model, ids), []
+    everything = processed(model, ids)
+    entering: list[Tensor] = []
     hidden = run_layers(model, hidden, step, everything, range(model.config.num_layers), entering)
     target = model.stack.logits(hidden)
     sure = target.float().log_softmax(dim=-1).amax(dim=-1)

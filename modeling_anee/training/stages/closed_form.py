@@ -28,7 +28,7 @@ class Moments:
         self.outputs = torch.zeros(size + 1, size, dtype=torch.float64, device=device)
 
     def add(self, hidden: Tensor, delta: Tensor, counts: Tensor | float = 1.0) -> None:
-        """Count N tokens: hidden states [N, D] that enter, what is to be added to them [N, D], as how many each counts [N, 1]."""
+        """Count N tokens: hidden states [N, D] that enter, what is to be added [N, D], as how many each counts [N, 1]."""
         weight = torch.rsqrt(hidden.float().square().mean(dim=-1, keepdim=True) + EPSILON) * counts**0.5
         x = torch.cat((normalised(hidden), torch.ones_like(weight)), dim=-1) * weight
         self.inputs += (x.T @ x).double()

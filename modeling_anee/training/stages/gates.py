@@ -18,10 +18,10 @@ from ...bridges import normalised
 from ...evaluation.rollout import run as run_tokens
 from ...modeling_anee import AneeForCausalLM
 from ..gating import annealed, expectation, gumbel_sigmoid, logistic_noise, misfit, shares_of_exits, threshold
+from ..leaving import missed_by_others
 from ..losses import kl_divergence
 from ..mixing import controller_of, run_routed
 from ..optimise import batch_of, train
-from ..leaving import missed_by_others
 from ..recipe import Gates
 from ..run import Run
 from .closed_form import BATCH_WINDOWS, Moments, fill
@@ -104,7 +104,8 @@ def run_stage(run: Run) -> dict:
             numbers = measured(run, others)
         low, high = settings.capacities
         capacity = low + (high - low) * float(torch.rand(1, generator=generator))
-        seen = exits_of(model, batch_of(windows, settings, step, run), capacity, SHARE_OF_TOKENS, generator).charged_with(others)
+        ids = batch_of(windows, settings, step, run)
+        seen = exits_of(model, ids, capacity, SHARE_OF_TOKENS, generator).charged_with(others)
         loss, parts = taught(seen) if step < supervised else sampled(seen, settings, step - supervised, generator)
         each = zip(controller.exit_layers, seen.loss.detach().mean(dim=0), strict=False)
         return loss, parts | {f"kl_{layer}": kl for layer, kl in each} | numbers
