@@ -71,6 +71,17 @@ def test_measuring_at_a_setting_leaves_the_model_as_it_is(workshop, tmp_path, co
         assert cost == pytest.approx(model(windows, energy_budget=0.5).execution.mean_cost, abs=1e-6)
 
 
+def test_a_refine_controller_is_calibrated_by_how_unsure_its_first_plan_is(workshop, tmp_path):
+    run = opened(workshop, tmp_path, controller="refine")
+    windows, kind = run.windows("calibrate")[:3], run.model.controller
+    cost_of = calibration.mean_costs_of_refinement(run, windows)
+    for setting in (99.0, -99.0):  # nobody runs again, and all do
+        assert cost_of(0.5, setting) == pytest.approx(calibration.mean_cost(run, windows, 0.5, setting), abs=1e-6)
+    table = calibration.run_stage(run)["calibration"]
+    assert table["budgets"] == [0.5, 0.9] and table["settings"] == sorted(table["settings"], reverse=True)
+    assert run.model.controller is kind and kind.dial.calibrated and table["cost"][0] >= kind.floor - 1e-6
+
+
 def test_a_base_that_was_cast_meanwhile_is_measured_as_it_is(workshop, tmp_path):
     run = opened(workshop, tmp_path, controller="learned")
     windows, before = run.windows("calibrate")[:3], run.model.executor
