@@ -237,6 +237,7 @@ def test_the_log_has_what_each_part_of_the_training_reached(fitted):
     *steps, last = logged(fitted, "gates")
     supervised = next(line for line in steps if "kl_leaving_0.1" in line)
     assert supervised["step"] == 42 and {"kl_leaving_0.4", "saved_leaving_0.4"} < set(last)
+    assert last["others_1"] > 0 and last["others_3"] == pytest.approx(0.0, abs=1e-6)  # nobody sees the last layer's
     assert supervised["saved_leaving_0.4"] > supervised["saved_leaving_0.1"] > 0
 
 

@@ -5,7 +5,7 @@ in closed form learn to lose little (KL to the base) on the tokens that are like
 still loses, and of what the tokens that stay lose by its leaving, is regressed on what its gate reads. From there on gates are
 sampled: a token that leaves is charged what is lost and paid a price for the layers that it saves, and translators learn from
 those that leave through them. The log has what is lost at some shares of leaving tokens, before gates are sampled and at the
-end.
+end, and what others lose by each token that leaves.
 """
 
 from dataclasses import dataclass, replace
@@ -113,7 +113,8 @@ def run_stage(run: Run) -> dict:
     train(run, NAME, parameters, loss_of_step)
     if supervised == settings.steps:
         solve_gates(run, windows, others)
-    run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run, others).items()})
+    each = {f"others_{layer}": lost for layer, lost in zip(controller.exit_layers, others.tolist(), strict=True)}
+    run.log(NAME, settings.steps, **{name: float(value) for name, value in measured(run, others).items()}, **each)
     return {}
 
 
