@@ -46,7 +46,7 @@ def simulate(
         bool, typer.Option("--check", help="Measure plans here, too, at points that were not fitted to, and tell the errors.")
     ] = False,
     points: Annotated[int, typer.Option(min=1, help="Of --check.")] = 40,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each point of --check; the shortest counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each point of --check; their mean but the slowest counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the points of --check.")] = 0,
     output: FiguresOption = None,
     roofline: Annotated[Path | None, typer.Option(help="Draw the linear maps under each roof: the picture to write.")] = None,

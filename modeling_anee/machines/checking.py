@@ -12,6 +12,7 @@ import torch
 from ..modeling_anee import AneeForCausalLM
 from ..plans import listed_plans
 from ..timing import decode_seconds, seconds_of
+from .measuring import usual_mean
 from .simulating import Predictor
 from .strict import cost_of, strict_plans
 from .workload import Counter
@@ -88,12 +89,12 @@ class Plain:
 def check(
     model: AneeForCausalLM, levels: dict[str, Predictor], points: Sequence[Point], rounds: int, advance: Callable[[int], Any]
 ) -> dict[str, Any]:
-    """Predictions of every level beside the shortest of some rounds, after one that is not counted, ready for JSON."""
+    """Predictions of every level beside the usual mean of some rounds, after one that is not counted, ready for JSON."""
     counter, plain = Counter.of(model), Plain(model, points)
     rows = []
     for point in points:
         load = counter.workload(point.plan)
-        measured = min([plain.ms(point) for _ in range(rounds + 1)][1:])
+        measured = usual_mean([plain.ms(point) for _ in range(rounds + 1)][1:])
         known = {
             name: (by.prefill if point.kind == "prefill" else by.decode)(load, point.batch, point.length).total
             for name, by in levels.items()

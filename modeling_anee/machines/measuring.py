@@ -2,10 +2,12 @@
 
 A map's weights come from memory, as they do in the model, since those of all others were read in between. What layers take
 besides is what a forward takes in which all layers run, less its maps; and what a token takes whatever runs is what is left
-of a forward without any layer. The shortest of some rounds counts: what else runs on the machine only adds to it.
+of a forward without any layer. The mean of some rounds but the slowest counts: pauses that a machine makes now and then
+are a part of what a token takes, and the shortest round of a short call has none.
 """
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from ..base_kernels import machine
 from ..base_model import BaseStack
 from ..modeling_anee import AneeForCausalLM
-from ..timing import decode_seconds, interleave, seconds_of
+from ..timing import Key, decode_seconds, interleave, seconds_of
 from .profile import FORMAT, DecodeTimes, MapTimes, Profile, PromptTimes
 from .strict import cost_of, strict_plans
 from .workload import Counter, Kernel, attention_kernels, feed_forward_kernels
@@ -52,7 +54,7 @@ class Effort:
     prompts: Sequence[int] = (16, 64, 256, 512)
     contexts: tuple[int, int] = (32, 384)
     tokens: int = 8
-    rounds: int = 3
+    rounds: int = 5
 
     def within(self, positions: int) -> "Effort":
         """The same for a base that knows so many positions."""
@@ -154,7 +156,7 @@ def time_maps(stack: BaseStack, variant: str, effort: Effort, advance: Callable[
     for rows in effort.rows:
         inputs = {name: _random(rows, one.inputs, stack) for name, one in kernels.items()}
         with_head = [("head", stack.head_map(variant))] if rows in effort.head_rows else []
-        for name, ms in shortest_passes([*calls, *with_head], inputs, effort.rounds).items():
+        for name, ms in mean_passes([*calls, *with_head], inputs, effort.rounds).items():
             times[name].append(ms)
         advance(1)
     return [
@@ -173,19 +175,17 @@ def kernels_and_calls(stack: BaseStack, variant: str) -> tuple[list[Kernel], lis
     return kernels, calls
 
 
-def shortest_passes(
+def mean_passes(
     calls: Sequence[tuple[str, Callable[[Tensor], Tensor]]], inputs: dict[str, Tensor], rounds: int
 ) -> dict[str, float]:
-    """Milliseconds of a call by name, the mean over a pass through all calls: the shortest pass, after one uncounted."""
-    shortest: dict[str, float] = {}
+    """Milliseconds of a call by name, the mean over passes through all calls, after one uncounted."""
+    passed: dict[str, list[float]] = {}
     for number in range(rounds + 1):
-        passed: dict[str, list[float]] = {}
         for name, call in calls:
-            passed.setdefault(name, []).append(seconds_of(partial(call, inputs[name])) * 1e3)
-        for name, ms in passed.items():
-            mean = sum(ms) / len(ms)
-            shortest[name] = min(mean, shortest.get(name, mean)) if number > 1 else mean
-    return shortest
+            ms = seconds_of(partial(call, inputs[name])) * 1e3
+            if number:
+                passed.setdefault(name, []).append(ms)
+    return {name: usual_mean(ms) for name, ms in passed.items()}
 
 
 def _random(rows: int, width: int, stack: BaseStack) -> Tensor:
@@ -220,7 +220,7 @@ class Rest:
             name: partial(seconds_of, partial(model, ids, energy_budget=budget, use_cache=True, logits_to_keep=1))
             for name, budget in self._plans.budgets.items()
         }
-        ms = _shortest(calls, self._effort.rounds)
+        ms = _means(calls, self._effort.rounds)
         attention = self._attention_ms(tokens)
         left_out = ms[LEFT_OUT] - self._map_ms("head", "int8", 1)
         layers = {name: self._of_layer(ms[name] - left_out, name, tokens, 1) - attention for name in VARIANTS}
@@ -229,9 +229,9 @@ class Rest:
     def decode(self, batch: int) -> DecodeTimes:
         """One token of every row, after few and after many others."""
         few, many = self._effort.contexts
-        near = self._step_ms(batch, few, tuple(self._plans.budgets))
-        far = self._step_ms(batch, many, ("int8",))["int8"]
-        context = max((far - near["int8"]) / self._layers / (many - few), 0.0)
+        times = self._step_ms(batch, [(name, few) for name in self._plans.budgets] + [("int8", many)])
+        near = {name: times[name, few] for name in self._plans.budgets}
+        context = max((times["int8", many] - near["int8"]) / self._layers / (many - few), 0.0)
         left_out = near[LEFT_OUT] - self._map_ms("head", "int8", batch)
         layers = {name: self._of_layer(near[name] - left_out, name, batch, batch) - few * context for name in VARIANTS}
         return DecodeTimes(batch, left_out + self._loop_ms(batch), context, layers)
@@ -243,30 +243,32 @@ class Rest:
         inputs, tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, max(self._effort.tokens, 2)
 
         def step() -> float:
-            return self._step_ms(batch, few, ("int8",), rounds=1)["int8"]
+            return self._step_ms(batch, [("int8", few)], rounds=1)["int8", few]
 
         def generate() -> float:
             return decode_seconds(model, inputs, tokens, energy_budget=budget) * 1e3
 
         runs = interleave({"step": step, "generate": generate}, self._effort.rounds + 2)  # it is a small difference
-        return max(min(runs["generate"]) - min(runs["step"]), 0.0)
+        return max(usual_mean(runs["generate"]) - usual_mean(runs["step"]), 0.0)
 
-    def _step_ms(self, batch: int, context: int, names: Sequence[str], rounds: int | None = None) -> dict[str, float]:
-        """Of one token of every row, by what all layers run in."""
+    def _step_ms(self, batch: int, cases: Sequence[tuple[str, int]], rounds: int | None = None) -> dict[tuple[str, int], float]:
+        """Of one token of every row, by what all layers run in and how many tokens are before."""
         model, ids = self._plans.model, self._ids[:batch]
         budgets, tokens = self._plans.budgets, self._effort.tokens
         caches = {
-            name: model(ids[:, :context], energy_budget=budgets[name], use_cache=True, logits_to_keep=1).cache for name in names
+            (name, context): model(ids[:, :context], energy_budget=budgets[name], use_cache=True, logits_to_keep=1).cache
+            for name, context in cases
         }
 
-        def run(name: str) -> None:
+        def run(name: str, context: int) -> None:
+            cache = caches[name, context]
             for place in range(context, context + tokens):
-                options: dict[str, Any] = {"cache": caches[name], "energy_budget": budgets[name], "logits_to_keep": 1}
+                options: dict[str, Any] = {"cache": cache, "energy_budget": budgets[name], "logits_to_keep": 1}
                 model(ids[:, place : place + 1], use_cache=True, **options)
-            caches[name].crop(-tokens)
+            cache.crop(-tokens)
 
-        calls = {name: partial(seconds_of, partial(run, name)) for name in names}
-        return {name: ms / tokens for name, ms in _shortest(calls, rounds or self._effort.rounds).items()}
+        calls = {case: partial(seconds_of, partial(run, *case)) for case in cases}
+        return {case: ms / tokens for case, ms in _means(calls, rounds or self._effort.rounds).items()}
 
     def _of_layer(self, ms: float, variant: str, rows: int, head_rows: int) -> float:
         """What is left for one layer of a forward without its maps."""
@@ -284,19 +286,24 @@ class Rest:
         shape = (1, block.heads, tokens, block.head_size)
         heads = _random(1, block.heads * tokens * block.head_size, width).view(shape)
         call = partial(nn.functional.scaled_dot_product_attention, heads, heads, heads, is_causal=True)
-        return _shortest({"attention": partial(seconds_of, call)}, self._effort.rounds)["attention"]
+        return _means({"attention": partial(seconds_of, call)}, self._effort.rounds)["attention"]
 
 
-def _shortest(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Milliseconds of the shortest round of calls that return seconds."""
-    return {name: min(seconds) * 1e3 for name, seconds in interleave(dict(calls), rounds).items()}
+def _means(calls: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, float]:
+    """Milliseconds of calls that return seconds, the mean of some rounds."""
+    return {name: usual_mean(seconds) * 1e3 for name, seconds in interleave(dict(calls), rounds).items()}
+
+
+def usual_mean(times: Sequence[float]) -> float:
+    """The mean of some times but the slowest."""
+    return statistics.mean(sorted(times)[: max(len(times) - 1, 1)])
 
 
 def _bandwidth(device: torch.device) -> float:
     """Bytes of memory that are read in a millisecond."""
     size = READ if device.type != "cpu" or _memory() > 8 * READ else READ // 8
     data = torch.ones(size // 4, device=device)
-    return size / _shortest({"read": partial(seconds_of, data.sum)}, 5)["read"]
+    return size / _means({"read": partial(seconds_of, data.sum)}, 5)["read"]
 
 
 def _memory() -> int:
@@ -316,7 +323,7 @@ def _launch(device: torch.device) -> float:
         for _ in range(calls):
             nn.functional.linear(row, weight)
 
-    return _shortest({"launch": partial(seconds_of, run)}, 5)["launch"] / calls
+    return _means({"launch": partial(seconds_of, run)}, 5)["launch"] / calls
 
 
 def _gathering(model: AneeForCausalLM) -> float:
@@ -328,4 +335,4 @@ def _gathering(model: AneeForCausalLM) -> float:
         index = mask.nonzero().squeeze(1).to(hidden.device)
         return hidden.index_copy(0, index, hidden[index])
 
-    return _shortest({"gather": partial(seconds_of, run)}, 20)["gather"]
+    return _means({"gather": partial(seconds_of, run)}, 20)["gather"]
