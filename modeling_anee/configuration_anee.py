@@ -18,19 +18,15 @@ from transformers.utils import logging
 from .actions import ActionTable
 from .base_fields import OfBase
 from .checks import check_budget, is_number, is_whole, nearest, one_of, plain, refuse_unknown, whole
+from .configuration_calibration import check_calibration, check_columns
 from .configuration_classifier import EXIT_RULES, check_rule, completed
 from .configuration_drafts import check_drafts, draft_table
-from .configuration_gated import (
-    check_head,
-    check_thresholds,
-    check_variants,
-    default_variants,
-    strategic_layers,
-    with_gated_rows,
-)
+from .configuration_gated import check_head, check_variants, default_variants, strategic_layers, with_gated_rows
+from .configuration_plans import check_router_plans, checked_plans
 from .configuration_prices import check_prices
 from .configuration_refine import check_refinement
-from .narrow import HEADS, NEURONS, check_narrow
+from .configuration_shapes import check_corrections, check_orders
+from .narrow import check_narrow
 
 
 logger = logging.get_logger("transformers.anee")  # follows the verbosity of transformers
@@ -38,8 +34,6 @@ logger = logging.get_logger("transformers.anee")  # follows the verbosity of tra
 FORMAT_VERSION = 2  # 1: costs and budgets were shares of the decoder stack, see `upgrade.py`
 BASE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 BUDGET_MODES = ("average", "strict")
-CALIBRATION_COLUMNS = ("budgets", "settings", "cost", "perplexity_ratio", "standard_error")
-THRESHOLDS = ("thresholds", "exit_thresholds", "shares")  # columns of a `gated` one
 ROUTER_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CONFIDENCE_THRESHOLD = 0.3
 CONFIDENCE_METRICS = ("entropy", "max_probability")
@@ -355,14 +349,16 @@ class AneeConfig(PreTrainedConfig):
         self._check_numbers()
         self._check_layers()
         self._check_precisions()
-        self._check_corrections()
-        self._check_orders()
+        check_corrections(self.corrections, self.num_layers)
+        check_orders(self.orders, self.num_layers)
         if self.gated_variants is not None:
             check_variants(self.gated_variants, self.precisions or [])
         check_head(self.gated_head, self.precisions or [])
         check_refinement(self.refine_plans, self.refine_from, self.table, self.num_layers)
         self._check_actions()
-        self._check_calibration()
+        check_calibration(self.calibration)
+        if self.controller == "gated":  # another kind ignores the columns of an artifact that was one
+            check_columns(self.calibration, self.num_layers, len(self.gated_variants or ()) - 1, len(self.exit_layers or ()))
         if self.drafts is not None:
             check_drafts(self.drafts, draft_table(self.table, self.precisions), self.num_layers)
         if self.classifier is not None:
@@ -401,32 +397,6 @@ class AneeConfig(PreTrainedConfig):
         if not isinstance(names, list | tuple) or not all(name in known for name in names) or len(set(names)) != len(names):
             raise ValueError(f"precisions={names!r} is not allowed: it must be a list of different ones of {known}")
         check_narrow(self.narrow, names)
-
-    def _check_corrections(self) -> None:
-        shapes = self.corrections
-        if shapes is not None and not (isinstance(shapes, dict) and all(map(self._is_shape, shapes, shapes.values()))):
-            raise ValueError(
-                f"corrections={shapes!r} is not allowed: it must be a dict of lists, [{self.num_layers}, rank, inputs] by "
-                "linear map, and [rank, inputs] for 'head'"
-            )
-
-    def _check_orders(self) -> None:
-        shapes: Any = self.orders
-        known = isinstance(shapes, dict) and all(
-            name in (NEURONS, HEADS) and isinstance(shape, list | tuple) and len(shape) == 2 and shape[0] == self.num_layers
-            for name, shape in shapes.items()
-        )
-        if shapes is not None and not (known and all(is_whole(shape[1]) and shape[1] > 0 for shape in shapes.values())):
-            raise ValueError(
-                f"orders={shapes!r} is not allowed: it must be a dict of lists, [{self.num_layers}, how many] of "
-                f"{NEURONS!r} and {HEADS!r}"
-            )
-
-    def _is_shape(self, name: Any, shape: Any) -> bool:
-        """Whether the directions of a linear map may have a shape."""
-        if not isinstance(shape, list | tuple) or not all(is_whole(size) and size > 0 for size in shape):
-            return False
-        return len(shape) == 2 if name == "head" else len(shape) == 3 and shape[0] == self.num_layers
 
     def _check_choices(self) -> None:
         from .controller_kinds import CONTROLLER_CLASSES  # their files read this one
@@ -476,75 +446,12 @@ class AneeConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={layers!r} is not allowed: it must be a list of different layers from 0 to {self.num_layers - 1}"
                 )
-        self._check_plans()
-        self._check_router_plans()
+        if self.plans is not None:
+            self.plans = checked_plans(self.plans, self.table, self.num_layers)
+        check_router_plans(self.router_plans, len(self.plans or ()))
 
     def _check_actions(self) -> None:
         allowed = self.table.names[1:]
         actions = self.controller_actions
         if not isinstance(actions, list | tuple) or not all(action in allowed for action in actions):
             raise ValueError(f"controller_actions={actions!r} is not allowed: it must be a list of some of {allowed}")
-
-    def _check_calibration(self) -> None:
-        table = self.calibration
-        if table is None:
-            return
-        columns = (*CALIBRATION_COLUMNS, *THRESHOLDS)
-        known = isinstance(table, dict) and set(table) <= set(columns)
-        if not known or not isinstance(table.get("budgets"), list | tuple):
-            raise ValueError(
-                f"calibration={table!r} is not allowed: it must be a dict of lists, 'budgets' and some of {columns[1:]}"
-            )
-        self._check_thresholds(table)
-        for name in set(table) & set(CALIBRATION_COLUMNS):
-            column = table[name]
-            if not isinstance(column, list | tuple) or len(column) != len(table["budgets"]) or not all(map(is_number, column)):
-                raise ValueError(
-                    f"calibration has {name}={column!r}, which is not allowed: it must be a list of numbers, as many as budgets"
-                )
-        budgets, settings = list(table["budgets"]), list(table.get("settings", ()))
-        if not budgets or budgets != sorted(set(budgets)) or budgets[0] < 0 or budgets[-1] > 1:
-            raise ValueError(
-                f"calibration has budgets={budgets}, which is not allowed: they must be ascending numbers between 0 and 1"
-            )
-        if settings not in (sorted(settings), sorted(settings, reverse=True)):
-            raise ValueError(f"calibration has settings={settings}, which is not allowed: they must be monotone")
-
-    def _check_thresholds(self, table: dict) -> None:
-        """The columns of a `gated` controller; another kind ignores those of an artifact that was one."""
-        if self.controller == "gated" and "thresholds" in table:
-            settings = table.get("settings")
-            if not isinstance(settings, list | tuple) or list(settings) != sorted(set(settings)):
-                raise ValueError(f"calibration has settings={settings}, which is not allowed: capacities must be ascending")
-            layers = self.num_layers
-            shapes = (len(self.gated_variants or ()) - 1, layers), (len(self.exit_layers or ()),), (layers,)
-            for name, shape in zip(THRESHOLDS, shapes, strict=True):
-                if name in table:
-                    check_thresholds(name, table[name], len(table["budgets"]), shape)
-
-    def _check_plans(self) -> None:
-        if self.plans is None:
-            return
-        if not isinstance(self.plans, list | tuple) or not self.plans:
-            raise ValueError(f"plans={self.plans!r} is not allowed: it must be a list of at least one plan")
-        self.plans = [self._plan(plan) for plan in self.plans]
-
-    def _check_router_plans(self) -> None:
-        places, count = self.router_plans, len(self.plans or ())
-        if places is None:
-            return
-        if not isinstance(places, list | tuple) or not places or not all(is_whole(p) and 0 <= p < count for p in places):
-            raise ValueError(f"router_plans={places!r} is not allowed: it must be a list of places in plans, which has {count}")
-
-    def _plan(self, plan: Any) -> str:
-        """A plan in short."""
-        table, layers = self.table, self.num_layers
-        try:
-            if not isinstance(plan, str | list | tuple):
-                raise ValueError("neither")
-            return table.text(table.plan(plan, layers), table.head_of(plan))
-        except ValueError as error:
-            raise ValueError(
-                f"plans has {plan!r}, which is not allowed: it must be a list of {layers} names, one per layer, or a string of "
-                f"them ({error})"
-            ) from error

@@ -16,11 +16,11 @@ from modeling_anee.actions import DEFAULT_TABLE, PROCESS, SKIP, SKIP_FFN, Action
 from modeling_anee.configuration_anee import (
     BASE_DTYPES,
     BUDGET_MODES,
-    CALIBRATION_COLUMNS,
     CONFIDENCE_METRICS,
     FORMAT_VERSION,
     check_budget,
 )
+from modeling_anee.configuration_calibration import COLUMNS
 from modeling_anee.configuration_classifier import completed
 from modeling_anee.configuration_gated import default_variants, strategic_layers, with_gated_rows
 from modeling_anee.configuration_prices import COUNTED, PRICED
@@ -118,7 +118,7 @@ def calibrations(draw) -> dict:
     table = {"budgets": budgets}
     if draw(st.booleans()):
         table["settings"] = sorted(draw(columns), reverse=draw(st.booleans()))
-    for name in draw(st.lists(st.sampled_from(CALIBRATION_COLUMNS[2:]), unique=True)):
+    for name in draw(st.lists(st.sampled_from(COLUMNS[2:]), unique=True)):
         table[name] = draw(columns)
     return table
 
