@@ -58,7 +58,7 @@ class ClassifierHeads(nn.Module):
         inner, count = config.classifier["hidden_size"], len(config.classifier["layers"])
         self.exits = nn.ModuleList(_head(width, inner, classes) for _ in range(count))
         self.register_buffer("temperature", torch.ones(count))
-        self.register_buffer("mixing", torch.tensor([1.0, 0.0]).repeat(count, 1))
+        self.register_buffer("mixing", torch.tensor([[1.0, 0.0]] * count))
 
     def forward(self, place: int, features: Tensor, before: Tensor | None = None) -> Tensor:
         """Mixed logits of one head, not calibrated: features [B, F], those of the head before [B, C] -> float32 [B, C]."""

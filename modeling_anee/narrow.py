@@ -53,7 +53,7 @@ class Orders(nn.Module):
     def __init__(self, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         super().__init__()
         for name, (layers, size) in (shapes or {}).items():
-            self.register_buffer(name, torch.arange(size, dtype=torch.int32).repeat(layers, 1))
+            self.register_buffer(name, torch.tensor([list(range(size))] * layers, dtype=torch.int32))
 
     @classmethod
     def of(cls, importance: Mapping[str, Tensor]) -> "Orders":
