@@ -83,6 +83,7 @@ def test_passes(): pass
 """
 
 
+@pytest.mark.slow
 def test_a_suite_with_tests_that_hang_ends(tmp_path):
     (tmp_path / "test_hangs.py").write_text(HANGS)
     settings = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider", "-n", "1"]

@@ -115,7 +115,7 @@ def test_activations(hidden_act):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the names are those of x86")
-@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("instructions", [pytest.param("x86-64", marks=pytest.mark.slow), "x86-64-v3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_for_fewer_instructions_give_the_same(kind, instructions, monkeypatch, tmp_path):
     weight, x = torch.randn(21, 70), torch.randn(11, 70)

@@ -88,7 +88,8 @@ def test_rungs_are_loaded_when_they_are_needed_and_share_their_base(pool):
     assert pool.rung("letters").model.base is pool.rung("letters-int8").model.base
 
 
-def test_a_rung_that_cant_be_loaded_is_reported_and_the_next_serves(made, tmp_path, said):
+def test_a_rung_that_cant_be_loaded_is_reported_and_the_next_serves(made, tmp_path, said, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # where it is looked for next
     folder = tmp_path / "copy"
     shutil.copytree(made, folder)
     shutil.rmtree(folder / "artifact")
