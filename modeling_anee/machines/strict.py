@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ..base_variants import precisions
 from ..modeling_anee import AneeForCausalLM
 
 
-PRECISIONS = ("int8", "int4")
 CARRIED = ("bridge_rank", "bridge_layers", "ffn_bridge_rank", "ffn_bridge_layers", "corrections", "narrow", "orders")
 
 
@@ -18,11 +18,8 @@ def strict_plans(model: AneeForCausalLM, plans: Sequence[str]) -> AneeForCausalL
     The variants that the plans need are made once more beside those of the model.
     """
     fields: dict[str, Any] = {name: getattr(model.config, name) for name in CARRIED}
-    precisions = [
-        *(model.config.precisions or ()),
-        *(name for name in PRECISIONS if name not in (model.config.precisions or ())),
-    ]
-    fields |= {"precisions": precisions, "plans": list(plans), "budget_mode": "strict", "keep_first_tokens": 0}
+    every = list(dict.fromkeys([*(model.config.precisions or ()), *precisions()]))
+    fields |= {"precisions": every, "plans": list(plans), "budget_mode": "strict", "keep_first_tokens": 0}
     wrapper = AneeForCausalLM.from_base(model.base, controller="plan", **fields)
     kept = {name: value for name, value in model.bridges.state_dict().items() if not name.startswith("exit.")}
     wrapper.bridges.load_state_dict(kept)

@@ -7,6 +7,7 @@ from typing import Any
 from ..actions import FULL, NONE, Action
 from ..base_block import Block
 from ..base_model import BaseStack
+from ..base_variants import precisions
 from ..bridges import Bridge, Bridges
 from ..configuration_drafts import draft_table
 from ..costs import LayerWork, map_work
@@ -103,7 +104,7 @@ class Counter:
     @classmethod
     def of(cls, model: Any) -> "Counter":
         """That of an `AneeForCausalLM`, for its own precisions and those that any base has."""
-        table = draft_table(draft_table(model.config.table, model.config.precisions), ("int8", "int4"))
+        table = draft_table(draft_table(model.config.table, model.config.precisions), precisions())
         return cls(model.stack, table, model.bridges)
 
     def workload(self, plan: str) -> Workload:
