@@ -198,7 +198,7 @@ def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float,
         if capacity < 1.0:
             staying, _, _ = run_routed(model, ids, capacity, entering, routed)
         else:
-            staying, routed = final, entering
+            staying, routed = None, entering
     places = torch.randperm(final[:, kept:, 0].numel(), generator=generator)
     places = places[: max(1, round(share * len(places)))].to(final.device)
 
@@ -207,7 +207,8 @@ def exits_of(model: AneeForCausalLM, ids: Tensor, capacity: float, share: float,
 
     with torch.no_grad():
         target = model.stack.logits(chosen(final))
-        stays = kl_divergence(target, model.stack.logits(chosen(staying)))
+        own = target if staying is None else model.stack.logits(chosen(staying))  # nothing left out: the base itself
+        stays = kl_divergence(target, own)
     read, losses, scores = [], [], []
     for layer in controller.exit_layers:
         hidden = chosen(routed[layer])
